@@ -1,0 +1,170 @@
+"""What can be configured, and the only place that reads the environment.
+
+Each value is checked when the object is made; a wrong one is a `ConfigError` that names it, shows it and says what is
+allowed. Every object can be printed as it was resolved (`dataclasses.asdict`).
+"""
+
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from tritium.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+Invariance = Literal["bitwise", "fast"]
+SchedulingPolicy = Literal["max_utilization", "guaranteed_no_evict"]
+
+T = TypeVar("T")
+
+
+def check_int(name: str, value: object, low: int, high: int) -> None:
+    """Raise `ConfigError` unless `value` is an int (not a bool) in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name} must be an integer from {low} to {high}, not {value!r}")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise `ConfigError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def from_keywords(cls: type[T], keywords: Mapping[str, Any]) -> T:
+    """Make a config dataclass; an unknown keyword is refused with the nearest known name."""
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for name in keywords:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            raise ConfigError(f"unknown option {name!r}{hint}")
+    return cls(**keywords)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """How a model is compiled. Everything here changes the engine's identity.
+
+    dtype: what weights and activations are computed in; "auto" takes the checkpoint's own.
+    scheme: quantisation preset; None computes in `dtype`.
+    max_model_len: longest prompt plus output, in tokens; None takes the model's own limit.
+    device: the backend that the kernels are chosen for.
+    invariance: "bitwise": a request's numbers never depend on its neighbours (DESIGN "Numerics class").
+    disabled_passes: names of optional passes to leave out.
+    """
+
+    dtype: DType = "auto"
+    scheme: None = None
+    max_model_len: int | None = None
+    device: Literal["cpu"] = "cpu"
+    invariance: Invariance = "bitwise"
+    disabled_passes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("device", self.device, ("cpu",))
+        check_choice("invariance", self.invariance, ("bitwise", "fast"))
+        if self.scheme is not None:
+            raise ConfigError(f"scheme must be None: this version has no quantisation scheme named {self.scheme!r}")
+        if self.max_model_len is not None:
+            check_int("max_model_len", self.max_model_len, 1, 1 << 24)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """How an engine is run. Nothing here changes the engine on disk.
+
+    max_model_len: longest prompt plus output, in tokens; None takes the engine's.
+    max_num_seqs: requests in flight at most.
+    max_num_batched_tokens: tokens computed in one step at most, decodes and prefill chunks together.
+    kv_cache_memory: bytes for the KV cache; None takes 60 % of what the memory limit leaves after the weights.
+    block_size: tokens in a KV block.
+    enable_prefix_caching: reuse KV blocks of equal prefixes.
+    policy: what happens when blocks run out: preempt by recompute, or admit only what surely fits.
+    num_threads: compute threads; None takes what CPU affinity and the cgroup quota leave.
+    seed: makes unseeded sampling repeatable; None draws from the system.
+    """
+
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    kv_cache_memory: int | None = None
+    block_size: int = 16
+    enable_prefix_caching: bool = True
+    policy: SchedulingPolicy = "max_utilization"
+    num_threads: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_model_len is not None:
+            check_int("max_model_len", self.max_model_len, 1, 1 << 24)
+        check_int("max_num_seqs", self.max_num_seqs, 1, 1 << 14)
+        check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 20)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}): each running request decodes one token a step"
+            )
+        if self.kv_cache_memory is not None:
+            check_int("kv_cache_memory", self.kv_cache_memory, 1, 1 << 50)
+        check_int("block_size", self.block_size, 1, 256)
+        if self.block_size & (self.block_size - 1):
+            raise ConfigError(f"block_size must be a power of two, not {self.block_size}")
+        check_choice("policy", self.policy, ("max_utilization", "guaranteed_no_evict"))
+        if self.num_threads is not None:
+            check_int("num_threads", self.num_threads, 1, 1024)
+        if self.seed is not None:
+            check_int("seed", self.seed, 0, (1 << 64) - 1)
+
+
+def cache_dir() -> Path:
+    """The user's cache directory for engines and compiled kernels: $TRITIUM_CACHE, else $XDG_CACHE_HOME/tritium."""
+    if own := os.environ.get("TRITIUM_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritium"
+
+
+def compiler_command() -> str:
+    """The C++ compiler to use for CPU kernels: $CXX, else g++. An empty $CXX means: use none."""
+    return os.environ.get("CXX", "g++")
+
+
+def available_threads() -> int:
+    """CPUs this process may really use: its affinity, cut by the cgroup's CPU quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_number("cpu.max", "cpu/cpu.cfs_quota_us")
+    return max(1, min(cpus, math.ceil(quota) if quota else cpus))
+
+
+def available_memory() -> int:
+    """Bytes this process may still allocate: what the machine has free, cut by the cgroup's memory limit."""
+    info = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(info["MemAvailable"].split()[0]) * 1024
+    limit, used = _cgroup_number("memory.max", "memory/memory.limit_in_bytes"), _cgroup_number(
+        "memory.current", "memory/memory.usage_in_bytes"
+    )
+    if limit is not None and limit < 1 << 60:
+        free = min(free, int(limit - (used or 0)))
+    return max(0, free)
+
+
+def _cgroup_number(v2_name: str, v1_name: str) -> float | None:
+    """A number from this process's cgroup (v2, else v1); `quota period` pairs are divided; None when unlimited."""
+    root = Path("/sys/fs/cgroup")
+    for path in (root / v2_name, root / v1_name):
+        try:
+            parts = path.read_text().split()
+        except OSError:
+            continue
+        if not parts or parts[0] in ("max", "-1"):
+            return None
+        if len(parts) == 2:
+            return float(parts[0]) / float(parts[1])
+        if v1_name.endswith("quota_us"):
+            return float(parts[0]) / float((root / "cpu/cpu.cfs_period_us").read_text())
+        return float(parts[0])
+    return None
