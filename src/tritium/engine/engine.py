@@ -1,0 +1,68 @@
+"""`Engine`: an engine directory, opened. Loading reads JSON and safetensors only; nothing in it is executed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from tritium.engine.manifest import MANIFEST_NAME, Manifest, check_files, read_manifest
+from tritium.engine.plan import PLAN_VERSION, Plan
+from tritium.engine.serialise import PLAN_NAME, WEIGHTS_NAME
+from tritium.errors import EngineError
+
+BACKENDS = ("cpu",)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine directory whose manifest and plan are read and checked. `tritium build` makes one; `LLM` runs one."""
+
+    path: Path
+    manifest: Manifest
+    plan: Plan
+
+    @classmethod
+    def load(cls, path: str | Path, *, verify: bool = False) -> "Engine":
+        """Open an engine directory.
+
+        Files under 32 MiB are always checked against their sha256; larger ones by size, and by hash with `verify`.
+        Raises `EngineError`, naming the file and what to do, when one is missing, truncated, damaged or of a newer
+        version, or when the engine is for another backend. Never imports the compiler.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        if manifest.backend not in BACKENDS:
+            raise EngineError(
+                f"{path / MANIFEST_NAME}: this engine is for {manifest.backend!r}, this Tritium runs on "
+                f"{', '.join(BACKENDS)}; "
+                f"build it again: tritium build {manifest.model.get('source', 'MODEL')} --device cpu"
+            )
+        check_files(path, manifest, verify=verify)
+        for name in (PLAN_NAME, *([WEIGHTS_NAME] if manifest.dummy_seed is None else [])):
+            if name not in manifest.files:
+                raise EngineError(
+                    f"{path / MANIFEST_NAME} does not list {name}: the engine is incomplete; build it again"
+                )
+        return cls(path=path, manifest=manifest, plan=_read_plan(path / PLAN_NAME))
+
+    @property
+    def weights_path(self) -> Path | None:
+        """The safetensors file, or None when every weight is generated (`manifest.dummy_seed`)."""
+        return self.path / WEIGHTS_NAME if WEIGHTS_NAME in self.manifest.files else None
+
+
+def is_engine(path: str | Path) -> bool:
+    """True when the directory has the manifest of an engine; says nothing about whether it is whole."""
+    return (Path(path) / MANIFEST_NAME).is_file()
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        version = msgspec.json.decode(path.read_bytes(), type=dict).get("version")
+        if version != PLAN_VERSION:
+            raise EngineError(
+                f"{path} has plan version {version!r}, this Tritium runs {PLAN_VERSION}: build the engine again"
+            )
+        return msgspec.json.decode(path.read_bytes(), type=Plan)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path} is damaged ({error}): build the engine again") from None

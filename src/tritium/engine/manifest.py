@@ -1,0 +1,125 @@
+"""`manifest.json`: what an engine directory is, what it was built from, and the hash of each of its files.
+
+It is the first file read and the last one written. Reading it never trusts it: a wrong type, a newer version, a file
+that is missing or changed is an `EngineError` that names the file and says what to do.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tritium.errors import EngineError
+
+MANIFEST_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+FORMAT = "tritium-engine"
+HASH_ALWAYS_BELOW = 32 << 20  # bytes; larger files are hashed only on request: 16 GB of weights would take 10 s
+
+
+class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of the engine: its size in bytes and its sha256 in hex."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person, or a runtime, has to know of an engine before it opens anything else.
+
+    backend: the kernels it was lowered for. model: name, architecture and source, for people.
+    max_model_len: longest prompt plus output in tokens. eos_token_ids: ids that end an output.
+    dummy_seed: weights without a file are generated from it; None: every weight is in `weights.safetensors`.
+    build: the resolved BuildConfig. versions: of tritium, torch. files: every other file of the directory.
+    """
+
+    format: str = FORMAT
+    version: int = MANIFEST_VERSION
+    backend: str
+    model: dict[str, str]
+    dtype: str
+    scheme: str | None = None
+    invariance: str = "bitwise"
+    max_model_len: int
+    vocab_size: int
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    dummy_seed: int | None = None
+    build: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    files: dict[str, FileRecord] = {}
+
+
+def record(path: Path) -> FileRecord:
+    """Size and sha256 of the file, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            size += len(piece)
+    return FileRecord(size=size, sha256=digest.hexdigest())
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as people read it: indented JSON with a final newline."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check `manifest.json`. Raises `EngineError`; looks at no other file."""
+    path = directory / MANIFEST_NAME
+    if not directory.is_dir():
+        raise EngineError(f"{directory} is not a directory: expected an engine made by `tritium build`")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise EngineError(f"{path} is missing: {directory} is not an engine; make one with `tritium build`") from None
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read: {error}") from error
+    try:
+        raw = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path} is damaged ({error}): build the engine again") from None
+    _check_identity(path, raw)
+    try:
+        return msgspec.convert(raw, Manifest, strict=True)
+    except msgspec.ValidationError as error:
+        raise EngineError(f"{path} is damaged ({error}): build the engine again") from None
+
+
+def _check_identity(path: Path, raw: object) -> None:
+    """Format and version first: a newer manifest may have other fields, and should say so rather than 'damaged'."""
+    if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
+        raise EngineError(f"{path} is not the manifest of a Tritium engine (its format is not {FORMAT!r})")
+    version = raw.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise EngineError(f"{path} is damaged (version is {version!r}): build the engine again")
+    if version > MANIFEST_VERSION:
+        raise EngineError(
+            f"{path} has engine version {version}; this Tritium reads up to {MANIFEST_VERSION}: "
+            "update Tritium, or build the engine again with this one"
+        )
+
+
+def check_files(directory: Path, manifest: Manifest, *, verify: bool) -> None:
+    """Check that each recorded file is there, whole, and (small ones always, all with `verify`) has its hash.
+
+    Raises `EngineError` that names the file and what is wrong with it.
+    """
+    for name, expected in manifest.files.items():
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise EngineError(f"{directory / MANIFEST_NAME} names a file outside the engine: {name!r}; do not use it")
+        path = directory / name
+        if not path.is_file():
+            raise EngineError(f"{path} is missing: the engine is incomplete; build or copy it again")
+        size = path.stat().st_size
+        if size != expected.size:
+            kind = "truncated" if size < expected.size else "damaged"
+            raise EngineError(
+                f"{path} is {kind}: {size} bytes, the manifest says {expected.size}; build or copy the engine again"
+            )
+        if (verify or size < HASH_ALWAYS_BELOW) and record(path).sha256 != expected.sha256:
+            raise EngineError(f"{path} is damaged: its sha256 is not the manifest's; build or copy the engine again")

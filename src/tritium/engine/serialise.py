@@ -1,0 +1,113 @@
+"""Write an engine directory: into a temporary directory beside it, then one rename. A failure leaves nothing behind."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from tritium.engine.manifest import MANIFEST_NAME, Manifest, encode, record
+from tritium.engine.plan import Plan
+from tritium.errors import EngineError
+
+PLAN_NAME = "plan.json"
+WEIGHTS_NAME = "weights.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+)
+
+
+def write_engine(
+    output_dir: str | Path,
+    *,
+    manifest: Manifest,
+    plan: Plan,
+    texts: Mapping[str, str],
+    write_weights: Callable[[Path], None] | None,
+    model_dir: Path | None = None,
+) -> Path:
+    """Write an engine and return its path.
+
+    manifest: without `files`; they are filled in here. texts: further files by name (graph.txt, recipes.json, ...).
+    write_weights: writes the safetensors file at the path it is given; None for an engine that has no weights file.
+    model_dir: the checkpoint whose tokenizer and configuration files are copied.
+
+    An engine that is already there is replaced; anything else that is there is an `EngineError`. Whatever is raised on
+    the way (a full disk, an interrupt) leaves the old state and no temporary directory; a killed process leaves only a
+    directory named `.<name>.partial-*`, which the next build into the same place removes.
+    """
+    output_dir = Path(os.path.abspath(output_dir))
+    _check_target(output_dir)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(output_dir)
+    partial = Path(tempfile.mkdtemp(prefix=_partial_prefix(output_dir), dir=output_dir.parent))
+    try:
+        (partial / PLAN_NAME).write_bytes(msgspec.json.encode(plan))
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        for name in TOKENIZER_FILES if model_dir is not None else ():
+            if (model_dir / name).is_file():  # type: ignore[operator]
+                shutil.copyfile(model_dir / name, partial / name)  # type: ignore[operator]
+        if write_weights is not None:
+            write_weights(partial / WEIGHTS_NAME)
+        files = {path.name: record(path) for path in sorted(partial.iterdir())}
+        (partial / MANIFEST_NAME).write_bytes(encode(msgspec.structs.replace(manifest, files=files)))
+        for path in partial.iterdir():
+            _sync(path)
+        partial.chmod(0o755)
+        _publish(partial, output_dir)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return output_dir
+
+
+def _check_target(output_dir: Path) -> None:
+    is_free = not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir()))
+    if not is_free and not (output_dir / MANIFEST_NAME).is_file():
+        raise EngineError(f"{output_dir} exists and is not an engine: choose another output directory")
+
+
+def _partial_prefix(output_dir: Path) -> str:
+    return f".{output_dir.name}.partial-{os.getpid()}-"
+
+
+def _remove_leftovers(output_dir: Path) -> None:
+    """Remove what a killed build left beside the target; a partial directory of a living process is left alone."""
+    for path in output_dir.parent.glob(f".{output_dir.name}.partial-*"):
+        pid = path.name.split("partial-", 1)[1].split("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _publish(partial: Path, output_dir: Path) -> None:
+    """Rename `partial` to `output_dir`; an engine in the way steps aside first and is removed last."""
+    if not output_dir.exists():
+        partial.rename(output_dir)
+        return
+    old = Path(tempfile.mkdtemp(prefix=_partial_prefix(output_dir), dir=output_dir.parent))
+    output_dir.rename(old / "old")
+    try:
+        partial.rename(output_dir)
+    except BaseException:
+        (old / "old").rename(output_dir)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Make the file durable before the rename makes it visible."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
