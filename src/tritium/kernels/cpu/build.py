@@ -1,0 +1,118 @@
+"""Building the kernel library: compile csrc/*.cpp in parallel, link, and rename into the cache in one step.
+
+The cache directory holds code that will run, so it is made 0700 and refused when someone else owns or may write it.
+Two processes that build at once each build in their own directory; the first rename wins, the other is thrown away.
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tritium.config import available_threads
+from tritium.errors import KernelError
+
+SOURCE_DIR = Path(__file__).parent / "csrc"
+NAME = "libtritium_kernels.so"
+# -fno-math-errno and -fno-trapping-math change no value: they let sqrt and selects become vector instructions.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-fno-math-errno")
+FLAGS += ("-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi")
+COMPILE_TIMEOUT_S = 300
+
+
+def library_path(compiler: str, openmp_runtime: str, cache: Path, *, progress: Callable[[str], None]) -> Path:
+    """The library for this machine, compiler and OpenMP runtime; built when the cache does not have it.
+
+    compiler: a command, possibly with arguments ("ccache g++"). progress gets one line when something is built.
+    Raises `KernelError` with the compiler's own words, or with why the cache cannot be trusted.
+    """
+    command = shlex.split(compiler)
+    directory = cache / _key(command, openmp_runtime)
+    _make_private(cache)
+    if not directory.exists():
+        progress(f"tritium: compiling CPU kernels with {compiler} (once, into {directory})")
+        start = time.perf_counter()
+        _build_into(directory, command, openmp_runtime)
+        progress(f"tritium: CPU kernels compiled in {time.perf_counter() - start:.1f} s")
+    _check_private(directory)
+    library = directory / NAME
+    _check_private(library)
+    return library
+
+
+def _key(command: Sequence[str], openmp_runtime: str) -> str:
+    """A hash of all that the library's bits depend on: sources, flags, compiler, CPU, OpenMP runtime."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCE_DIR.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for text in (*FLAGS, _run([*command, "--version"]), _cpu(), openmp_runtime):
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()[:24]
+
+
+def _cpu() -> str:
+    """What -march=native depends on: the CPU's model and instruction sets."""
+    wanted = ("model name", "cpu family", "model\t", "stepping", "flags", "Features")
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return platform.processor()
+    return "\n".join(line for line in first.splitlines() if line.startswith(wanted))
+
+
+def _build_into(directory: Path, command: Sequence[str], openmp_runtime: str) -> None:
+    work = Path(tempfile.mkdtemp(prefix=".building-", dir=directory.parent))  # mkdtemp makes it 0700
+    try:
+        sources = sorted(SOURCE_DIR.glob("*.cpp"))
+        objects = [work / f"{source.stem}.o" for source in sources]
+        jobs = [[*command, *FLAGS, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
+        with ThreadPoolExecutor(available_threads()) as pool:
+            list(pool.map(_run, jobs))
+        _run([*command, "-shared", "-o", str(work / NAME), *map(str, objects), openmp_runtime])
+        for path in objects:
+            path.unlink()
+        try:
+            work.rename(directory)
+        except OSError:
+            if not directory.exists():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # gone already when the rename won
+
+
+def _run(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelError(f"no C++ compiler: `{command[0]}` cannot be run: {error}") from error
+    if done.returncode:
+        tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[:8])
+        raise KernelError(f"`{shlex.join(command)}` failed with code {done.returncode}:\n{tail}")
+    return done.stdout
+
+
+def _make_private(directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    _check_private(directory)
+
+
+def _check_private(path: Path) -> None:
+    """Refuse what another user owns or may write: it will be run."""
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        raise KernelError(f"{path} is a symbolic link: compiled code is loaded only from a directory of its own")
+    if status.st_uid != os.geteuid():
+        raise KernelError(
+            f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}: remove it, or set TRITIUM_CACHE"
+        )
+    if status.st_mode & 0o022:
+        raise KernelError(f"{path} may be written by others (mode {stat.S_IMODE(status.st_mode):o}): chmod go-w it")

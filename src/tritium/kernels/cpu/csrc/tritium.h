@@ -1,0 +1,154 @@
+// What every kernel of the library shares: 16-lane vectors, the storage types, the export macro, the row loop.
+//
+// Numbers. A kernel computes in fp32, 16 lanes at a time, and the lane an element falls in depends on its index in its
+// row alone. A row's tail is padded into a full vector and takes the same path. So a row's bits depend neither on how
+// many rows there are, nor on their addresses, nor on the threads. No ATen, no -ffast-math.
+//
+// ABI. A kernel is `void tritium_<name>_<f32|bf16|f16>(const <Name>Args*)`; TRITIUM_EXPORT defines the three and
+// `tritium_<name>_args_size`, which Python compares with its own struct. Pointers and int64 come first in a struct,
+// 4-byte fields last. Strides count elements. Tensors never overlap unless a kernel says so.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+namespace tritium {
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+constexpr int64_t kLanes = 16;
+
+// Storage types: two bytes that no arithmetic is done on.
+struct bf16 { uint16_t bits; };
+struct f16 { uint16_t bits; };
+
+template <class To, class From> inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+inline f32x16 splat(float x) { return f32x16{} + x; }
+
+// ---- storage <-> fp32, 16 at a time; casts round to nearest even and keep NaN, as torch does
+
+inline f32x16 widen(u16x16 h, bf16) { return bit_cast<f32x16>(__builtin_convertvector(h, u32x16) << 16); }
+
+inline u16x16 narrow(f32x16 x, bf16) {
+  u32x16 w = bit_cast<u32x16>(x);
+  u32x16 rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
+  u32x16 result = (w & 0x7fffffff) > 0x7f800000 ? u32x16{} + 0x7fc0 : rounded;
+  return __builtin_convertvector(result, u16x16);
+}
+
+inline f32x16 widen(u16x16 h, f16) {  // subnormals by a magic add, the rest by a scale: no branch
+  u32x16 w = __builtin_convertvector(h, u32x16) << 16, two_w = w + w;
+  f32x16 normal = bit_cast<f32x16>((two_w >> 4) + (0xe0u << 23)) * 0x1.0p-112f;
+  f32x16 subnormal = bit_cast<f32x16>((two_w >> 17) | (126u << 23)) - 0.5f;
+  u32x16 magnitude = two_w < (1u << 27) ? bit_cast<u32x16>(subnormal) : bit_cast<u32x16>(normal);
+  return bit_cast<f32x16>((w & 0x80000000u) | magnitude);
+}
+
+inline u16x16 narrow(f32x16 x, f16) {  // the add of a power of two chosen by the exponent does the rounding
+  u32x16 w = bit_cast<u32x16>(x), two_w = w + w, bias = two_w & 0xff000000u;
+  f32x16 base = (bit_cast<f32x16>(w & 0x7fffffffu) * 0x1.0p+112f) * 0x1.0p-110f;
+  bias = bias < 0x71000000u ? u32x16{} + 0x71000000u : bias;
+  u32x16 bits = bit_cast<u32x16>(bit_cast<f32x16>((bias >> 1) + 0x07800000u) + base);
+  u32x16 magnitude = ((bits >> 13) & 0x7c00u) + (bits & 0x0fffu);
+  magnitude = two_w > 0xff000000u ? u32x16{} + 0x7e00u : magnitude;
+  return __builtin_convertvector((w >> 16 & 0x8000u) | magnitude, u16x16);
+}
+
+inline f32x16 load16(const float* p) { f32x16 x; std::memcpy(&x, p, sizeof(x)); return x; }
+inline void store16(float* p, f32x16 x) { std::memcpy(p, &x, sizeof(x)); }
+template <class T> inline f32x16 load16(const T* p) { u16x16 h; std::memcpy(&h, p, sizeof(h)); return widen(h, T{}); }
+template <class T> inline void store16(T* p, f32x16 x) { u16x16 h = narrow(x, T{}); std::memcpy(p, &h, sizeof(h)); }
+
+// The first `count` (1 to 16) elements; the lanes behind them read as zero and are not written.
+template <class T> inline f32x16 load_part(const T* p, int64_t count) {
+  T lanes[kLanes] = {};
+  std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(T));
+  return load16(lanes);
+}
+template <class T> inline void store_part(T* p, f32x16 x, int64_t count) {
+  T lanes[kLanes];
+  store16(lanes, x);
+  std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(T));
+}
+
+// fp32 -> T -> fp32: what a cast in the middle of a formula does to the value.
+inline f32x16 round_to(f32x16 x, float) { return x; }
+template <class T> inline f32x16 round_to(f32x16 x, T) { return widen(narrow(x, T{}), T{}); }
+
+// One element.
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+inline float to_float(f16 x) { return widen(u16x16{} + x.bits, f16{})[0]; }
+
+// ---- the order of a sum: 16 lanes, then this tree
+
+inline float sum(f32x16 x) {
+  float s[8];
+  for (int i = 0; i < 8; ++i) s[i] = x[i] + x[i + 8];
+  return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
+// Calls f(index, count) for each vector of a row; count is 16, less in the last one. Load and store through these.
+template <class F> inline void for_vectors(int64_t size, F f) {
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) f(i, kLanes);
+  if (i < size) f(i, size - i);
+}
+template <class T> inline f32x16 load(const T* p, int64_t count) {
+  return count == kLanes ? load16(p) : load_part(p, count);
+}
+template <class T> inline void store(T* p, f32x16 x, int64_t count) {
+  if (count == kLanes) store16(p, x); else store_part(p, x, count);
+}
+
+// ---- e^x, to about 1 ulp; 0 below -104, inf above 88.8, NaN stays (Cody-Waite reduction, degree-6 polynomial)
+
+inline f32x16 exp16(f32x16 x) {
+  f32x16 clamped = x < -104.0f ? splat(-104.0f) : (x > 89.0f ? splat(89.0f) : x);
+  f32x16 shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+  f32x16 n = shifted - 12582912.0f;
+  f32x16 r = clamped - n * 0.693145751953125f;
+  r = r - n * 1.42860682030941723212e-6f;
+  f32x16 p = splat(1.3981999e-3f);
+  p = p * r + 8.3334519e-3f;
+  p = p * r + 4.1665795e-2f;
+  p = p * r + 1.6666666e-1f;
+  p = p * r + 0.5f;
+  p = p * r * r + r + 1.0f;
+  i32x16 k = bit_cast<i32x16>(shifted) - bit_cast<int32_t>(12582912.0f);
+  i32x16 half = k >> 1;  // two steps: 2^k itself may be subnormal or too large
+  f32x16 low = bit_cast<f32x16>((half + 127) << 23), high = bit_cast<f32x16>((k - half + 127) << 23);
+  f32x16 result = p * low * high;
+  return x != x ? x : result;
+}
+
+// ---- rows over threads. A parallel region costs microseconds: below kParallelWork elements one thread is faster.
+
+constexpr int64_t kParallelWork = 1 << 15;
+template <class F> inline void for_rows(int64_t num_rows, int64_t elements_per_row, F f) {
+  if (num_rows == 1 || num_rows * elements_per_row < kParallelWork) {
+    for (int64_t row = 0; row < num_rows; ++row) f(row);
+    return;
+  }
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < num_rows; ++row) f(row);
+}
+
+}  // namespace tritium
+
+#define TRITIUM_ONE(symbol, call) \
+  __attribute__((visibility("default"))) void symbol { call; }
+#define TRITIUM_EXPORT(name, Args)                                                                  \
+  extern "C" {                                                                                      \
+  __attribute__((visibility("default"))) int64_t tritium_##name##_args_size() { return sizeof(Args); } \
+  TRITIUM_ONE(tritium_##name##_f32(const Args* args), name<float>(*args))                           \
+  TRITIUM_ONE(tritium_##name##_bf16(const Args* args), name<tritium::bf16>(*args))                  \
+  TRITIUM_ONE(tritium_##name##_f16(const Args* args), name<tritium::f16>(*args))                    \
+  }

@@ -1,0 +1,92 @@
+"""The compiled kernel library: csrc/*.cpp built for this machine on first use, kept in the user's cache, called by ctypes.
+
+A kernel is `void tritium_<name>_<dtype>(const Args*)`; see csrc/tritium.h. To add one: a file in csrc/ that ends in
+TRITIUM_EXPORT, a `ctypes.Structure` with the same fields, and a bind function that ends in `thunk(...)`.
+
+OpenMP: the library is linked to the very runtime that torch has loaded (two runtimes in a process mean two thread pools
+and, at worst, a deadlock), so torch is imported first and no -lgomp is given.
+"""
+
+import ctypes
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tritium.config import cache_dir, compiler_command
+from tritium.errors import KernelError
+from tritium.kernels.cpu import build, openmp
+
+SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+def available() -> bool:
+    """True when the compiled kernels can be used; builds them on the first call, which takes seconds."""
+    return not why_not()
+
+
+def why_not() -> str:
+    """Why the compiled kernels cannot be used; empty when they can."""
+    return _load()[1]
+
+
+def thunk(name: str, dtype: torch.dtype | None, args: ctypes.Structure, *tensors: torch.Tensor) -> Callable[[], object]:
+    """A call of `tritium_<name>_<dtype>(&args)`, without `_<dtype>` when dtype is None.
+
+    The struct and `tensors` (whatever its pointers point into) live as long as the returned callable.
+    Raises `KernelError` when there is no library, or when the struct's size is not what the C++ side expects.
+    """
+    library = _library()
+    expected = getattr(library, f"tritium_{name}_args_size")()
+    if ctypes.sizeof(args) != expected:
+        raise KernelError(f"{type(args).__name__} has {ctypes.sizeof(args)} bytes, csrc has {expected}: fields differ")
+    function = getattr(library, f"tritium_{name}" + (f"_{SUFFIXES[dtype]}" if dtype else ""))
+    function.restype = None
+    args.keep_alive = tensors  # type: ignore[attr-defined]
+    return functools.partial(function, ctypes.byref(args))
+
+
+def refuse(tensors: dict[str, Any], dtypes: tuple[torch.dtype, ...] = tuple(SUFFIXES)) -> str | None:
+    """What every compiled kernel asks of its arguments: a library, one dtype for all `tensors`, and one that it knows.
+
+    `tensors` maps names to `TensorSpec`s (or tensors); None values are skipped. Returns the reason, None when fine.
+    """
+    if reason := why_not():
+        return reason
+    found = {name: t.dtype for name, t in tensors.items() if t is not None}
+    if len(set(found.values())) > 1:
+        return "the dtypes differ: " + ", ".join(f"{n} is {str(d)[6:]}" for n, d in found.items())
+    for name, dtype in found.items():
+        if dtype not in dtypes:
+            return f"{name} is {str(dtype)[6:]}, which it has no code for"
+    return None
+
+
+def _library() -> ctypes.CDLL:
+    library, reason = _load()
+    if library is None:
+        raise KernelError(f"the compiled kernels cannot be used: {reason}")
+    return library
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    command = compiler_command()
+    if not command.strip():
+        return None, "no C++ compiler: CXX is empty"
+    runtimes = openmp.loaded_runtimes()
+    try:
+        runtime = openmp.torch_runtime(runtimes)
+        path = build.library_path(command, runtime, cache_dir() / "kernels", progress=_print_progress)
+        library = ctypes.CDLL(str(path))
+    except (KernelError, OSError) as error:
+        return None, str(error)
+    if extra := openmp.loaded_runtimes() - runtimes:
+        return None, f"loading the kernels brought a second OpenMP runtime: {', '.join(sorted(extra))}"
+    return library, ""
+
+
+def _print_progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,55 @@
+"""What a kernel row says: which op it implements, where its code is, and what it promises about its numbers.
+
+A row holds strings, not functions: `resolve` loads the code only where it is used. Three functions may stand behind a row:
+
+    bind(args, outputs) -> thunk     once per bucket of batch sizes, with the real tensors (views on the arena, whose
+                                     addresses never change); calling the thunk runs the step and allocates nothing of ours
+    supports(args) -> str | None     why the kernel cannot run these `TensorSpec`s and literals; None: it can
+    pack(tensor) -> object           once per weight and engine load; bind then gets the packed object instead
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal
+
+import torch
+
+Backend = Literal["cpu", "eager", "onednn"]
+Thunk = Callable[[], object]
+Bind = Callable[[Mapping[str, Any], Sequence[torch.Tensor]], Thunk]
+Supports = Callable[[Mapping[str, Any]], str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """What is known of an argument when kernels are chosen: its dtype and sizes; None is a size of the batch."""
+
+    dtype: torch.dtype
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One implementation of one op.
+
+    name: as plans and messages write it, e.g. "cpu.rms_norm". target: "module:attribute" of its bind function.
+    row_multiple: a row's bits do not depend on its neighbours as long as the number of rows is a multiple of this, or at
+    least 12 (F.linear's classes, measured); the executor pads up to it.
+    numerics: what is summed in what type and order; kernels with equal strings give equal bits.
+    """
+
+    name: str
+    op: str
+    backend: Backend
+    target: str
+    supports: str | None = None
+    row_multiple: int = 1
+    pack: Mapping[str, str] = field(default_factory=dict)
+    numerics: str = "fp32"
+
+
+def resolve(target: str) -> Any:
+    """The object that a "module:attribute" string names."""
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
