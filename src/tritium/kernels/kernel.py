@@ -1,9 +1,9 @@
 """What a kernel row says: which op it implements, where its code is, and what it promises about its numbers.
 
-A row holds strings, not functions: `resolve` loads the code only where it is used. Three functions may stand behind a row:
+A row holds strings, not functions: `resolve` loads the code only where it is used. Behind a row stand up to three:
 
     bind(args, outputs) -> thunk     once per bucket of batch sizes, with the real tensors (views on the arena, whose
-                                     addresses never change); calling the thunk runs the step and allocates nothing of ours
+                                     addresses never change); calling the thunk runs the step and allocates nothing
     supports(args) -> str | None     why the kernel cannot run these `TensorSpec`s and literals; None: it can
     pack(tensor) -> object           once per weight and engine load; bind then gets the packed object instead
 """
@@ -34,8 +34,8 @@ class Kernel:
     """One implementation of one op.
 
     name: as plans and messages write it, e.g. "cpu.rms_norm". target: "module:attribute" of its bind function.
-    row_multiple: a row's bits do not depend on its neighbours as long as the number of rows is a multiple of this, or at
-    least 12 (F.linear's classes, measured); the executor pads up to it.
+    row_multiple: a row's bits do not depend on its neighbours as long as there are at least 12 rows, or a multiple of
+        this (the classes of F.linear, measured); the executor pads up to it.
     numerics: what is summed in what type and order; kernels with equal strings give equal bits.
     """
 

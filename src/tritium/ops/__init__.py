@@ -1,0 +1,38 @@
+"""The graph's vocabulary. `ops.rms_norm(x, weight, eps)` runs the op; `OPS` holds all that is said of each."""
+
+from tritium.ops.library import LIBRARY, OPS, op_named, target
+from tritium.ops.op import Op, Spelling
+
+embedding = target("embedding")
+linear = target("linear")
+rms_norm = target("rms_norm")
+layer_norm = target("layer_norm")
+rope_cos_sin = target("rope_cos_sin")
+rope = target("rope")
+activation = target("activation")
+gated_activation = target("gated_activation")
+attention = target("attention")
+gather_rows = target("gather_rows")
+kv_store = target("kv_store")
+paged_attention = target("paged_attention")
+
+__all__ = [
+    "LIBRARY",
+    "OPS",
+    "Op",
+    "Spelling",
+    "activation",
+    "attention",
+    "embedding",
+    "gated_activation",
+    "gather_rows",
+    "kv_store",
+    "layer_norm",
+    "linear",
+    "op_named",
+    "paged_attention",
+    "rms_norm",
+    "rope",
+    "rope_cos_sin",
+    "target",
+]

@@ -23,8 +23,10 @@ from tritium.errors import KernelError
 SOURCE_DIR = Path(__file__).parent / "csrc"
 NAME = "libtritium_kernels.so"
 # -fno-math-errno and -fno-trapping-math change no value: they let sqrt and selects become vector instructions.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-fno-math-errno")
-FLAGS += ("-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi")
+FLAGS = tuple(
+    "-std=c++17 -O3 -march=native -fopenmp -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math "
+    "-Wall -Wextra -Wno-psabi".split()
+)
 COMPILE_TIMEOUT_S = 300
 
 

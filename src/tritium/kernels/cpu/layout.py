@@ -38,7 +38,7 @@ def rows_of(name: str, x: torch.Tensor) -> Rows:
             levels.append((size, stride))
     if len(levels) > 2:
         raise KernelError(f"{name} with sizes {tuple(x.shape)} and strides {x.stride()} needs more than two strides")
-    (inner, stride_inner), (outer, stride_outer) = (levels + [(1, 0), (1, 0)])[:2]
+    (inner, stride_inner), (outer, stride_outer) = [*levels, (1, 0), (1, 0)][:2]
     return Rows(outer, inner, stride_outer, stride_inner)
 
 

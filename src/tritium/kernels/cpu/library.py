@@ -1,4 +1,4 @@
-"""The compiled kernel library: csrc/*.cpp built for this machine on first use, kept in the user's cache, called by ctypes.
+"""The compiled kernel library: csrc/*.cpp built for this machine on first use, kept in a cache, called by ctypes.
 
 A kernel is `void tritium_<name>_<dtype>(const Args*)`; see csrc/tritium.h. To add one: a file in csrc/ that ends in
 TRITIUM_EXPORT, a `ctypes.Structure` with the same fields, and a bind function that ends in `thunk(...)`.
@@ -44,7 +44,7 @@ def thunk(name: str, dtype: torch.dtype | None, args: ctypes.Structure, *tensors
         raise KernelError(f"{type(args).__name__} has {ctypes.sizeof(args)} bytes, csrc has {expected}: fields differ")
     function = getattr(library, f"tritium_{name}" + (f"_{SUFFIXES[dtype]}" if dtype else ""))
     function.restype = None
-    args.keep_alive = tensors  # type: ignore[attr-defined]
+    args.keep_alive = tensors
     return functools.partial(function, ctypes.byref(args))
 
 
