@@ -1,0 +1,86 @@
+"""paged_attention, compiled (csrc/attention.cpp)."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tritium.errors import KernelError
+from tritium.kernels.cpu import library
+from tritium.kernels.kernel import Thunk
+
+_POINTERS = ("q", "cache", "out", "block_table", "cu_seqlens_q", "context_lens", "batch_counts")
+_STRIDES = ("q_stride_token", "q_stride_head", "out_stride_token", "out_stride_head", "stride_block", "table_stride")
+_SIZES = ("num_heads", "num_kv_heads", "head_size", "block_size")
+
+
+class PagedAttentionArgs(ctypes.Structure):
+    """csrc/attention.cpp PagedAttentionArgs."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in (*_STRIDES, *_SIZES)),
+        ("window", ctypes.c_int32),
+        *((name, ctypes.c_float) for name in ("scale", "softcap")),
+    ]
+
+
+def supports_paged_attention(args: Mapping[str, Any]) -> str | None:
+    """q and cache of one dtype, query heads a multiple of kv heads, equal head sizes."""
+    q, cache = args["q_TNH"], args["cache_layer"]
+    if reason := library.refuse({"q_TNH": q, "cache_layer": cache}):
+        return reason
+    (num_heads, head_size), (num_kv_heads, cache_head_size) = q.shape[1:], cache.shape[2::2]
+    if head_size != cache_head_size:
+        return f"q has heads of {head_size}, the cache of {cache_head_size}"
+    if num_heads % num_kv_heads:
+        return f"{num_heads} query heads cannot share {num_kv_heads} kv heads evenly"
+    return None
+
+
+def bind_paged_attention(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.paged_attention into outputs[0]; its rows past batch_counts[1] stay as they are.
+
+    q and out may be strided in tokens and heads, the cache in blocks. Reads only keys that a query of the step sees.
+    """
+    q, cache, table, out = args["q_TNH"], args["cache_layer"], args["block_table_SB"], outputs[0]
+    counters = [args[name] for name in ("cu_seqlens_q", "context_lens_S", "batch_counts")]
+    if reason := supports_paged_attention(args):
+        raise KernelError(f"paged_attention: {reason}")
+    for name, x, num_dense in (
+        ("q_TNH", q, 1),
+        ("out", out, 1),
+        ("cache_layer", cache, 4),
+        ("block_table_SB", table, 1),
+    ):
+        if not x[(0,) * (x.dim() - num_dense)].is_contiguous():
+            raise KernelError(
+                f"{name} with sizes {tuple(x.shape)} and strides {x.stride()} has rows that are not dense"
+            )
+    for x in (table, *counters):
+        if x.dtype != torch.int32:
+            raise KernelError(f"tables and counts of paged_attention are int32, not {x.dtype}")
+    struct = PagedAttentionArgs(
+        q=q.data_ptr(),
+        cache=cache.data_ptr(),
+        out=out.data_ptr(),
+        block_table=table.data_ptr(),
+        cu_seqlens_q=counters[0].data_ptr(),
+        context_lens=counters[1].data_ptr(),
+        batch_counts=counters[2].data_ptr(),
+        q_stride_token=q.stride(0),
+        q_stride_head=q.stride(1),
+        out_stride_token=out.stride(0),
+        out_stride_head=out.stride(1),
+        stride_block=cache.stride(0),
+        table_stride=table.stride(0),
+        num_heads=q.shape[1],
+        num_kv_heads=cache.shape[2],
+        head_size=q.shape[2],
+        block_size=cache.shape[3],
+        window=args["window"],
+        scale=args["scale"],
+        softcap=args["softcap"],
+    )
+    return library.thunk("paged_attention", q.dtype, struct, q, cache, out, table, *counters)

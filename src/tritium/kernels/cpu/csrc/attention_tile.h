@@ -1,0 +1,297 @@
+// One tile of 64 keys against the rows of a work item: the arithmetic of attention.cpp, without its bookkeeping.
+//
+// Layouts (fp32 unless said otherwise), all in the thread's scratch memory:
+//   keys_   [H, 64]   lanes are keys; for bf16 on AVX512-BF16: [H / 2, 64] pairs of bf16
+//   staged_ [64, H]   rows widened and padded with zeros, where the cache's own rows cannot be used as they are
+//   query_  [rows, H] padded like keys_   scores_ [6, 64]   output_ [rows, H] padded to whole vectors
+// The loops that take the time use the machine's own vector width; a lane never meets another one in them, so the width
+// does not change a bit. Sums over lanes go through f32x16 in one fixed order.
+#pragma once
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+#include <utility>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+#include "softmax.h"
+
+namespace tritium {
+
+constexpr int kTile = 64;  // keys
+constexpr int kRows = 6;   // rows computed together at most
+
+#if defined(__AVX512F__)
+constexpr int kWide = 16, kScoreVectors = 4, kValueVectors = 4;  // 6 x 4 of 32 registers hold sums
+#elif defined(__AVX__)
+constexpr int kWide = 8, kScoreVectors = 2, kValueVectors = 2;  // 6 x 2 of 16
+#else
+constexpr int kWide = 4, kScoreVectors = 2, kValueVectors = 2;
+#endif
+typedef float f32xw __attribute__((vector_size(kWide * 4)));
+typedef uint32_t u32xw __attribute__((vector_size(kWide * 4)));
+typedef uint16_t u16xw __attribute__((vector_size(kWide * 2)));
+
+inline f32xw load_wide(const float* p) { f32xw x; std::memcpy(&x, p, sizeof(x)); return x; }
+inline f32xw load_wide(const bf16* p) {
+  u16xw h;
+  std::memcpy(&h, p, sizeof(h));
+  return bit_cast<f32xw>(__builtin_convertvector(h, u32xw) << 16);
+}
+
+// ---- transposition of kWide x kWide 32-bit units: log2(kWide) rounds of zipping the first half with the second
+
+template <int kHalf, size_t... I> inline u32xw zip(u32xw a, u32xw b, std::index_sequence<I...>) {
+  constexpr int from = kHalf * (kWide / 2);
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, static_cast<int>(from + I / 2 + (I % 2) * kWide)...);
+#else
+  return __builtin_shuffle(a, b, u32xw{static_cast<uint32_t>(from + I / 2 + (I % 2) * kWide)...});
+#endif
+}
+inline void transpose(u32xw (&x)[kWide]) {
+  for (int round = 1; round < kWide; round *= 2) {
+    u32xw y[kWide];
+    for (int i = 0; i < kWide / 2; ++i) {
+      y[2 * i] = zip<0>(x[i], x[i + kWide / 2], std::make_index_sequence<kWide>{});
+      y[2 * i + 1] = zip<1>(x[i], x[i + kWide / 2], std::make_index_sequence<kWide>{});
+    }
+    for (int i = 0; i < kWide; ++i) x[i] = y[i];
+  }
+}
+
+// ---- scores: R rows x 64 keys, each score one chain over H
+
+template <int R> inline void scores(const float* keys, int64_t size, const float* query, int64_t stride, float* out) {
+  for (int part = 0; part < kTile; part += kScoreVectors * kWide) {
+    f32xw sums[R][kScoreVectors] = {};
+    for (int64_t h = 0; h < size; ++h)
+      for (int i = 0; i < kScoreVectors; ++i) {
+        const f32xw k = load_wide(keys + h * kTile + part + i * kWide);
+        for (int r = 0; r < R; ++r) sums[r][i] += query[r * stride + h] * k;
+      }
+    for (int r = 0; r < R; ++r) std::memcpy(out + r * kTile + part, sums[r], sizeof(sums[r]));
+  }
+}
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+template <int R>
+inline void scores(const uint32_t* keys, int64_t size, const uint32_t* query, int64_t stride, float* out) {
+  __m512 sums[R][4] = {};
+  for (int64_t h = 0; h < size; ++h)
+    for (int i = 0; i < 4; ++i) {
+      const __m512bh k = (__m512bh)_mm512_load_si512(keys + h * kTile + i * 16);
+      for (int r = 0; r < R; ++r) {
+        const __m512bh q = (__m512bh)_mm512_set1_epi32(static_cast<int>(query[r * stride + h]));
+        sums[r][i] = _mm512_dpbf16_ps(sums[r][i], k, q);
+      }
+    }
+  std::memcpy(out, sums, sizeof(sums));
+}
+#else
+constexpr bool kHasPairs = false;
+#endif
+
+// ---- output += probabilities . values, R rows x C vectors of H, over the keys in order
+
+template <int R, int C, class V>
+inline void add_values(const V* const* values, int64_t column, int begin, int end, const float* p, float* out, int64_t stride) {
+  f32xw sums[R][C];
+  for (int r = 0; r < R; ++r) std::memcpy(sums[r], out + r * stride + column, sizeof(sums[r]));
+  for (int key = begin; key < end; ++key)
+    for (int i = 0; i < C; ++i) {
+      const f32xw v = load_wide(values[key] + column + i * kWide);
+      for (int r = 0; r < R; ++r) sums[r][i] += p[r * kTile + key] * v;
+    }
+  for (int r = 0; r < R; ++r) std::memcpy(out + r * stride + column, sums[r], sizeof(sums[r]));
+}
+
+template <int R, class V>
+void add_values(const V* const* values, int64_t size, int begin, int end, const float* p, float* out, int64_t stride) {
+  int64_t column = 0;
+  for (; column + kValueVectors * kWide <= size; column += kValueVectors * kWide)
+    add_values<R, kValueVectors>(values, column, begin, end, p, out, stride);
+  for (; column < size; column += kWide) add_values<R, 1>(values, column, begin, end, p, out, stride);
+}
+
+// Calls f(std::integral_constant<int, n>) for n from 1 to kRows.
+template <class F> inline void with_rows(int n, F f) {
+  switch (n) {
+    case 1: return f(std::integral_constant<int, 1>{});
+    case 2: return f(std::integral_constant<int, 2>{});
+    case 3: return f(std::integral_constant<int, 3>{});
+    case 4: return f(std::integral_constant<int, 4>{});
+    case 5: return f(std::integral_constant<int, 5>{});
+    case 6: return f(std::integral_constant<int, 6>{});
+  }
+}
+
+struct Range { int begin, end; };  // keys of the tile that a row sees
+struct RowState { float max, sum; };
+
+// tanh to about 2 ulp: an odd polynomial near 0, else by e^-2|x| (Cephes).
+inline f32x16 tanh16(f32x16 x) {
+  f32x16 magnitude = x < 0.0f ? -x : x, square = x * x;
+  f32x16 p = splat(-5.70498872745e-3f);
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  f32x16 small = p * square * x + x, e = exp_nonpositive(magnitude * -2.0f), large = (1.0f - e) / (1.0f + e);
+  return magnitude < 0.625f ? small : (x < 0.0f ? -large : large);
+}
+
+template <class X> inline f32x16 fold(X (&x)[4], X (*f)(X, X)) { return f(f(x[0], x[2]), f(x[1], x[3])); }
+inline f32x16 larger(f32x16 a, f32x16 b) { return a > b ? a : b; }
+inline f32x16 add(f32x16 a, f32x16 b) { return a + b; }
+
+// Turns the scores of one row into e^(score - max) in place; what lies outside the range becomes 0. Updates the row's
+// running maximum and sum. Returns the factor by which the row's output so far has to be scaled: 1 if max stays.
+inline float softmax(float* scores, Range range, RowState& state, float scale, float softcap) {
+  f32x16 x[kTile / kLanes];
+  for (int i = 0; i < kTile / kLanes; ++i) {
+    x[i] = load16(scores + i * kLanes) * scale;
+    if (softcap > 0.0f) x[i] = tanh16(x[i] / softcap) * softcap;
+  }
+  if (range.begin > 0 || range.end < kTile) {
+    const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int i = 0; i < kTile / kLanes; ++i) {
+      const i32x16 key = lane + i * static_cast<int>(kLanes);
+      x[i] = (key >= range.begin) & (key < range.end) ? x[i] : splat(-std::numeric_limits<float>::infinity());
+    }
+  }
+  const float tile_max = max_lane(fold(x, larger)), max = tile_max > state.max ? tile_max : state.max;
+  for (auto& v : x) v = exp_nonpositive(v - max);
+  for (int i = 0; i < kTile / kLanes; ++i) store16(scores + i * kLanes, x[i]);
+  const float factor = max == state.max ? 1.0f : exp_nonpositive(state.max - max);
+  const float tile_sum = sum(fold(x, add)), scaled_sum = state.sum * factor;
+  state = {max, scaled_sum + tile_sum};
+  return factor;
+}
+
+template <class T> class Tile {
+  static constexpr bool kPairs = kHasPairs && std::is_same<T, bf16>::value;
+  using Unit = std::conditional_t<kPairs, uint32_t, float>;     // what one lane of keys_ holds
+  using Staged = std::conditional_t<kPairs, bf16, float>;       // what it is made of
+  static constexpr int64_t kPerUnit = kPairs ? 2 : 1;
+
+ public:
+  // Scratch for `max_rows` rows of size H; every row starts empty.
+  Tile(int64_t head_size, int64_t max_rows, Scratch& memory)
+      : size_(head_size), stride_((head_size + 31) / 32 * 32), units_((head_size + kPerUnit - 1) / kPerUnit) {
+    const int64_t floats = stride_ * (2 * kTile + 2 * max_rows) + kRows * kTile + 2 * max_rows;
+    float* p = reinterpret_cast<float*>(memory.reserve(static_cast<size_t>(floats) * sizeof(float)));
+    const auto take = [&p](int64_t count) { float* taken = p; p += count; return taken; };
+    keys_ = reinterpret_cast<Unit*>(take(stride_ * kTile)), staged_ = take(stride_ * kTile);
+    query_ = reinterpret_cast<Unit*>(take(stride_ * max_rows)), output_ = take(stride_ * max_rows);
+    scores_ = take(kRows * kTile), state_ = reinterpret_cast<RowState*>(take(2 * max_rows));
+  }
+
+  void set_query(int64_t row, const T* q) {
+    stage(q, reinterpret_cast<Staged*>(query_ + row * stride_));
+    std::fill_n(output_ + row * stride_, stride_, 0.0f);
+    state_[row] = {-std::numeric_limits<float>::infinity(), 0.0f};
+  }
+
+  void set_key(int64_t index, const T* k, const T* v) { k_rows_[index] = k, v_rows_[index] = v; }
+
+  // Takes in the keys [begin, end) of the tile, whose addresses were set; no other slot is read.
+  void load(int64_t begin, int64_t end, int64_t num_rows) {
+    for (int64_t key = 0; key < kTile; ++key)  // lanes that no row sees still need an address
+      if (key < begin || key >= end) k_rows_[key] = k_rows_[begin];
+    const int64_t first = begin / kWide * kWide;
+    if (std::is_same<T, Staged>::value && size_ % (kWide * kPerUnit) == 0) {
+      transpose_keys(reinterpret_cast<const Staged* const*>(k_rows_), first, end);
+    } else {
+      Staged* staged = reinterpret_cast<Staged*>(staged_);
+      const Staged* rows[kTile];
+      for (int64_t key = first; key < (end + kWide - 1) / kWide * kWide; ++key) {
+        rows[key] = staged + key * stride_;
+        stage(k_rows_[key], staged + key * stride_);
+      }
+      transpose_keys(rows, first, end);
+    }
+    // The cache's own rows of V serve as they are if they are whole vectors and are cheap to widen as often as they are read.
+    direct_ = size_ % kWide == 0 && (std::is_same<T, float>::value || (std::is_same<T, bf16>::value && num_rows <= kRows));
+    if (direct_) return;
+    for (int64_t key = begin; key < end; ++key) {
+      stage(v_rows_[key], staged_ + key * stride_);
+      v_staged_[key] = staged_ + key * stride_;
+    }
+  }
+
+  // Rows [begin, end), each of which sees the keys range(row), at least one.
+  template <class F> void attend(int64_t begin, int64_t end, F range, float scale, float softcap) {
+    int64_t groups = (end - begin + kRows - 1) / kRows;
+    for (int64_t row = begin, count; row < end; row += count, --groups) {
+      count = (end - row + groups - 1) / groups;
+      const Unit* query = query_ + row * stride_;
+      with_rows(static_cast<int>(count), [&](auto R) { scores<R()>(keys_, units_, query, stride_, scores_); });
+      Range ranges[kRows], common{0, kTile};
+      for (int r = 0; r < count; ++r) {
+        ranges[r] = range(row + r);
+        common = {std::max(common.begin, ranges[r].begin), std::min(common.end, ranges[r].end)};
+        const float factor = softmax(scores_ + r * kTile, ranges[r], state_[row + r], scale, softcap);
+        if (factor != 1.0f) {
+          float* o = output_ + (row + r) * stride_;
+          for (int64_t h = 0; h < stride_; ++h) o[h] *= factor;
+        }
+      }
+      if (common.begin >= common.end) common = {kTile, kTile};
+      for (int r = 0; r < count; ++r) values(row, r, 1, {ranges[r].begin, std::min(common.begin, ranges[r].end)});
+      values(row, 0, static_cast<int>(count), common);
+      for (int r = 0; r < count; ++r) values(row, r, 1, {common.end, ranges[r].end});
+    }
+  }
+
+  void finish(int64_t row, T* out) const {
+    const float* o = output_ + row * stride_;
+    const float total = state_[row].sum;
+    for_vectors(size_, [&](int64_t h, int64_t count) { store(out + h, load16(o + h) / total, count); });
+  }
+
+ private:
+  // One row, widened or copied, then zeros up to the stride.
+  void stage(const T* from, float* to) const {
+    for_vectors(size_, [&](int64_t h, int64_t count) { store16(to + h, tritium::load(from + h, count)); });
+    for (int64_t h = (size_ + kLanes - 1) / kLanes * kLanes; h < stride_; ++h) to[h] = 0.0f;
+  }
+  void stage(const bf16* from, bf16* to) const {
+    std::memcpy(to, from, static_cast<size_t>(size_) * sizeof(bf16));
+    std::memset(to + size_, 0, static_cast<size_t>(stride_ - size_) * sizeof(bf16));
+  }
+
+  void transpose_keys(const Staged* const* rows, int64_t begin, int64_t end) {
+    for (int64_t key = begin; key < end; key += kWide)
+      for (int64_t unit = 0; unit < units_; unit += kWide) {
+        u32xw x[kWide];
+        for (int i = 0; i < kWide; ++i) std::memcpy(&x[i], rows[key + i] + unit * kPerUnit, sizeof(x[i]));
+        transpose(x);
+        for (int i = 0; i < kWide; ++i) std::memcpy(keys_ + (unit + i) * kTile + key, &x[i], sizeof(x[i]));
+      }
+  }
+
+  void values(int64_t row, int r, int count, Range range) {
+    if (range.begin >= range.end) return;
+    const float* p = scores_ + r * kTile;
+    float* out = output_ + (row + r) * stride_;
+    const int64_t size = (size_ + kWide - 1) / kWide * kWide;
+    with_rows(count, [&](auto R) {
+      if constexpr (!std::is_same<T, f16>::value)
+        if (direct_) return add_values<R()>(v_rows_, size, range.begin, range.end, p, out, stride_);
+      add_values<R()>(v_staged_, size, range.begin, range.end, p, out, stride_);
+    });
+  }
+
+  const int64_t size_, stride_, units_;
+  Unit *keys_, *query_;
+  float *staged_, *output_, *scores_;
+  RowState* state_;
+  bool direct_ = false;
+  const T *k_rows_[kTile], *v_rows_[kTile];
+  const float* v_staged_[kTile];
+};
+
+}  // namespace tritium
