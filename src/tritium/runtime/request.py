@@ -55,7 +55,7 @@ class Request:
 
     prompt_token_ids: any sequence of ints; kept as a list. Anything else is a `RequestError`.
     priority: a lower number runs sooner; equal ones in order of arrival.
-    arrival: seconds of the scheduler's clock; None: when it is added.
+    arrival: seconds of the scheduler's clock; None: when it is added. Read it in `timings`.
     eos_token_ids: the model's own end-of-sequence ids, obeyed unless `params.ignore_eos`.
     cache_salt: requests share cached prefixes only with equal salts.
 
@@ -87,7 +87,7 @@ class Request:
     block_tables: list[list[int]] = field(default_factory=list, init=False, repr=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
     stop_reason: int | str | None = field(default=None, init=False)
-    timings: Timings = field(default_factory=Timings, init=False)
+    timings: Timings = field(init=False)
     stop_ids: frozenset[int] = field(init=False, repr=False)
     max_total_tokens: int = field(default=0, init=False)
 
@@ -95,6 +95,7 @@ class Request:
     queue_key: tuple[int, int] = field(default=(0, 0), init=False, repr=False)
     num_slots: int = field(default=0, init=False, repr=False)
     num_held_blocks: int = field(default=0, init=False, repr=False)
+    num_reserved_blocks: int = field(default=0, init=False, repr=False)
     num_published_blocks: int = field(default=0, init=False, repr=False)
     block_digests: list[bytes] = field(default_factory=list, init=False, repr=False)
     can_publish: bool = field(default=False, init=False, repr=False)
@@ -111,6 +112,7 @@ class Request:
             )
         self.prompt_token_ids = _checked_token_ids(self.request_id, self.prompt_token_ids)
         self.token_ids = list(self.prompt_token_ids)
+        self.timings = Timings(arrival=self.arrival)
         self.stop_ids = frozenset(self.params.stop_token_ids)
         if not self.params.ignore_eos:
             self.stop_ids |= frozenset(self.eos_token_ids)
@@ -170,7 +172,7 @@ class ScheduledBatch(NamedTuple):
 
 
 def _checked_token_ids(request_id: str, token_ids: Sequence[int]) -> list[int]:
-    """The ids as a list of plain ints; array() checks every one at C speed (8,192 ids: 0.1 ms)."""
+    """The ids as a list of plain ints; array() checks every one at C speed (8,192 ids: 0.4 ms)."""
     try:
         if isinstance(token_ids, (str, bytes, bytearray)):
             raise TypeError("a string is not a list of token ids")

@@ -1,0 +1,285 @@
+"""Decides, step by step, which tokens of which requests are computed next. Pure Python; knows no tensors.
+
+Each step has one budget of tokens. Running requests that decode come first (one token each), then prefill chunks of the
+running ones, then waiting requests are admitted, strictly in order of (priority, arrival): nobody overtakes the first
+in line, so nobody starves within a priority. Under `max_utilization` a request is admitted when its known tokens fit,
+and when blocks run out the last in that order gives its own up and is recomputed later; under `guaranteed_no_evict` it
+is admitted when it fits up to its last possible token, and nobody is ever preempted.
+
+A step always makes progress: the first running request in order can take the blocks of all others, alone it fits
+(checked by `add`), and with nothing running the first waiting request is admitted.
+"""
+
+import time
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+
+from tritium.errors import RequestError
+from tritium.runtime.batch_draft import BatchDraft
+from tritium.runtime.kv_manager import KVManager
+from tritium.runtime.refusals import most_total_tokens, refuse_unless_fitting, refuse_unless_runnable
+from tritium.runtime.request import (
+    FinishReason,
+    Request,
+    RequestStatus,
+    SampledToken,
+    ScheduledBatch,
+    ScheduledSequence,
+)
+from tritium.runtime.scheduler_config import SchedulerConfig, SchedulerStats
+
+RUNNING = RequestStatus.RUNNING
+queue_key = attrgetter("queue_key")
+
+
+class Scheduler:
+    """Alternate `schedule()` and `update()` (or `fail()`); `add` and `abort` may come at any moment, on one thread.
+
+    clock: seconds; only differences matter.
+    """
+
+    def __init__(self, config: SchedulerConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self.config = config
+        self._clock = clock
+        self._kv = KVManager(
+            num_blocks=config.num_blocks,
+            block_size=config.block_size,
+            windows=config.windows,
+            fingerprint=config.fingerprint,
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
+        self._is_reserving = config.policy == "guaranteed_no_evict"
+        self._requests: dict[str, Request] = {}
+        self._waiting: list[Request] = []  # both sorted by queue_key
+        self._running: list[Request] = []
+        self._in_flight: ScheduledBatch | None = None
+        self._ended: list[Request] = []
+        self._num_added = self._num_steps = self._num_preemptions = 0
+        self._num_hit_tokens = self._num_query_tokens = 0
+
+    # -- requests come and go ------------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Put a request in line, or raise `RequestError`; `RequestTooLarge` if it could never run, with the numbers."""
+        if request.request_id in self._requests:
+            raise RequestError(f"request {request.request_id!r}: another unfinished request has this request_id")
+        refuse_unless_runnable(request, self.config)
+        request.max_total_tokens = most_total_tokens(request, self.config)
+        refuse_unless_fitting(request, self._kv)
+        if request.timings.arrival is None:
+            request.timings.arrival = self._clock()
+        self._num_added += 1
+        request.queue_key = (request.priority, self._num_added)
+        self._requests[request.request_id] = request
+        insort(self._waiting, request, key=queue_key)
+
+    def abort(
+        self, request_id: str, *, reason: FinishReason = "abort", stop_reason: str | None = None
+    ) -> Request | None:
+        """End a request now, whatever it is doing, and free its blocks. None if it is unknown or already finished.
+
+        A token being computed for it is dropped. The loop ends a request at a stop string with `reason="stop"`.
+        """
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._finish(request, reason, stop_reason, self._clock())
+        return request
+
+    @property
+    def has_work(self) -> bool:
+        """True while any request is unfinished."""
+        return bool(self._requests)
+
+    @property
+    def stats(self) -> SchedulerStats:
+        """Counts as of now."""
+        return SchedulerStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_blocks_used=self._kv.pool.num_used,
+            num_blocks_total=self._kv.pool.num_usable,
+            num_prefix_hit_tokens=self._num_hit_tokens,
+            num_prefix_query_tokens=self._num_query_tokens,
+            num_preemptions=self._num_preemptions,
+            num_steps=self._num_steps,
+        )
+
+    def reset_prefix_cache(self, fingerprint: str | None = None) -> None:
+        """Forget every cached prefix; later ones belong to `fingerprint` (after new weights: a new one), if given.
+
+        What requests in flight have computed, and go on to compute until they are preempted, is never shared.
+        """
+        self._kv.forget_all(fingerprint)
+        for request in self._requests.values():
+            request.block_digests = []
+            request.can_publish = False
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> ScheduledBatch:
+        """The next batch; every position in it has its slot in the block tables. Empty only if there is no work."""
+        if self._in_flight is not None:
+            raise RuntimeError("schedule() was called again before update() or fail() of the batch before")
+        draft = BatchDraft(self.config.max_num_batched_tokens)
+        prefills = self._continue_decodes(draft)
+        for request in prefills:
+            self._continue_prefill(request, draft)
+        if not draft.preempted:
+            self._admit_waiting(draft)
+        batch = draft.seal(self._ended)
+        self._ended = []
+        self._in_flight = batch
+        return batch
+
+    def update(self, batch: ScheduledBatch, tokens: Sequence[SampledToken]) -> list[Request]:
+        """Take the step's results, one token per sampled sequence, in order. Returns the requests finished by it."""
+        if len(tokens) != batch.num_sampled:
+            raise RuntimeError(f"{len(tokens)} tokens came back for {batch.num_sampled} sampled sequences")
+        self._close_step(batch)
+        now = self._clock()
+        finished = []
+        next_token = iter(tokens)
+        for request, start, num_tokens, is_sampled in batch.sequences:
+            token = next(next_token) if is_sampled else None
+            if request.status is not RUNNING:  # aborted since
+                continue
+            request.num_computed_tokens = start + num_tokens
+            self._kv.publish(request)
+            if token is not None and self._take_output(request, token, now):
+                finished.append(request)
+        self._kv.pool.check()
+        return finished
+
+    def fail(self, batch: ScheduledBatch) -> list[Request]:
+        """The step raised: end its requests with "error". Nothing they computed in it is ever shared."""
+        self._close_step(batch)
+        now = self._clock()
+        failed = [sequence.request for sequence in batch.sequences if sequence.request.status is RUNNING]
+        for request in failed:
+            self._finish(request, "error", None, now)
+        return failed
+
+    # -- schedule(), in order ------------------------------------------------------------------------------------------
+
+    def _continue_decodes(self, draft: BatchDraft) -> list[Request]:
+        """One token for each running request that has only one to compute; returns the others, still to prefill."""
+        prefills = []
+        for request in tuple(self._running):
+            if request.status is not RUNNING:  # preempted by one before it
+                continue
+            start = request.num_computed_tokens
+            if start + 1 < len(request.token_ids):
+                prefills.append(request)
+            elif start < request.num_slots or self._make_room(request, start + 1, draft) > start:
+                draft.add(ScheduledSequence(request, start, 1, True))
+        return prefills
+
+    def _continue_prefill(self, request: Request, draft: BatchDraft) -> None:
+        """As many of its tokens as budget and blocks allow, if it is still running."""
+        start = request.num_computed_tokens
+        if request.status is not RUNNING or not draft.budget:
+            return
+        end = self._make_room(request, min(request.num_tokens, start + draft.budget), draft)
+        if end > start:
+            draft.add(ScheduledSequence(request, start, end - start, end == request.num_tokens))
+
+    def _make_room(self, request: Request, end: int, draft: BatchDraft) -> int:
+        """Slots up to token `end`, or as far as free blocks reach. If that is nowhere, those after it are preempted.
+
+        Returns how far it came: `num_computed_tokens` when it is itself the last in order and has to wait a step.
+        """
+        kv = self._kv
+        kv.trim(request)
+        while (reached := min(end, kv.reach(request, self._takeable_blocks(request)))) <= request.num_computed_tokens:
+            if self._running[-1] is request:
+                return request.num_computed_tokens
+            self._preempt(self._running[-1], draft)
+        kv.grow(request, reached)
+        return reached
+
+    def _takeable_blocks(self, request: Request) -> int:
+        if self._is_reserving:
+            return request.num_reserved_blocks - request.num_held_blocks
+        return self._kv.pool.num_free
+
+    def _preempt(self, request: Request, draft: BatchDraft) -> None:
+        """Take the last running request's blocks and put it back in line, before all that never ran at its priority."""
+        self._running.pop()
+        self._kv.close(request)
+        request.status = RequestStatus.PREEMPTED
+        request.num_preemptions += 1
+        self._num_preemptions += 1
+        insort(self._waiting, request, key=queue_key)
+        draft.drop(request)
+
+    def _admit_waiting(self, draft: BatchDraft) -> None:
+        """Start waiting requests, in order, while there are seats, budget and blocks that are not spoken for."""
+        available = self._unreserved_blocks()
+        while self._waiting and draft.budget and available > 0 and len(self._running) < self.config.max_num_seqs:
+            request = self._waiting[0]
+            hit = self._kv.lookup(request)
+            request.num_reserved_blocks = self._blocks_to_reserve(request)
+            cost = request.num_reserved_blocks - (0 if self._is_reserving else self._kv.num_shared(hit))
+            if cost > available:
+                return
+            available -= cost
+            del self._waiting[0]
+            insort(self._running, request, key=queue_key)
+            self._kv.open(request, hit)
+            self._note_start(request)
+            self._continue_prefill(request, draft)
+
+    def _blocks_to_reserve(self, request: Request) -> int:
+        """What must be free to start it: blocks for all it may ever have, or for what it has and one block more."""
+        most = request.max_total_tokens - 1  # the last output is never computed
+        num_tokens = most if self._is_reserving else min(most, request.num_tokens + self.config.block_size)
+        peak = self._kv.peak_blocks(num_tokens, self.config.max_num_batched_tokens)
+        return min(peak, self._kv.pool.num_usable)  # alone it may use smaller chunks
+
+    def _unreserved_blocks(self) -> int:
+        """Blocks that no running request will ask for (max_utilization: soon; each decode counts for one per group)."""
+        pool = self._kv.pool
+        if self._is_reserving:
+            return pool.num_usable - sum(request.num_reserved_blocks for request in self._running)
+        least = len(self.config.windows)
+        return pool.num_free - sum(max(least, r.num_reserved_blocks - r.num_held_blocks) for r in self._running)
+
+    def _note_start(self, request: Request) -> None:
+        request.status = RUNNING
+        if request.timings.first_scheduled is None:
+            request.timings.first_scheduled = self._clock()
+            request.num_cached_tokens = request.num_computed_tokens
+            self._num_hit_tokens += request.num_cached_tokens
+            self._num_query_tokens += request.num_tokens
+
+    # -- update(), in order --------------------------------------------------------------------------------------------
+
+    def _close_step(self, batch: ScheduledBatch) -> None:
+        if batch is not self._in_flight:
+            raise RuntimeError("update() or fail() needs the batch that schedule() returned last, once")
+        self._in_flight = None
+        self._num_steps += 1
+
+    def _take_output(self, request: Request, token: SampledToken, now: float) -> bool:
+        """Append the token; True if the request is finished by it. A stop is honoured from `min_tokens` outputs on."""
+        request.append_output(token)
+        if request.timings.first_token is None:
+            request.timings.first_token = now
+        token_id = token.token_id
+        if token_id in request.stop_ids and len(request.output_token_ids) >= request.params.min_tokens:
+            is_eos = token_id in request.eos_token_ids and not request.params.ignore_eos
+            self._finish(request, "stop", None if is_eos else token_id, now)
+        elif len(request.token_ids) >= request.max_total_tokens:
+            self._finish(request, "length", None, now)
+        return request.status is not RUNNING
+
+    def _finish(self, request: Request, reason: FinishReason, stop_reason: int | str | None, now: float) -> None:
+        queue = self._running if request.status is RUNNING else self._waiting
+        del queue[bisect_left(queue, request.queue_key, key=queue_key)]
+        del self._requests[request.request_id]
+        self._kv.close(request)
+        request.status = RequestStatus.FINISHED
+        request.finish_reason, request.stop_reason = reason, stop_reason
+        request.timings.finished = now
+        self._ended.append(request)
