@@ -1,0 +1,156 @@
+"""From a module to its weight recipes, and what a checkpoint must have for it."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tritium.errors import CheckpointError
+from tritium.models.config import ModelConfig
+from tritium.models.decoder import Decoder
+from tritium.models.families import Conv1D, Family, family_named
+from tritium.weights.recipes import Cast, Checkpoint, Constant, Recipe, Slice, Transpose, infer, leaves
+from tritium.weights.source import WeightSource, dtype_name
+
+Mapping_ = Mapping[str, str | Recipe]
+SHOWN = 8  # names listed in a message
+
+
+def constants(module: nn.Module) -> dict[str, Tensor]:
+    """The module's buffers that hold real numbers (rotary frequencies, ...): what its `Constant` recipes stand for."""
+    return {name: buffer for name, buffer in module.named_buffers(remove_duplicate=False) if not buffer.is_meta}
+
+
+def weight_recipes(
+    module: nn.Module,
+    config: ModelConfig | None = None,
+    *,
+    source: WeightSource | None = None,
+    mapping: Mapping_ | None = None,
+) -> dict[str, Recipe]:
+    """How each parameter and buffer of `module` is computed, by its name in the module; tied ones under each name.
+
+    The first that applies: `mapping`, the family's naming (built-in decoders and their subclasses), and else a
+    parameter is the checkpoint's tensor of the same name. `mapping` goes from our name to the checkpoint's or to a
+    recipe; `*` stands for a layer's number, and `.weight` / `.bias` may be left out on both sides. Buffers with real
+    numbers are constants.
+
+    With `source`, everything is checked against it, without reading weights (but to compare a tied head): raises
+    `CheckpointError` when tensors are missing, unexpected, of another shape, or contradict `tie_word_embeddings`.
+    """
+    config = config or getattr(module, "config", None)
+    family = family_named(config) if isinstance(module, Decoder) and isinstance(config, ModelConfig) else None
+    rename = _prefix_rule(family, source)
+    recipes: dict[str, Recipe] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        shape = tuple(parameter.shape)
+        found = _look_up(name, mapping or {}, shape) or _look_up(name, family.names if family else {}, shape)
+        recipe = rename(found or Checkpoint(name, shape))
+        recipes[name] = Cast(recipe, dtype_name(parameter.dtype))
+    kept = constants(module)
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        recipes[name] = (
+            Constant(name) if name in kept else Cast(Checkpoint(name, tuple(buffer.shape)), dtype_name(buffer.dtype))
+        )
+    if source is not None:
+        _check_tensors(recipes, source)
+        if family is not None and isinstance(config, ModelConfig):
+            _check_leftovers(recipes, source, family, config)
+    return recipes
+
+
+def _look_up(name: str, names: Mapping[str, str | Conv1D | Recipe], shape: tuple[int, ...]) -> Recipe | None:
+    """The recipe that a naming gives for a parameter, by its full name or without `.weight` / `.bias`."""
+    path, _, leaf = name.rpartition(".")
+    for key, suffix in ((name, ""), (path, f".{leaf}")):
+        numbers = [part for part in key.split(".") if part.isdigit()]
+        pattern = ".".join("*" if part.isdigit() else part for part in key.split("."))
+        target = names.get(key, names.get(pattern))
+        if isinstance(target, str):
+            return Checkpoint(_fill(target, numbers) + suffix, shape)
+        if isinstance(target, Conv1D):
+            return _conv1d(_fill(target.path, numbers) + suffix, target, shape)
+        if target is not None:
+            return target
+    return None
+
+
+def _fill(target: str, numbers: list[str]) -> str:
+    for number in numbers:
+        target = target.replace("*", number, 1)
+    return target
+
+
+def _conv1d(name: str, conv: Conv1D, shape: tuple[int, ...]) -> Recipe:
+    """Our [out, in] weight or [out] bias, from a tensor that is [in, parts · out] or [parts · out]."""
+    out, dim = shape[0], len(shape) - 1
+    recipe: Recipe = Checkpoint(name, (*shape[1:], out * conv.parts))
+    if conv.parts > 1:
+        recipe = Slice(recipe, dim, conv.part * out, (conv.part + 1) * out)
+    return Transpose(recipe) if dim else recipe
+
+
+class _prefix_rule:
+    """Drops the family's prefix from checkpoint names when the checkpoint does not use it."""
+
+    def __init__(self, family: Family | None, source: WeightSource | None) -> None:
+        prefix = family.prefix if family and source else ""
+        has_prefix = prefix and any(name.startswith(prefix) for name in source.names) if source else False
+        self.prefix = prefix if prefix and not has_prefix else ""
+
+    def __call__(self, recipe: Recipe) -> Recipe:
+        match recipe:
+            case Checkpoint(name=name, shape=shape) if self.prefix:
+                return Checkpoint(name.removeprefix(self.prefix), shape)
+            case Slice(of=of, dim=dim, start=start, stop=stop):
+                return Slice(self(of), dim, start, stop)
+            case Transpose(of=of):
+                return Transpose(self(of))
+        return recipe
+
+
+def _check_tensors(recipes: Mapping[str, Recipe], source: WeightSource) -> None:
+    """Every leaf is there, with its shape and a floating-point dtype."""
+    wanted = {leaf.name: leaf for recipe in recipes.values() for leaf in leaves(recipe) if isinstance(leaf, Checkpoint)}
+    missing = [name for name in wanted if name not in source.names]
+    if missing:
+        if missing == ["lm_head.weight"]:
+            raise CheckpointError(
+                f"{source.where('lm_head.weight')}: tensor 'lm_head.weight' is missing, and config.json says "
+                "tie_word_embeddings is false; if the model ties its head to its embedding, set it to true"
+            )
+        raise CheckpointError(
+            f"{source.where(missing[0])}: {len(missing)} of {len(wanted)} tensors are missing: {_some(missing)}; "
+            f"it has {_some(list(source.names))}: config.json and the weights do not belong together, or the download "
+            "is incomplete"
+        )
+    for leaf in wanted.values():
+        infer(leaf, source)
+
+
+def _check_leftovers(recipes: Mapping[str, Recipe], source: WeightSource, family: Family, config: ModelConfig) -> None:
+    """No tensor is left unread, but known buffers and a tied head that equals the embedding."""
+    used = {leaf.name for recipe in recipes.values() for leaf in leaves(recipe)}
+    left = [name for name in source.names if name not in used]
+    if config.tie_word_embeddings and "lm_head.weight" in left:
+        embedding = next(leaf.name for leaf in leaves(recipes["embed_tokens.weight"]))
+        head, tied = source.spec("lm_head.weight"), source.spec(embedding)
+        if head != tied or not torch.equal(source.get("lm_head.weight"), source.get(embedding)):
+            raise CheckpointError(
+                f"{source.where('lm_head.weight')}: config.json says tie_word_embeddings is true, but 'lm_head.weight' "
+                f"differs from {embedding!r}; set tie_word_embeddings to false to use the file's head"
+            )
+        left.remove("lm_head.weight")
+    unexpected = [name for name in left if not any(re.fullmatch(pattern, name) for pattern in family.ignored)]
+    if unexpected:
+        raise CheckpointError(
+            f"{source.where(unexpected[0])}: {len(unexpected)} tensors have no place in a {family.architecture} "
+            f"with this config.json: {_some(unexpected)}; it leaves something out (a bias, layers), or they must be "
+            "removed"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
+    return ", ".join(map(repr, names[:SHOWN])) + more

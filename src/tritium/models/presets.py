@@ -1,0 +1,110 @@
+"""Well-known model shapes by name: what `--arch` takes. Each row is the config.json of the published model.
+
+Only the fields that say the shape are kept. Sources: the model cards' repositories on the Hugging Face hub.
+"""
+
+import difflib
+from typing import Any
+
+from tritium.errors import ConfigError
+from tritium.models.config import ModelConfig
+from tritium.models.hf_config import parse_config
+
+
+def _llama(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": 32_000,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+        "tie_word_embeddings": False,
+        **more,
+    }
+
+
+LLAMA_3 = {"vocab_size": 128_256, "max_position_embeddings": 8192, "rope_theta": 500_000.0}
+
+
+def _llama_3_rope(factor: float) -> dict[str, Any]:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    return {**LLAMA_3, "max_position_embeddings": 131_072, "rope_scaling": scaling}
+
+
+def _qwen2(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
+    shape = _llama(layers, hidden, intermediate, heads, kv_heads)
+    return shape | {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": 152_064,
+        "max_position_embeddings": 32_768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000.0,
+        "use_sliding_window": False,
+        **more,
+    }
+
+
+def _gpt2(layers: int, hidden: int, heads: int) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_layer": layers,
+        "n_embd": hidden,
+        "n_head": heads,
+        "n_positions": 1024,
+        "vocab_size": 50_257,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "torch_dtype": "float32",
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "llama-2-7b": _llama(32, 4096, 11_008, 32, 32),
+    "llama-2-13b": _llama(40, 5120, 13_824, 40, 40),
+    "llama-2-70b": _llama(80, 8192, 28_672, 64, 8),
+    "llama-3-8b": _llama(32, 4096, 14_336, 32, 8, **LLAMA_3),
+    "llama-3-70b": _llama(80, 8192, 28_672, 64, 8, **LLAMA_3),
+    "llama-3.1-8b": _llama(32, 4096, 14_336, 32, 8, **_llama_3_rope(8.0)),
+    "llama-3.2-1b": _llama(16, 2048, 8192, 32, 8, head_dim=64, **_llama_3_rope(32.0) | {"tie_word_embeddings": True}),
+    "llama-3.2-3b": _llama(28, 3072, 8192, 24, 8, head_dim=128, **_llama_3_rope(32.0) | {"tie_word_embeddings": True}),
+    "mistral-7b": _llama(
+        32, 4096, 14_336, 32, 8,
+        architectures=["MistralForCausalLM"], model_type="mistral", max_position_embeddings=32_768, sliding_window=4096,
+    ),
+    "qwen2-7b": _qwen2(28, 3584, 18_944, 28, 4, max_position_embeddings=131_072, sliding_window=131_072),
+    "qwen2.5-0.5b": _qwen2(24, 896, 4864, 14, 2, vocab_size=151_936, tie_word_embeddings=True),
+    "qwen2.5-1.5b": _qwen2(28, 1536, 8960, 12, 2, vocab_size=151_936, tie_word_embeddings=True),
+    "qwen2.5-7b": _qwen2(28, 3584, 18_944, 28, 4),
+    "gpt2": _gpt2(12, 768, 12),
+    "gpt2-medium": _gpt2(24, 1024, 16),
+    "gpt2-large": _gpt2(36, 1280, 20),
+    "gpt2-xl": _gpt2(48, 1600, 25),
+    "gpt-j-6b": _gpt2(28, 4096, 16) | {
+        "architectures": ["GPTJForCausalLM"], "model_type": "gptj", "n_positions": 2048, "rotary_dim": 64,
+        "vocab_size": 50_400, "tie_word_embeddings": False, "torch_dtype": "float16",
+    },
+}  # fmt: skip
+
+
+def preset(name: str, *, dtype: str = "auto", max_model_len: int | None = None) -> ModelConfig:
+    """The configuration of a well-known model. Raises `ConfigError` for an unknown name, with the nearest known one."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown architecture {name!r}; {hint}known: {', '.join(PRESETS)}")
+    return parse_config(PRESETS[name], f"preset {name}", dtype=dtype, max_model_len=max_model_len)

@@ -1,0 +1,245 @@
+"""Weight recipes: how each weight of an engine is computed from the tensors of a checkpoint.
+
+A recipe is a frozen expression tree. Passes rewrite trees, never tensors; binding evaluates one tree at a time.
+
+    Checkpoint(name, shape)          a tensor of the checkpoint; a leaf
+    Constant(name)                   a tensor the model brings along (rotary frequencies); a leaf
+    Cast(of, dtype)                  converted to a dtype
+    Transpose(of)                    dimensions 0 and 1 swapped (GPT-2 keeps its linears as [in, out])
+    Slice(of, dim, start, stop)      a range of one dimension
+    Concat(parts, dim)               parts one after the other along a dimension
+
+Trees are kept in the engine as JSON (`to_json`, `from_json`), so that new weights can be bound without the compiler.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tritium.errors import CheckpointError, EngineError
+from tritium.weights.source import FLOAT_DTYPES, TensorSpec, WeightSource
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The checkpoint's tensor `name`. `shape`, when given, is what that tensor must have."""
+
+    name: str
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The model's own tensor `name`, kept in the engine; a refit does not change it."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Cast:
+    """`of` in `dtype` (torch's name without `torch.`), rounded to nearest even."""
+
+    of: "Recipe"
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """`of` with dimensions 0 and 1 swapped."""
+
+    of: "Recipe"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Elements `start` to `stop` (exclusive) of `of` along dimension `dim`."""
+
+    of: "Recipe"
+    dim: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Concat:
+    """The parts one after the other along dimension `dim`."""
+
+    parts: tuple["Recipe", ...]
+    dim: int
+
+
+Recipe = Checkpoint | Constant | Cast | Transpose | Slice | Concat
+
+
+def leaves(recipe: Recipe) -> Iterator[Checkpoint | Constant]:
+    """The leaves of a tree, left to right."""
+    match recipe:
+        case Checkpoint() | Constant():
+            yield recipe
+        case Cast(of=of) | Transpose(of=of) | Slice(of=of):
+            yield from leaves(of)
+        case Concat(parts=parts):
+            for part in parts:
+                yield from leaves(part)
+
+
+def evaluate(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The tensor a recipe stands for. It may be a view of the source's memory: do not write to it.
+
+    Raises `CheckpointError` when a leaf is missing, has another shape than its leaf says or is not floating point.
+    """
+
+    def value(node: Recipe) -> Tensor:
+        match node:
+            case Checkpoint():
+                _leaf_spec(node, source)
+                return source.get(node.name)
+            case Constant(name=name):
+                return _constant(name, constants or {})
+            case Cast(of=of, dtype=dtype):
+                return value(of).to(getattr(torch, dtype))
+            case Transpose(of=of):
+                return value(of).transpose(0, 1)
+            case Slice(of=of, dim=dim, start=start, stop=stop):
+                return value(of).narrow(dim, start, stop - start)
+            case Concat(parts=parts, dim=dim):
+                return torch.cat([value(part) for part in parts], dim)
+
+    return value(recipe)
+
+
+def infer(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tensor] | None = None) -> TensorSpec:
+    """Shape and dtype of `evaluate(recipe, ...)` without reading a tensor. Raises what `evaluate` would raise."""
+    match recipe:
+        case Checkpoint():
+            return _leaf_spec(recipe, source)
+        case Constant(name=name):
+            tensor = _constant(name, constants or {})
+            return TensorSpec(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        case Cast(of=of, dtype=dtype):
+            return TensorSpec(dtype, infer(of, source, constants).shape)
+        case Transpose(of=of):
+            spec = infer(of, source, constants)
+            if len(spec.shape) < 2:
+                raise CheckpointError(f"{describe(recipe)}: cannot transpose a tensor of shape {list(spec.shape)}")
+            return TensorSpec(spec.dtype, (spec.shape[1], spec.shape[0], *spec.shape[2:]))
+        case Slice(of=of, dim=dim, start=start, stop=stop):
+            spec = infer(of, source, constants)
+            if not (0 <= dim < len(spec.shape) and 0 <= start <= stop <= spec.shape[dim]):
+                raise CheckpointError(f"{describe(recipe)}: out of range for a tensor of shape {list(spec.shape)}")
+            return TensorSpec(spec.dtype, (*spec.shape[:dim], stop - start, *spec.shape[dim + 1 :]))
+        case Concat(parts=parts, dim=dim):
+            specs = [infer(part, source, constants) for part in parts]
+            rest = {(s.dtype, s.shape[:dim], s.shape[dim + 1 :]) for s in specs}
+            if len(rest) != 1 or not 0 <= dim < len(specs[0].shape):
+                shapes = ", ".join(f"{s.dtype}{list(s.shape)}" for s in specs)
+                raise CheckpointError(f"{describe(recipe)}: parts do not fit together along dimension {dim}: {shapes}")
+            first = specs[0].shape
+            return TensorSpec(specs[0].dtype, (*first[:dim], sum(s.shape[dim] for s in specs), *first[dim + 1 :]))
+
+
+def describe(recipe: Recipe) -> str:
+    """One line for people: `cast(transpose(h.0.mlp.c_fc.weight), bfloat16)`."""
+    match recipe:
+        case Checkpoint(name=name):
+            return name
+        case Constant(name=name):
+            return f"constant {name}"
+        case Cast(of=of, dtype=dtype):
+            return f"cast({describe(of)}, {dtype})"
+        case Transpose(of=of):
+            return f"transpose({describe(of)})"
+        case Slice(of=of, dim=dim, start=start, stop=stop):
+            return f"slice({describe(of)}, dim={dim}, {start}:{stop})"
+        case Concat(parts=parts, dim=dim):
+            return f"concat({', '.join(map(describe, parts))}, dim={dim})"
+
+
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """The tree as JSON values; `from_json` is the inverse."""
+    match recipe:
+        case Checkpoint(name=name, shape=shape):
+            return {"checkpoint": name} | ({"shape": list(shape)} if shape is not None else {})
+        case Constant(name=name):
+            return {"constant": name}
+        case Cast(of=of, dtype=dtype):
+            return {"cast": to_json(of), "dtype": dtype}
+        case Transpose(of=of):
+            return {"transpose": to_json(of)}
+        case Slice(of=of, dim=dim, start=start, stop=stop):
+            return {"slice": to_json(of), "dim": dim, "start": start, "stop": stop}
+        case Concat(parts=parts, dim=dim):
+            return {"concat": [to_json(part) for part in parts], "dim": dim}
+
+
+def from_json(data: object) -> Recipe:
+    """The tree that `to_json` wrote. Raises `EngineError` for anything else."""
+    try:
+        return _from_json(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"not a weight recipe ({error}): {str(data)[:200]}; build the engine again") from error
+
+
+def _from_json(data: Any) -> Recipe:
+    kind = next(iter(data))
+    build: dict[str, Callable[[], Recipe]] = {
+        "checkpoint": lambda: Checkpoint(_str(data.pop("checkpoint")), _shape(data.pop("shape", None))),
+        "constant": lambda: Constant(_str(data.pop("constant"))),
+        "cast": lambda: Cast(_from_json(data.pop("cast")), _dtype(data.pop("dtype"))),
+        "transpose": lambda: Transpose(_from_json(data.pop("transpose"))),
+        "slice": lambda: Slice(
+            _from_json(data.pop("slice")), _int(data.pop("dim")), _int(data.pop("start")), _int(data.pop("stop"))
+        ),
+        "concat": lambda: Concat(tuple(_from_json(part) for part in data.pop("concat")), _int(data.pop("dim"))),
+    }
+    data = dict(data)
+    recipe = build[kind]()
+    if data:
+        raise ValueError(f"unknown keys {sorted(data)}")
+    return recipe
+
+
+def _str(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a name, not {value!r}")
+    return value
+
+
+def _int(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError(f"expected a number, not {value!r}")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return None if value is None else tuple(_int(size) for size in value)
+
+
+def _dtype(value: object) -> str:
+    if value not in FLOAT_DTYPES:
+        raise ValueError(f"{value!r} is not a dtype of a weight")
+    return str(value)
+
+
+def _leaf_spec(leaf: Checkpoint, source: WeightSource) -> TensorSpec:
+    spec = source.spec(leaf.name)
+    if leaf.shape is not None and spec.shape != leaf.shape:
+        raise CheckpointError(
+            f"{source.where(leaf.name)}: tensor {leaf.name!r} is {list(spec.shape)}, expected {list(leaf.shape)}; "
+            "config.json and the weights do not belong together"
+        )
+    if spec.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(
+            f"{source.where(leaf.name)}: tensor {leaf.name!r} has dtype {spec.dtype}; only {', '.join(FLOAT_DTYPES)} "
+            "weights can be read: use the original, unquantised checkpoint"
+        )
+    return spec
+
+
+def _constant(name: str, constants: Mapping[str, Tensor]) -> Tensor:
+    if name not in constants:
+        raise EngineError(f"constant {name!r} was not given; known: {', '.join(sorted(constants)) or 'none'}")
+    return constants[name]
