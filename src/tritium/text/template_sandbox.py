@@ -21,8 +21,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
 MAX_TEXT = 1 << 22  # characters in the prompt, or in any text on the way to it
 MAX_TURNS = 1_000_000  # loop turns and calls in one rendering
-MAX_SECONDS = 10.0
+MAX_SECONDS = 5.0
+MAX_BITS = 8192  # of a number
 
+_CONSTANT_FILTERS = frozenset({"length", "count", "first", "last", "default", "d"})  # whatever they are given
 _SIZED_FILTERS = frozenset({"batch", "center", "indent", "round", "slice", "tojson", "truncate", "wordwrap"})
 _REFUSED_METHODS = frozenset({"expandtabs", "translate", "maketrans"})  # grow text by a product of two sizes
 _REFUSED_GLOBALS = ("lipsum", "cycler")
@@ -37,7 +39,7 @@ class LimitExceeded(jinja2.TemplateError):
 class Budget:
     """What one rendering may still use."""
 
-    turns: int = MAX_TURNS
+    turns: int = field(default_factory=lambda: MAX_TURNS)
     deadline: float = field(default_factory=lambda: time.monotonic() + MAX_SECONDS)
 
     def charge(self, turns: int) -> None:
@@ -60,11 +62,11 @@ def _weight(value: Any, limit: int = MAX_TEXT) -> int:
         return value.bit_length() // 3 + 1
     if not isinstance(value, (list, tuple, dict)):
         return 8
-    total = 2
+    total = 0
     for item in value:
-        total += _weight(item, limit - total) + 2
+        total += 16 + _weight(item, limit - total)  # 16: walking an item costs more than a character
         if isinstance(value, dict):
-            total += _weight(value[item], limit - total) + 2
+            total += _weight(value[item], limit - total)
         if total > limit:
             break
     return total
@@ -73,6 +75,11 @@ def _weight(value: Any, limit: int = MAX_TEXT) -> int:
 def _allow(size: int) -> None:
     if size > MAX_TEXT:
         raise LimitExceeded(f"it makes something of more than {MAX_TEXT} characters or elements")
+
+
+def _allow_bits(size: int) -> None:
+    if size > MAX_BITS:
+        raise LimitExceeded(f"it makes a number of more than {MAX_BITS} bits")
 
 
 def _as_text(value: Any) -> Any:
@@ -126,7 +133,8 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     @wraps(function)  # keeps the mark by which Jinja passes the environment or the context first
     def limited(*arguments: Any, **keywords: Any) -> Any:
         values = (*arguments[num_implicit:], *keywords.values())
-        budget.get().charge(1 + sum(len(value) for value in values if isinstance(value, (list, tuple, dict))))
+        items = 0 if name in _CONSTANT_FILTERS else sum(len(v) for v in values if isinstance(v, (list, tuple, dict)))
+        budget.get().charge(1 + items)
         if name in _SIZED_FILTERS:
             _allow_numbers(values[1:])
             _allow(_weight(values[0]))
@@ -224,12 +232,12 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             for sequence, count in ((left, right), (right, left)):
                 if isinstance(sequence, (str, bytes, list, tuple)) and isinstance(count, int):
                     _allow(len(sequence) * count)
-        elif operator == "**":
-            _allow_numbers((right * 65536,) if isinstance(right, int) else ())
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            _allow_bits(left.bit_length() * right)
         elif operator == "%" and isinstance(left, (str, bytes)):
             _allow_format(left, right if isinstance(right, tuple) else (right,))
         result = _result(super().call_binop(context, operator, left, right))
-        _allow(result.bit_length() if isinstance(result, int) else 0)
+        _allow_bits(result.bit_length() if isinstance(result, int) else 0)
         return result
 
 
