@@ -46,6 +46,12 @@ class Engine:
         return cls(path=path, manifest=manifest, plan=_read_plan(path / PLAN_NAME))
 
     @property
+    def identity(self) -> str:
+        """A hash of plan and weights: KV blocks are worth sharing only between equal ones."""
+        names = [name for name in (PLAN_NAME, WEIGHTS_NAME) if name in self.manifest.files]
+        return "-".join([*(self.manifest.files[name].sha256 for name in names), str(self.manifest.dummy_seed)])
+
+    @property
     def weights_path(self) -> Path | None:
         """The safetensors file, or None when every weight is generated (`manifest.dummy_seed`)."""
         return self.path / WEIGHTS_NAME if WEIGHTS_NAME in self.manifest.files else None

@@ -1,0 +1,274 @@
+"""`LLM`: offline, in-process generation. One engine thread computes; this side only tokenises, waits and collects.
+
+from tritium import LLM, SamplingParams
+with LLM("path/to/model") as llm:
+    for output in llm.generate(["def main("], SamplingParams(temperature=0, max_tokens=32)):
+        print(output.outputs[0].text)
+"""
+
+import asyncio
+import dataclasses
+import difflib
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from tritium.build_child import build_in_child
+from tritium.config import BuildConfig, RuntimeConfig
+from tritium.engine.engine import Engine
+from tritium.engine.obtain import obtain_engine
+from tritium.errors import ConfigError, RequestError
+from tritium.progress import progress_bar
+from tritium.runtime.assemble import make_loop
+from tritium.runtime.engine_thread import EngineThread
+from tritium.runtime.outputs import CompletionOutput, RequestOutput, StepOutput
+from tritium.runtime.request import Request
+from tritium.runtime.scheduler import SchedulerStats
+from tritium.sampling_params import SamplingParams
+from tritium.text.tokenizer import Tokenizer
+
+__all__ = ["LLM", "CompletionOutput", "RequestOutput"]
+
+COMPLETION_MAX_TOKENS = 16  # when `max_tokens` is not given; chats go on until they stop
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class LLM:
+    """A model, ready to generate. Threads may share one; it is closed by `close`, or by leaving a `with` block.
+
+    model: an engine directory, a Hugging Face model directory, or a hub id. A model is built into an engine on first
+    use, in a child process, and cached by content; later starts compile nothing.
+    options: the fields of `BuildConfig` (dtype, scheme, device, max_model_len, ...) and of `RuntimeConfig`
+    (max_num_seqs, max_num_batched_tokens, kv_cache_memory, num_threads, seed, ...). An unknown one is a `ConfigError`.
+    """
+
+    def __init__(self, model: str | Path, **options: Any) -> None:
+        """Raises `ConfigError`, `CheckpointError`, `EngineError` or `OutOfMemory`, each naming what is wrong."""
+        build, self.config = _split_options(options)
+        self.engine = Engine.load(obtain_engine(model, build, build_in_child))
+        self.tokenizer: Tokenizer | None = None
+        if (self.engine.path / "tokenizer.json").is_file():
+            self.tokenizer = Tokenizer.from_directory(self.engine.path, model_vocab_size=self.engine.plan.vocab_size)
+        self._ids = map(str, itertools.count())
+        self._thread = EngineThread(lambda: make_loop(self.engine, self.config, self.tokenizer))
+
+    # -- offline -------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
+        *,
+        use_progress: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Complete one prompt or many (text or token ids); the outputs are in the order of the prompts.
+
+        sampling_params: one for all, or one per prompt; `max_tokens` unset means 16.
+        use_progress: a progress bar on standard error; None: when that is a terminal.
+
+        Raises `RequestError` for the first prompt that is invalid or could never fit; then none of them is answered.
+        A request that fails while it runs has finish_reason "error" and does not disturb the others.
+        """
+        many = _as_prompts(prompts)
+        params = [_with_max_tokens(p, COMPLETION_MAX_TOKENS) for p in _as_params(sampling_params, len(many))]
+        return self._run([self._request(p, q) for p, q in zip(many, params, strict=True)], use_progress)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: Params = None,
+        *,
+        use_progress: bool | None = None,
+        **template_options: Any,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or many. `max_tokens` unset means until a stop or the end of the context.
+
+        messages: {"role": ..., "content": ...}, as chat templates take them. template_options: for the template
+        (`tools`, `add_generation_prompt`, ...). Raises as `generate` does.
+        """
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        params = _as_params(sampling_params, len(conversations))
+        tokenizer = self._need_tokenizer("chat() needs a tokenizer")
+        requests = []
+        for conversation, q in zip(conversations, params, strict=True):
+            text = tokenizer.render_chat(conversation, **template_options)  # type: ignore[arg-type]
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            requests.append((text, self._make_request(ids, q, None)))
+        return self._run(requests, use_progress)
+
+    # -- streaming -----------------------------------------------------------------------------------------------------
+
+    async def generate_async(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        """Complete one prompt, as it is computed: each RequestOutput holds only what is new (text and token ids).
+
+        The last one is `finished`. Leaving the iteration early aborts the request. Raises as `generate` does.
+        """
+        params = _with_max_tokens(sampling_params or SamplingParams(), COMPLETION_MAX_TOKENS)
+        text, request = self._request(prompt, params, request_id)
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[StepOutput] = asyncio.Queue()
+
+        def listen(step: StepOutput) -> None:
+            loop.call_soon_threadsafe(arrived.put_nowait, step)
+
+        self._thread.submit(request, listen, is_streaming=True)
+        is_finished = False
+        try:
+            while not is_finished:
+                step = await arrived.get()
+                is_finished = step.finish_reason is not None
+                if step.refusal is not None:
+                    raise step.refusal
+                yield _output(text, request, [step])
+        finally:
+            if not is_finished:
+                self.abort(request.request_id)
+
+    def abort(self, request_id: str) -> None:
+        """End a request with finish_reason "abort"; one that is unknown or finished is ignored."""
+        self._thread.abort(request_id)
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> SchedulerStats:
+        """Requests in flight, KV blocks used, prefix hits, preemptions: as of now."""
+        return self._thread.running_loop.scheduler.stats
+
+    def close(self) -> None:
+        """End running requests with "abort", and the engine thread. May be called again."""
+        self._thread.close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, request_id: str | None = None
+    ) -> tuple[str | None, Request]:
+        """The prompt's text, if it is text, and its request."""
+        if isinstance(prompt, str):
+            ids = self._need_tokenizer("a prompt of text needs a tokenizer; pass token ids").encode(prompt)
+            return prompt, self._make_request(ids, params, request_id)
+        return None, self._make_request(prompt, params, request_id)
+
+    def _make_request(self, ids: Sequence[int], params: SamplingParams, request_id: str | None) -> Request:
+        if params.stop:
+            self._need_tokenizer("stop strings need a tokenizer; use stop_token_ids")
+        return Request(
+            request_id=request_id if request_id is not None else next(self._ids),
+            prompt_token_ids=ids,
+            params=params,
+            eos_token_ids=self._eos_token_ids(),
+        )
+
+    def _eos_token_ids(self) -> tuple[int, ...]:
+        own = self.tokenizer.eos_token_ids if self.tokenizer is not None else ()
+        return tuple({*own, *self.engine.manifest.eos_token_ids})
+
+    def _need_tokenizer(self, why: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RequestError(f"{why}: the engine {self.engine.path} has no tokenizer.json")
+        return self.tokenizer
+
+    def _run(self, requests: Sequence[tuple[str | None, Request]], use_progress: bool | None) -> list[RequestOutput]:
+        """Submit all, wait for all. An exception here (a refusal, Ctrl-C) aborts what is unfinished."""
+        arrived: SimpleQueue[StepOutput] = SimpleQueue()
+        steps: dict[str, list[StepOutput]] = {request.request_id: [] for _, request in requests}
+        unfinished = set(steps)
+        try:
+            for _, request in requests:
+                self._thread.submit(request, arrived.put)
+            with progress_bar(len(requests), use_progress) as bar:
+                while unfinished:
+                    step = arrived.get()
+                    if step.refusal is not None:
+                        raise step.refusal
+                    steps[step.request_id].append(step)
+                    if step.finish_reason is not None:
+                        unfinished.discard(step.request_id)
+                        bar.finish_one(len(step.token_ids))
+        finally:
+            for request_id in unfinished:
+                self.abort(request_id)
+        return [_output(text, request, steps[request.request_id]) for text, request in requests]
+
+
+def _output(prompt: str | None, request: Request, steps: Sequence[StepOutput]) -> RequestOutput:
+    """What these steps gave, joined."""
+    last = steps[-1]
+    wants_logprobs = request.params.logprobs is not None
+    completion = CompletionOutput(
+        text="".join(step.text for step in steps),
+        token_ids=[token_id for step in steps for token_id in step.token_ids],
+        logprobs=[token for step in steps for token in step.logprobs] if wants_logprobs else None,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+    )
+    return RequestOutput(
+        request_id=request.request_id,
+        prompt=prompt,
+        prompt_token_ids=list(request.prompt_token_ids),
+        outputs=[completion],
+        timings=dataclasses.replace(last.timings or request.timings),
+        num_cached_tokens=last.num_cached_tokens,
+        finished=last.finish_reason is not None,
+        error=last.error,
+    )
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt becomes a list of one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    many = list(prompts)
+    if many and all(isinstance(item, int) for item in many):
+        return [many]  # type: ignore[list-item]
+    return many  # type: ignore[return-value]
+
+
+def _as_params(params: Params, count: int) -> list[SamplingParams]:
+    """One per prompt."""
+    if params is None:
+        params = SamplingParams()
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise RequestError(f"{count} prompts need one SamplingParams, or {count}, not {len(params)}")
+    return list(params)
+
+
+def _with_max_tokens(params: SamplingParams, max_tokens: int) -> SamplingParams:
+    if params.max_tokens is not None:
+        return params
+    return dataclasses.replace(params, max_tokens=max(max_tokens, params.min_tokens))
+
+
+def _split_options(options: Mapping[str, Any]) -> tuple[BuildConfig, RuntimeConfig]:
+    """Each option goes where a field has its name, `max_model_len` to both. Unknown ones are refused."""
+    build = {field.name for field in dataclasses.fields(BuildConfig)}
+    runtime = {field.name for field in dataclasses.fields(RuntimeConfig)}
+    for name in options:
+        if name not in build | runtime:
+            near = difflib.get_close_matches(name, build | runtime, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(build | runtime))}"
+            raise ConfigError(f"LLM has no option {name!r}; {hint}")
+    return (
+        BuildConfig(**{name: value for name, value in options.items() if name in build}),
+        RuntimeConfig(**{name: value for name, value in options.items() if name in runtime}),
+    )

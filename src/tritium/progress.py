@@ -1,0 +1,37 @@
+"""A progress bar over requests, on standard error, for people who watch a terminal."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RequestProgress:
+    """Counts finished requests and their tokens; shows nothing without a bar."""
+
+    def __init__(self, total: int, bar: Progress | None) -> None:
+        self._bar = bar
+        self._task = bar.add_task("generating", total=total, rate="") if bar is not None else None
+        self._start = time.perf_counter()
+        self._num_tokens = 0
+
+    def finish_one(self, num_tokens: int) -> None:
+        """A request is finished and had so many output tokens."""
+        self._num_tokens += num_tokens
+        if self._bar is not None and self._task is not None:
+            rate = self._num_tokens / (time.perf_counter() - self._start)
+            self._bar.update(self._task, advance=1, rate=f"{rate:,.0f} tokens/s")
+
+
+@contextmanager
+def progress_bar(total: int, use_progress: bool | None) -> Iterator[RequestProgress]:
+    """A bar over `total` requests. use_progress None: when standard error is a terminal."""
+    if not (sys.stderr.isatty() if use_progress is None else use_progress):
+        yield RequestProgress(total, None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        yield RequestProgress(total, bar)

@@ -1,0 +1,121 @@
+"""The engine thread: every torch op and kernel of an engine runs on it; other threads talk to it through one inbox.
+
+Each OS thread that enters an OpenMP region gets a pool of its own, so the loop is also *made* on this thread.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from tritium.errors import EngineError, TritiumError
+from tritium.runtime.engine_loop import EngineLoop, Listener
+from tritium.runtime.outputs import StepOutput
+from tritium.runtime.request import Request
+
+logger = logging.getLogger("tritium")
+
+_IDLE_WAIT = 0.001  # seconds, when requests wait and none of them can run
+
+
+class EngineThread:
+    """Runs an `EngineLoop`. `submit`, `abort` and `close` may be called from any thread."""
+
+    def __init__(self, make_loop: Callable[[], EngineLoop], name: str = "tritium-engine") -> None:
+        """Start the thread, make the loop on it and wait until that is done; what it raises is raised here."""
+        self._make_loop = make_loop
+        self._inbox: deque[Callable[[EngineLoop], None]] = deque()
+        self._wake = threading.Condition()
+        self._is_closing = False
+        self._failure: BaseException | None = None
+        self._ready = threading.Event()
+        self._loop: EngineLoop | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def submit(self, request: Request, listener: Listener, *, is_streaming: bool = False) -> None:
+        """Hand over a request; `listener` runs on the engine thread. A refused one gets one output with a `refusal`.
+
+        Raises `EngineError` when the engine is closed.
+        """
+
+        def take(loop: EngineLoop) -> None:
+            try:
+                loop.submit(request, listener, is_streaming=is_streaming)
+            except TritiumError as error:
+                listener(StepOutput(request.request_id, "", (), finish_reason="error", error=str(error), refusal=error))
+
+        self._post(take)
+
+    def abort(self, request_id: str) -> None:
+        """End a request with finish_reason "abort", soon; unknown and finished ones are ignored."""
+        self._post(lambda loop: loop.abort(request_id))
+
+    def close(self) -> None:
+        """End every request with "abort" and the thread with them. May be called again."""
+        with self._wake:
+            self._is_closing = True
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    @property
+    def running_loop(self) -> EngineLoop:
+        """The loop; from other threads only to read counts."""
+        assert self._loop is not None
+        return self._loop
+
+    @property
+    def is_alive(self) -> bool:
+        """True until the thread has ended."""
+        return self._thread.is_alive()
+
+    def _post(self, message: Callable[[EngineLoop], None]) -> None:
+        with self._wake:
+            if self._is_closing:
+                raise EngineError("this engine is closed")
+            self._inbox.append(message)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        try:
+            loop = self._loop = self._make_loop()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for us
+            self._failure = error
+            return
+        finally:
+            self._ready.set()
+        try:
+            while self._take_messages(loop):
+                try:
+                    if not loop.step():
+                        self._rest(loop)
+                except Exception as error:  # the loop outlives whatever one step does
+                    logger.exception("the scheduler failed; every request ends with an error")
+                    loop.fail_all(error)
+        finally:
+            self._is_closing = True
+            loop.close()
+
+    def _take_messages(self, loop: EngineLoop) -> bool:
+        """Wait for work, run what others posted; False when it is time to end."""
+        with self._wake:
+            while not (self._inbox or self._is_closing or loop.has_work):
+                self._wake.wait()
+            messages = list(self._inbox)
+            self._inbox.clear()
+        for message in messages:
+            try:
+                message(loop)
+            except Exception:  # one message, or its listener, must not end the loop
+                logger.exception("a message to the engine thread failed")
+        return not self._is_closing
+
+    def _rest(self, loop: EngineLoop) -> None:
+        """Nothing was sent in this step. That is usual in prefill; when nothing could run, do not spin."""
+        if loop.is_stalled:
+            with self._wake:
+                self._wake.wait(_IDLE_WAIT)
