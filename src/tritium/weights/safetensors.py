@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 
 class SafetensorsSource:
-    """The tensors of a model directory, or of one file. Raises `CheckpointError` when a file is missing, damaged or contradicts itself."""
+    """The tensors of a model directory, or of one file. `CheckpointError` when one is missing or damaged."""
 
     def __init__(self, model_dir: str | Path) -> None:
         self._dir = Path(model_dir)
