@@ -1,0 +1,49 @@
+# Two commands do all the set-up: `make demo` and `make test`. Linux, Python 3.11 or newer as `python3`, pip; no compiler needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# An index to take torch from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu; empty: pip's own.
+TORCH_INDEX ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.PHONY: demo test test-full check clean help
+
+help:
+	@echo "make demo       build an engine from the bundled checkpoint and generate with it, live"
+	@echo "make test       the default test suite"
+	@echo "make test-full  every test, the slow matrices too"
+	@echo "make check      format, lint, types, import rules, file length"
+	@echo "make clean      remove $(VENV) and caches"
+
+demo: $(VENV)/.ready-demo
+	@$(BIN)/python examples/demo.py
+
+test: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -q -m "not full"
+
+test-full: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python dev/check_lengths.py
+
+# What each needs of pyproject.toml; pip leaves alone what is installed already, so a second one only adds.
+$(VENV)/.ready-demo: EXTRAS :=
+$(VENV)/.ready-test: EXTRAS := [test]
+$(VENV)/.ready-dev: EXTRAS := [dev]
+$(VENV)/.ready-%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; $(PYTHON) is {sys.version.split()[0]}: use make PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing pinned dependencies into $(VENV) (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".$(EXTRAS)" \
+		2> >(grep -v -e "is ignored: it is" -e "is being ignored" >&2 || true)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

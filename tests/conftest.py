@@ -1,0 +1,39 @@
+"""Rules for every test: no network, a cache of its own, and in CI no skips."""
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+IS_CI = os.environ.get("CI", "") not in ("", "0", "false")
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TRITIUM_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "tritium"))
+
+# Two cores may be shared with anything, so no example has a deadline; CI draws the same examples always.
+hypothesis.settings.register_profile("tritium", deadline=None, derandomize=IS_CI)
+hypothesis.settings.load_profile("tritium")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skipped test into a failed one under CI=1: what CI does not run, nobody runs."""
+    report = yield
+    _fail_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a whole module that skips itself."""
+    report = yield
+    _fail_skipped(report)
+    return report
+
+
+def _fail_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if IS_CI and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which CI=1 counts as a failure: {report.longrepr}"
