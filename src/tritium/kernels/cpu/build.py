@@ -22,11 +22,9 @@ from tritium.errors import KernelError
 
 SOURCE_DIR = Path(__file__).parent / "csrc"
 NAME = "libtritium_kernels.so"
-# -fno-math-errno and -fno-trapping-math change no value: they let sqrt and selects become vector instructions.
-FLAGS = tuple(
-    "-std=c++17 -O3 -march=native -fopenmp -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math "
-    "-Wall -Wextra -Wno-psabi".split()
-)
+WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi")
+EXACT = ("-fno-math-errno", "-fno-trapping-math")  # change no value: sqrt and selects become vector instructions
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fvisibility=hidden", *EXACT, *WARNINGS)
 COMPILE_TIMEOUT_S = 300
 
 

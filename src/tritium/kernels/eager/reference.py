@@ -1,0 +1,57 @@
+"""Every op's reference as a kernel: valid for every shape and dtype, allocating, slow. What runs without a compiler."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tritium import ops
+from tritium.kernels.eager.rows import row_blocks
+from tritium.kernels.kernel import Bind, Thunk
+
+
+def _copying(name: str) -> Bind:
+    """bind for an op whose reference treats each row alike, however many there are."""
+    reference = ops.op_named(name).reference
+
+    def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+        kept, copy = dict(args), outputs[0].copy_
+        return lambda: copy(reference(**kept))
+
+    return bind
+
+
+def _by_rows(name: str, *row_args: str) -> Bind:
+    """bind for an op with element-wise functions whose bits depend on the loop's length; see rows.py."""
+    reference = ops.op_named(name).reference
+
+    def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+        literals = {key: value for key, value in args.items() if key not in row_args}
+        blocks = row_blocks(*(args[key] for key in row_args), outputs[0])
+
+        def thunk() -> None:
+            for *inputs, out in blocks:
+                out.copy_(reference(*inputs, **literals))
+
+        return thunk
+
+    return bind
+
+
+def kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.kv_store: writes into the cache, has no output."""
+    kept: dict[str, Any] = dict(args)
+    reference: Callable[..., None] = ops.op_named("kv_store").reference
+    return lambda: reference(**kept)
+
+
+embedding = _copying("embedding")
+rms_norm = _copying("rms_norm")
+layer_norm = _copying("layer_norm")
+rope_cos_sin = _copying("rope_cos_sin")
+rope = _copying("rope")
+attention = _copying("attention")
+gather_rows = _copying("gather_rows")
+paged_attention = _copying("paged_attention")
+activation = _by_rows("activation", "x")
+gated_activation = _by_rows("gated_activation", "gate", "up")

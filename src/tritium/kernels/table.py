@@ -1,0 +1,69 @@
+"""Every kernel, as literal rows. For one op the first row that is available and supports the arguments is taken.
+
+The order is the preference: compiled, oneDNN, then the eager row, which every op has and which takes everything.
+"""
+
+from tritium.kernels.eager.aten import ALLOWED, bind_name
+from tritium.kernels.kernel import Kernel
+
+_CPU = "tritium.kernels.cpu"
+_EAGER = "tritium.kernels.eager"
+_ONEDNN = "tritium.kernels.onednn.linear"
+_REFERENCE = "the op's reference"
+
+KERNELS: tuple[Kernel, ...] = (
+    Kernel(
+        name="cpu.rms_norm",
+        op="rms_norm",
+        backend="cpu",
+        target=f"{_CPU}.norms:bind_rms_norm",
+        supports=f"{_CPU}.norms:supports_rms_norm",
+        numerics="fp32, 64 lanes",
+    ),
+    Kernel(
+        name="onednn.linear",
+        op="linear",
+        backend="onednn",
+        target=f"{_ONEDNN}:bind",
+        supports=f"{_ONEDNN}:supports",
+        row_multiple=2,
+        pack={"weight_NK": f"{_ONEDNN}:pack_weight"},
+        numerics="fp32 sums, oneDNN's order for 2 rows and more",
+    ),
+    Kernel(
+        name="eager.linear",
+        op="linear",
+        backend="eager",
+        target=f"{_EAGER}.linear:bind",
+        row_multiple=4,
+        numerics="fp32 sums, MKL's order for multiples of 4 rows",
+    ),
+    *(
+        Kernel(
+            name=f"eager.{op}",
+            op=op,
+            backend="eager",
+            target=f"{_EAGER}.reference:{op}",
+            numerics=_REFERENCE,
+        )
+        for op in (
+            "embedding",
+            "rms_norm",
+            "layer_norm",
+            "rope_cos_sin",
+            "rope",
+            "activation",
+            "gated_activation",
+            "attention",
+            "gather_rows",
+            "kv_store",
+            "paged_attention",
+        )
+    ),
+    *(
+        Kernel(
+            name=f"eager.{op}", op=op, backend="eager", target=f"{_EAGER}.aten:{bind_name(op)}", numerics="torch's own"
+        )
+        for op in ALLOWED
+    ),
+)
