@@ -32,7 +32,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     backend: the kernels it was lowered for. model: name, architecture and source, for people.
     max_model_len: longest prompt plus output in tokens. eos_token_ids: ids that end an output.
     dummy_seed: weights without a file are generated from it; None: every weight is in `weights.safetensors`.
-    build: the resolved BuildConfig. versions: of tritium, torch. files: every other file of the directory.
+    build: the resolved BuildConfig. timings: seconds by stage of the build. matches: places changed, by pass.
+    versions: of tritium, torch. files: every other file of the directory.
     """
 
     format: str = FORMAT
@@ -48,6 +49,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...] = ()
     dummy_seed: int | None = None
     build: dict[str, Any] = {}
+    timings: dict[str, float] = {}
+    matches: dict[str, int] = {}
     versions: dict[str, str] = {}
     files: dict[str, FileRecord] = {}
 

@@ -1,0 +1,211 @@
+"""`build`: a model becomes an engine directory. The pipeline of DESIGN §1, one call per stage.
+
+resolve    what was given: module, recipes, weights' source
+capture    torch.export on meta tensors -> graph
+optimise   passes/pipeline.py
+lower      graph -> plan
+kernels    the kernel of each step
+write      weights streamed through their recipes, everything into a temporary directory, one rename
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+import tritium
+from tritium.config import BuildConfig, from_keywords
+from tritium.engine.engine import Engine
+from tritium.engine.manifest import Manifest
+from tritium.engine.plan import Extent, Plan
+from tritium.engine.serialise import write_engine
+from tritium.errors import CaptureError, ConfigError, EngineError
+from tritium.graph import dump
+from tritium.graph.capture import capture
+from tritium.models.config import ModelConfig
+from tritium.passes import pipeline
+from tritium.resolve import ResolvedModel, Weights, resolve_model
+from tritium.runtime.kernel_choice import choose_kernels
+from tritium.weights import bind, recipes
+from tritium.weights.source import DictSource, TensorSpec
+
+STAGES = ("resolve", "capture", "optimise", "lower", "kernels", "write")
+DUMMY_SEED = 0
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A model as a plan, before it is bound to weights.
+
+    graph_text, graph_json: the final graph. constants: tensors the model brings along, by weight name.
+    """
+
+    plan: Plan
+    graph_text: str
+    graph_json: str
+    constants: dict[str, torch.Tensor]
+    matches: dict[str, int]
+
+
+def build(
+    model: str | Path | nn.Module | ModelConfig,
+    config: BuildConfig | None = None,
+    *,
+    output_dir: str | Path,
+    weights: Weights = None,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Engine:
+    """Compile `model` into an engine at `output_dir` and open it.
+
+    model: a Hugging Face directory or hub id, a module `forward(input_ids [T], positions [T]) -> logits [T, V]`, or a
+        ModelConfig.
+    weights: a state dict in place of the model's own; "dummy": random ones, of which no file is written.
+    overrides: fields of `BuildConfig`.
+    progress(stage, done, total) is called as work proceeds; stages are `STAGES`, the last counts bytes of weights.
+
+    An engine that is already at `output_dir` is replaced; after an error it is as it was. Raises `ConfigError`,
+    `CheckpointError`, `CaptureError`, `KernelError` or `EngineError`.
+    """
+    config = _config(config, overrides)
+    clock = _Clock(progress)
+    with clock.stage("resolve"):
+        resolved = resolve_model(model, config, weights)
+    compiled = compile_module(resolved.module, config, dtype=resolved.dtype, clock=clock)
+    with clock.stage("write"):
+        path = _write(resolved, compiled, config, Path(output_dir), clock)
+    return Engine.load(path)
+
+
+def compile_module(
+    module: nn.Module, config: BuildConfig, *, dtype: torch.dtype | None = None, clock: "_Clock | None" = None
+) -> Compiled:
+    """Capture, optimise and lower `module` and choose its kernels; touches no weight and no file."""
+    clock = clock or _Clock(None)
+    with clock.stage("capture"):
+        captured = capture(module, dtype=dtype)
+    with clock.stage("optimise"):
+        optimised = pipeline.optimise(captured.graph, disabled=config.disabled_passes)
+        if not optimised.kv_groups:
+            raise CaptureError(
+                f"{type(module).__name__} has no causal attention. This version builds decoders only: write attention "
+                "with tritium.ops.attention, or as torch's scaled_dot_product_attention(..., is_causal=True)"
+            )
+    with clock.stage("lower"):
+        plan = pipeline.to_plan(optimised)
+    with clock.stage("kernels"):
+        chosen = choose_kernels(plan)
+        steps = (
+            msgspec.structs.replace(step, kernel=kernel.name) for step, kernel in zip(plan.steps, chosen, strict=True)
+        )
+        plan = msgspec.structs.replace(plan, steps=tuple(steps))
+    return Compiled(
+        plan=plan,
+        graph_text=dump.to_text(optimised.graph),
+        graph_json=dump.to_json(optimised.graph),
+        constants=captured.constants,
+        matches=optimised.matches,
+    )
+
+
+def _write(resolved: ResolvedModel, compiled: Compiled, config: BuildConfig, output_dir: Path, clock: "_Clock") -> Path:
+    specs = {v.name: TensorSpec(v.dtype, _sizes(v.shape)) for v in compiled.plan.values if v.kind == "weight"}
+    trees = {name: _recipe(name, resolved.recipes, compiled.constants) for name in specs}
+    is_dummy = resolved.source is None
+    if is_dummy:  # the runtime generates what comes from a checkpoint; only constants are kept
+        specs = {name: spec for name, spec in specs.items() if isinstance(trees[name], recipes.Constant)}
+
+    def write_weights(path: Path) -> None:
+        def report(name: str, done: int, total: int) -> None:
+            clock.report("write", done, total)
+
+        source = resolved.source or DictSource({})
+        bind.bind(trees, specs, source, path, constants=compiled.constants, progress=report)
+
+    manifest = Manifest(
+        backend=config.device,
+        model={"name": resolved.name, "architecture": resolved.architecture, "source": resolved.origin},
+        dtype=_compute_dtype(compiled.plan),
+        scheme=config.scheme,
+        invariance=config.invariance,
+        max_model_len=resolved.max_model_len,
+        vocab_size=compiled.plan.vocab_size,
+        bos_token_id=resolved.bos_token_id,
+        eos_token_ids=resolved.eos_token_ids,
+        dummy_seed=DUMMY_SEED if is_dummy else None,
+        build=dataclasses.asdict(config),
+        versions={"tritium": tritium.__version__, "torch": str(torch.__version__)},
+        timings={stage: round(seconds, 3) for stage, seconds in clock.seconds.items()},
+        matches=compiled.matches,
+    )
+    return write_engine(
+        output_dir,
+        manifest=manifest,
+        plan=compiled.plan,
+        texts={
+            "graph.txt": compiled.graph_text,
+            "graph.json": compiled.graph_json,
+            "recipes.json": json.dumps({name: recipes.to_json(tree) for name, tree in trees.items()}, indent=1) + "\n",
+        },
+        write_weights=write_weights if specs else None,
+        model_dir=resolved.model_dir,
+    )
+
+
+def _recipe(name: str, known: Mapping[str, recipes.Recipe], constants: Mapping[str, torch.Tensor]) -> recipes.Recipe:
+    """The weight's recipe; a tensor made in the model's code is a constant."""
+    if name in known:
+        return known[name]
+    if name in constants:
+        return recipes.Constant(name)
+    raise EngineError(f"weight {name!r} of the plan is neither a parameter nor a buffer of the model")
+
+
+def _compute_dtype(plan: Plan) -> str:
+    """The dtype of what the KV cache holds: the model's activations."""
+    return plan.kv_groups[0].dtype
+
+
+def _sizes(shape: tuple[str | int, ...]) -> tuple[int, ...]:
+    return tuple(Extent.parse(dim).constant for dim in shape)
+
+
+def _config(config: BuildConfig | None, overrides: Mapping[str, Any]) -> BuildConfig:
+    if config is None:
+        return from_keywords(BuildConfig, overrides)
+    if not isinstance(config, BuildConfig):
+        raise ConfigError(f"config must be a BuildConfig, not {type(config).__name__}")
+    return from_keywords(
+        BuildConfig, {f.name: getattr(config, f.name) for f in dataclasses.fields(config)} | dict(overrides)
+    )
+
+
+class _Clock:
+    """Times the stages and reports them."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Tell the caller how far a stage is."""
+        if self._progress is not None:
+            self._progress(stage, done, total)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what runs inside; report its start and its end."""
+        self.report(name, 0, 1)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        self.report(name, 1, 1)

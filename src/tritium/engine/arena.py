@@ -1,0 +1,102 @@
+"""The memory plan: one byte offset for every temporary of a plan, computed once, with plain integers.
+
+Two temporaries share bytes only when no step needs both. Offsets are made for the largest batch; a smaller one uses the
+beginning of each place, so addresses never change while an engine runs.
+"""
+
+import math
+from typing import NamedTuple
+
+from tritium.engine.plan import Arg, Extent, Plan, Ref, Sizes, Step
+from tritium.errors import EngineError
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector load
+ITEM_SIZES = {
+    "bool": 1, "uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8, "float16": 2, "bfloat16": 2, "float32": 4,
+    "float64": 8,
+}  # fmt: skip
+
+
+class Lifetime(NamedTuple):
+    """first: the step that writes the value; last: the last that reads it (for the output, the number of steps)."""
+
+    first: int
+    last: int
+
+
+class Arena(NamedTuple):
+    """offsets: bytes from the arena's start, by temporary, multiples of `ALIGNMENT`. total: bytes needed in all."""
+
+    offsets: dict[str, int]
+    total: int
+
+
+def plan_arena(plan: Plan, largest: Sizes) -> Arena:
+    """Place every temporary of `plan` for batches up to `largest`.
+
+    Large ones first, each at the lowest offset that is free during its whole life. Raises `EngineError` when a step
+    reads a temporary that no step before it has written.
+    """
+    lifetimes = find_lifetimes(plan)
+    sizes = {v.name: _num_bytes(v.dtype, v.shape, largest) for v in plan.values if v.name in lifetimes}
+    placed: list[tuple[int, int, Lifetime]] = []  # offset, end, lifetime; sorted by offset
+    offsets: dict[str, int] = {}
+    for name in sorted(sizes, key=lambda n: (-sizes[n], lifetimes[n], n)):
+        life = lifetimes[name]
+        offset, size = 0, sizes[name]
+        for start, end, other in placed:
+            if other.last < life.first or life.last < other.first:
+                continue
+            if offset + size <= start:
+                break
+            offset = max(offset, end)
+        offsets[name] = offset
+        placed.append((offset, offset + size, life))
+        placed.sort(key=lambda place: place[:2])
+    return Arena(offsets, max((end for _, end, _ in placed), default=0))
+
+
+def find_lifetimes(plan: Plan) -> dict[str, Lifetime]:
+    """When each temporary is needed; a view keeps what it looks at alive; one never read lives for its own step."""
+    values = {v.name: v for v in plan.values}
+
+    def base(name: str) -> str:
+        while values[name].kind == "view":
+            name = values[name].base
+        return name
+
+    lifetimes: dict[str, Lifetime] = {}
+    for index, step in enumerate(plan.steps):
+        for name in _reads(step):
+            _extend(lifetimes, base(name), index, step, is_temp=values[base(name)].kind == "temp")
+        for name in step.outputs:
+            if values[name].kind == "temp":
+                lifetimes.setdefault(name, Lifetime(index, index))
+    output = base(plan.output)
+    if output in lifetimes:
+        lifetimes[output] = Lifetime(lifetimes[output].first, len(plan.steps))
+    return lifetimes
+
+
+def _extend(lifetimes: dict[str, Lifetime], name: str, index: int, step: Step, *, is_temp: bool) -> None:
+    if name in lifetimes:
+        lifetimes[name] = Lifetime(lifetimes[name].first, index)
+    elif is_temp:
+        raise EngineError(
+            f"step {index} ({step.op}) reads {name!r} before it is written: the plan is damaged; build it again"
+        )
+
+
+def _reads(step: Step) -> list[str]:
+    return [ref.value for arg in step.args.values() for ref in _refs(arg)]
+
+
+def _refs(arg: Arg) -> list[Ref]:
+    if isinstance(arg, list):
+        return [item for item in arg if isinstance(item, Ref)]
+    return [arg] if isinstance(arg, Ref) else []
+
+
+def _num_bytes(dtype: str, shape: tuple[str | int, ...], sizes: Sizes) -> int:
+    elements = math.prod(Extent.parse(dim).at(sizes) for dim in shape)
+    return max(ALIGNMENT, -(-elements * ITEM_SIZES[dtype] // ALIGNMENT) * ALIGNMENT)

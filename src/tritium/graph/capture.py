@@ -1,0 +1,190 @@
+"""Capture: an nn.Module becomes an fx graph, through torch.export on meta tensors.
+
+The module's forward takes `input_ids` [T] and `positions` [T] (int64) and returns logits [T, V]. Nothing of the module
+is executed on data and none of its tensors is copied. The captured graph has one placeholder per input, parameter and
+buffer; every node carries
+
+    meta["spec"]    dtype and shape (spec.py)
+    meta["source"]  where in the model it comes from (source.py)
+    meta["covers"]  the captured nodes it stands for: itself at first, several after a rewrite
+
+and a placeholder meta["kind"] ("input", "weight", later "kv") and meta["name"], the parameter's own name.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import fx, nn
+
+from tritium.engine.plan import Extent
+from tritium.errors import CaptureError
+from tritium.graph.source import Source
+from tritium.graph.spec import IRREGULAR, Dim, Spec
+
+EXAMPLE_TOKENS = 8  # T = 1 would be specialised on
+INPUTS = ("input_ids", "positions")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A graph and the real tensors it refers to.
+
+    graph: the fx graph; passes change it in place.
+    constants: values of buffers and of tensors made in the model's code, by placeholder name; None where the module's
+        own tensor is on the meta device.
+    """
+
+    graph: fx.Graph
+    constants: dict[str, torch.Tensor]
+
+
+def capture(module: nn.Module, *, dtype: torch.dtype | None = None) -> Captured:
+    """Export `module` with a dynamic number of tokens; floating parameters are taken as `dtype` when given.
+
+    The module is left as it was. Raises `CaptureError` when it cannot be exported.
+    """
+    ids, positions = (torch.zeros(EXAMPLE_TOKENS, dtype=torch.int64, device="meta") for _ in INPUTS)
+    num_tokens = torch.export.Dim("T", min=2)
+    constants = {name: b for name, b in module.named_buffers(remove_duplicate=False) if not b.is_meta}
+    with _as_meta(module, dtype), torch.no_grad():
+        try:
+            exported = torch.export.export(
+                module,
+                (ids, positions),
+                dynamic_shapes=({0: num_tokens}, {0: num_tokens}),
+                strict=False,
+            )
+        except Exception as error:
+            raise CaptureError(_export_failed(module, error)) from error
+        if any(is_mutating(node) for node in exported.graph.nodes):
+            exported = exported.run_decompositions({})  # doubles the time; decomposes nothing, makes it functional
+    graph = exported.graph
+    _name_placeholders(graph, exported.graph_signature)
+    constants |= {name: t for name, t in exported.constants.items() if isinstance(t, torch.Tensor) and not t.is_meta}
+    annotate(graph)
+    return Captured(graph, constants)
+
+
+def is_mutating(node: fx.Node) -> bool:
+    """True for an op that writes to one of its arguments."""
+    return (
+        node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    )
+
+
+def annotate(graph: fx.Graph) -> None:
+    """Give every node of a freshly exported graph its spec and source, and drop torch's own metadata."""
+    symbols: dict[sympy.Expr, Dim] = {}
+    tokens = _token_symbol(graph)
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        node.meta = {key: node.meta[key] for key in ("kind", "name") if key in node.meta} | {
+            "spec": _spec(value, tokens, symbols),
+            "source": Source.of(node),
+            "covers": (node.name,) if node.op == "call_function" else (),
+        }
+
+
+def _spec(value: Any, tokens: sympy.Symbol | None, memo: dict[sympy.Expr, Dim]) -> Any:
+    """Spec of a fake tensor, tuple of them for a list, size for a number, None for anything else."""
+    if isinstance(value, torch.Tensor):
+        return Spec(value.dtype, tuple(_dim(size, tokens, memo) for size in value.shape))
+    if isinstance(value, (list, tuple)):
+        return tuple(_spec(item, tokens, memo) for item in value)
+    if isinstance(value, torch.SymInt):
+        return _dim(value, tokens, memo)
+    return None
+
+
+def _dim(size: int | torch.SymInt, tokens: sympy.Symbol | None, memo: dict[sympy.Expr, Dim]) -> Dim:
+    """An int, or the Extent of a size that is linear in the number of tokens."""
+    if isinstance(size, int):
+        return size
+    expr = size.node.expr
+    if expr not in memo:
+        memo[expr] = _linear(expr, tokens)
+    return memo[expr]
+
+
+def _linear(expr: sympy.Expr, tokens: sympy.Symbol | None) -> Dim:
+    """`expr` as a·T + d, or IRREGULAR when it is not."""
+    if expr.is_Integer:
+        return int(expr)
+    if tokens is None or expr.free_symbols != {tokens} or not expr.is_polynomial(tokens):
+        return IRREGULAR
+    coefficients = sympy.Poly(expr, tokens).all_coeffs()
+    if len(coefficients) != 2 or not all(c.is_Integer for c in coefficients):
+        return IRREGULAR
+    return Extent(tokens=int(coefficients[0]), constant=int(coefficients[1]))
+
+
+def _token_symbol(graph: fx.Graph) -> sympy.Symbol | None:
+    """The symbol torch.export uses for T."""
+    for node in graph.nodes:
+        if node.meta.get("kind") == "input" and node.meta["name"] == INPUTS[0]:
+            size = node.meta["val"].shape[0]
+            return None if isinstance(size, int) else size.node.expr
+    return None
+
+
+def _name_placeholders(graph: fx.Graph, signature: Any) -> None:
+    """Set kind and name of every placeholder."""
+    names: dict[str, str] = {}
+    for spec in signature.input_specs:
+        if spec.kind != torch.export.graph_signature.InputKind.USER_INPUT:
+            names[spec.arg.name] = spec.target
+    inputs = iter(INPUTS)
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            weight = names.get(node.name)
+            node.meta["kind"] = "weight" if weight is not None else "input"
+            node.meta["name"] = weight if weight is not None else next(inputs)
+
+
+@contextlib.contextmanager
+def _as_meta(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, the module is in eval mode and its tensors are meta tensors (ties kept); afterwards it is as before."""
+    saved: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+    training = [m for m in module.modules() if m.training]
+    memo: dict[int, torch.Tensor] = {}
+    for owner in module.modules():
+        for tensors, is_parameter in _tensor_dicts(owner):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                saved.append((tensors, name, tensor))
+                if id(tensor) not in memo:
+                    to = dtype if is_parameter and dtype is not None and tensor.is_floating_point() else tensor.dtype
+                    meta = torch.empty(tensor.shape, dtype=to, device="meta")
+                    memo[id(tensor)] = nn.Parameter(meta, requires_grad=False) if is_parameter else meta
+                tensors[name] = memo[id(tensor)]
+    try:
+        module.eval()
+        yield
+    finally:
+        for tensors, name, tensor in saved:
+            tensors[name] = tensor
+        for m in training:
+            m.training = True
+
+
+def _tensor_dicts(owner: nn.Module) -> tuple[tuple[dict[str, Any], bool], ...]:
+    """The module's own parameters and buffers, by name."""
+    return (owner._parameters, True), (owner._buffers, False)
+
+
+def _export_failed(module: nn.Module, error: Exception) -> str:
+    """What to tell the author of a model that torch.export refused."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    text = f"{type(module).__name__} could not be captured: {type(error).__name__}: {' '.join(lines[:3])[:600]}"
+    if "Constraints violated" in str(error):
+        text += ". The model's code fixes the number of tokens: it must work for every length of input_ids"
+    elif "two different devices" in str(error):
+        text += ". A tensor made in forward() is on another device than its inputs: register it as a buffer"
+    elif "data-dependent" in str(error):
+        text += ". Control flow in forward() may not depend on tensor values"
+    return text + ". The module must take (input_ids [T], positions [T]) and return logits [T, V]"

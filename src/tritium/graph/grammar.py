@@ -1,0 +1,125 @@
+"""What a graph may consist of, checked at entry and exit of the pipeline, after every pass under test.
+
+A violation prints the node, its inputs and the model's line. At entry any torch op is allowed; at exit only ops that
+a kernel exists for, with arguments of the ranks and types they need.
+"""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import fx
+
+from tritium import ops
+from tritium.engine.plan import Extent
+from tritium.errors import CaptureError
+from tritium.graph.edit import Target, arguments
+from tritium.graph.spec import Spec, has_spec, spec_of, target_of
+from tritium.graph.vocabulary import FINAL, VIEWS
+
+KINDS = ("input", "weight", "kv")
+LITERALS = (bool, int, float, str, type(None), torch.dtype, torch.memory_format, torch.layout, torch.device)
+
+
+def verify_captured(graph: fx.Graph) -> None:
+    """Check a graph as capture makes it. Raises `CaptureError` with the node."""
+    names: set[str] = set()
+    for node in graph.nodes:
+        if "spec" not in node.meta or "covers" not in node.meta:
+            refuse(node, "has no spec or no provenance: insert nodes with tritium.graph.edit.insert")
+        if node.op == "placeholder":
+            if node.meta.get("kind") not in KINDS or node.meta["name"] in names:
+                refuse(node, f"is no input, weight or kv of its own name ({node.meta.get('name')!r})")
+            names.add(node.meta["name"])
+        elif node.op not in ("call_function", "output"):
+            refuse(node, f"is a {node.op}: only calls of ops can be compiled")
+    outputs = [node for node in graph.nodes if node.op == "output"]
+    if len(outputs) != 1 or len(outputs[0].all_input_nodes) != 1:
+        raise CaptureError("the model must return exactly one tensor, the logits")
+    graph.lint()
+
+
+def verify(graph: fx.Graph) -> None:
+    """Check a finished graph. Raises `CaptureError` with the node."""
+    verify_captured(graph)
+    stored: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if not isinstance(node.target, Target):
+            refuse(node, "is no torch op")
+        is_ours = target_of(node).namespace == ops.library.NAMESPACE
+        if not is_ours and node.target not in FINAL | VIEWS:
+            refuse(
+                node, "is an op that no kernel runs. Write it with the ops in tritium.ops, or with element-wise torch"
+            )
+        if not has_spec(node) and target_of(node)._schema.returns:
+            refuse(node, "must have exactly one tensor as result")
+        _check_arguments(node)
+        if is_ours:
+            _check_ours(node, stored)
+
+
+def refuse(node: fx.Node, reason: str) -> NoReturn:
+    """Raise `CaptureError` for the node."""
+    inputs = ", ".join(f"{n.name}: {n.meta.get('spec')}" for n in node.all_input_nodes)
+    call = f"{node.name} = {node.target}({inputs})" if node.op == "call_function" else f"{node.name} ({node.op})"
+    raise CaptureError(f"{call} {reason}. At {node.meta.get('source') or 'an unknown place'}")
+
+
+def _check_arguments(node: fx.Node) -> None:
+    for name, value in arguments(node).items():
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, fx.Node):
+                if not has_spec(item):
+                    refuse(node, f"reads {item.name}, which is no tensor, as {name}")
+            elif not isinstance(item, LITERALS):
+                refuse(node, f"has {name}={item!r}, which cannot be written into a plan")
+
+
+def _check_ours(node: fx.Node, stored: set[fx.Node]) -> None:
+    """Ranks and sizes that the kernels of our ops rely on."""
+    a = arguments(node)
+    name = target_of(node)._schema.name.partition("::")[2]
+    if name == "attention":
+        refuse(node, "is still stateless: insert_kv must replace it")
+    if name == "kv_store":
+        stored.add(a["cache_layer"])
+    if name == "paged_attention" and a["cache_layer"] not in stored:
+        refuse(node, f"reads {a['cache_layer'].name} before anything is stored in it")
+    for parameter, rank in RANKS.get(name, {}).items():
+        if a[parameter] is not None and spec_of(a[parameter]).rank != rank:
+            refuse(node, f"needs {parameter} of rank {rank}")
+    if name == "linear" and _last(a["x"]) != _last(a["weight_NK"]):
+        refuse(node, "needs x and weight_NK of equal last size")
+    if name in ("rms_norm", "layer_norm") and _last(a["x"]) != _last(a["weight"]):
+        refuse(node, "needs x and weight of equal last size")
+    if name in ("rms_norm", "layer_norm", "linear") and isinstance(_last(a["x"]), Extent):
+        refuse(node, "works along the batch")
+    if name == "rope" and spec_of(a["cos_sin"]).dtype != torch.float32:
+        refuse(node, "needs cos_sin in float32")
+    _check_result(node, a, name)
+
+
+def _check_result(node: fx.Node, a: dict[str, Any], name: str) -> None:
+    like = {"rms_norm": "x", "layer_norm": "x", "rope": "x_TNH", "activation": "x", "gated_activation": "gate",
+            "paged_attention": "q_TNH"}.get(name)  # fmt: skip
+    if like is not None and spec_of(a[like]) != spec_of(node):
+        refuse(node, f"must have a result like {like}, not {spec_of(node)}")
+
+
+def _last(node: fx.Node) -> Any:
+    spec: Spec = spec_of(node)
+    return spec.shape[-1]
+
+
+RANKS: dict[str, dict[str, int]] = {
+    "embedding": {"ids_T": 1, "weight_VD": 2},
+    "linear": {"weight_NK": 2, "bias": 1},
+    "rms_norm": {"weight": 1},
+    "layer_norm": {"weight": 1, "bias": 1},
+    "rope_cos_sin": {"positions_T": 1, "inv_freq_P": 1},
+    "rope": {"x_TNH": 3, "cos_sin": 2},
+    "kv_store": {"k_TKH": 3, "v_TKH": 3, "slot_mapping_T": 1},
+    "paged_attention": {"q_TNH": 3, "block_table_SB": 2},
+    "gather_rows": {"rows_R": 1},
+}

@@ -1,0 +1,98 @@
+"""Bring a captured graph to the normal form that the other passes expect.
+
+Matches: assertions and constraints; dropout in eval mode, detach, alias, clone, contiguous and other identities; casts
+    in any spelling; calls with keywords or omitted defaults.
+Replaces with: nothing; their input; `aten.to.dtype(x, dtype, False, False, None)`, or the input where the dtype is
+    already that; the same call with every argument written out, dimensions counted from the end (-1 is the last), so
+    that `(x, dim=1)` on a matrix and `(x, -1)` are one spelling. Views: views.py.
+"""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from tritium.graph.edit import Target, arguments, insert, normalise, replace
+from tritium.graph.spec import args_of, has_spec, spec_of
+from tritium.passes.result import PassResult
+from tritium.passes.views import CANONICAL, canonicalise_views
+
+aten = torch.ops.aten
+CAST = aten.to.dtype
+
+ASSERTIONS = {
+    aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.default,
+    aten._assert_async.msg, aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default,
+}  # fmt: skip
+IDENTITIES = {
+    aten.detach.default, aten.alias.default, aten.clone.default, aten.contiguous.default, aten.lift_fresh_copy.default,
+    aten.lift_fresh.default, aten.detach_copy.default, aten.alias_copy.default,
+}  # fmt: skip
+DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
+CASTS = {
+    aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten._to_copy.default, aten.type_as.default,
+    aten._autocast_to_full_precision.default, aten._autocast_to_reduced_precision.default,
+}  # fmt: skip
+
+
+def canonicalise(graph: fx.Graph) -> PassResult:
+    """See the module's docstring."""
+    count = _calls(graph)
+    return PassResult(count + canonicalise_views(graph).num_matches)
+
+
+def _calls(graph: fx.Graph) -> int:
+    count = 0
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        before = (node.args, node.kwargs)
+        if node.target in ASSERTIONS:
+            graph.erase_node(node)
+            count += 1
+        elif (same := _identity(node)) is not None:
+            replace(node, same)
+            count += 1
+        elif node.target in CASTS and node.target is not CAST:
+            with graph.inserting_before(node):
+                spec = spec_of(node)
+                replace(node, insert(graph, CAST, (args_of(node)[0], spec.dtype), spec, like=node, covers=[node]))
+            count += 1
+        else:
+            normalise(node)
+            _count_dims_from_end(node)
+            count += (node.args, node.kwargs) != before
+    return count
+
+
+def _identity(node: fx.Node) -> fx.Node | None:
+    """The argument that the node returns unchanged, if it does."""
+    if node.target in IDENTITIES:
+        return args_of(node)[0]
+    if node.target in DROPOUTS and not arguments(node)["train"]:
+        return args_of(node)[0]
+    if node.target in CASTS and spec_of(args_of(node)[0]).dtype == spec_of(node).dtype:
+        return args_of(node)[0]
+    return None
+
+
+def _count_dims_from_end(node: fx.Node) -> None:
+    """Rewrite `dim` arguments as negative numbers; the canonical views keep theirs, counted from the start."""
+    if not isinstance(node.target, Target) or node.target in CANONICAL or not has_spec(_first_tensor(node)):
+        return
+    rank = spec_of(_first_tensor(node)).rank
+    for index, argument in enumerate(node.target._schema.arguments):
+        if argument.name == "dim" and index < len(node.args) and rank:
+            node.update_arg(index, _negative(args_of(node)[index], rank))
+
+
+def _first_tensor(node: fx.Node) -> Any:
+    """The first argument, or the first of a list of tensors."""
+    first = args_of(node)[0] if node.args else None
+    return first[0] if isinstance(first, (list, tuple)) and first else first
+
+
+def _negative(dim: Any, rank: int) -> Any:
+    if isinstance(dim, int):
+        return dim if dim < 0 else dim - rank
+    return [_negative(d, rank) for d in dim] if isinstance(dim, (list, tuple)) else dim

@@ -1,0 +1,187 @@
+"""What `build` was given, made explicit: the module, where its weights come from, and what its files say of tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
+
+from tritium import models
+from tritium.config import BuildConfig
+from tritium.errors import CheckpointError, ConfigError
+from tritium.models.config import ModelConfig
+from tritium.text.tokenizer import Tokenizer
+from tritium.text.tokenizer_files import read_eos_token_ids
+from tritium.weights.recipes import Cast, Recipe
+from tritium.weights.safetensors import SafetensorsSource
+from tritium.weights.source import DictSource, ModuleSource, WeightSource
+
+Weights = Mapping[str, torch.Tensor] | Literal["dummy"] | None
+HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel:
+    """A model ready to compile.
+
+    name, architecture, origin: for people. model_dir: the checkpoint's directory, or None. dtype: of the parameters,
+    when they are to be cast. recipes: by parameter and buffer name. source: None for dummy weights.
+    """
+
+    module: nn.Module
+    name: str
+    architecture: str
+    origin: str
+    max_model_len: int
+    recipes: dict[str, Recipe]
+    source: WeightSource | None
+    dtype: torch.dtype | None = None
+    model_dir: Path | None = None
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+
+def resolve_model(model: str | Path | nn.Module | ModelConfig, config: BuildConfig, weights: Weights) -> ResolvedModel:
+    """Read what describes the model; no weight is read. Raises `ConfigError`, `CheckpointError`, `UnsupportedModel`."""
+    if weights is not None and weights != "dummy" and not isinstance(weights, Mapping):
+        raise ConfigError(f'weights must be None, "dummy" or a state dict, not {type(weights).__name__}')
+    if isinstance(model, ModelConfig):
+        return _from_config(model, config, weights)
+    if isinstance(model, nn.Module):
+        return _from_module(model, config, weights)
+    if isinstance(model, (str, Path)):
+        return _from_directory(_local_directory(model), str(model), config, weights)
+    raise ConfigError(
+        f"model must be a directory, a hub id, an nn.Module or a ModelConfig, not {type(model).__name__}: {model!r}"
+    )
+
+
+def _from_directory(model_dir: Path, origin: str, config: BuildConfig, weights: Weights) -> ResolvedModel:
+    source = _source(weights) or (None if weights == "dummy" else SafetensorsSource(model_dir))
+    described = models.read_config(model_dir, dtype=config.dtype, max_model_len=config.max_model_len, source=source)
+    module = models.create(described)
+    bos, eos = _special_tokens(model_dir, described.vocab_size)
+    return ResolvedModel(
+        module=module,
+        name=model_dir.name,
+        architecture=described.family,
+        origin=origin,
+        max_model_len=described.max_model_len or described.default_model_len,
+        recipes=models.weight_recipes(module, described, source=source),
+        source=source,
+        model_dir=model_dir,
+        bos_token_id=bos,
+        eos_token_ids=eos,
+    )
+
+
+def _from_config(described: ModelConfig, config: BuildConfig, weights: Weights) -> ResolvedModel:
+    if weights is None:
+        raise ConfigError('a ModelConfig has no weights: pass weights="dummy" or weights=<state dict>')
+    described = replace(
+        described,
+        dtype=described.dtype if config.dtype == "auto" else config.dtype,
+        max_model_len=config.max_model_len or described.max_model_len,
+    )
+    module = models.create(described)
+    source = _source(weights)
+    return ResolvedModel(
+        module=module,
+        name=described.family or "model",
+        architecture=described.family,
+        origin="ModelConfig",
+        max_model_len=described.max_model_len or described.default_model_len,
+        recipes=models.weight_recipes(module, described, source=source),
+        source=source,
+    )
+
+
+def _from_module(module: nn.Module, config: BuildConfig, weights: Weights) -> ResolvedModel:
+    described = getattr(module, "config", None)
+    described = described if isinstance(described, ModelConfig) else None
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    source = None if weights == "dummy" else _source(weights) or ModuleSource(module)
+    return ResolvedModel(
+        module=module,
+        name=type(module).__name__,
+        architecture=described.family if described else type(module).__name__,
+        origin=f"{type(module).__module__}.{type(module).__qualname__}",
+        max_model_len=_module_len(module, described, config),
+        recipes=_cast(_module_recipes(module, described, source), module, dtype),
+        source=source,
+        dtype=dtype,
+    )
+
+
+def _module_recipes(module: nn.Module, described: ModelConfig | None, source: WeightSource | None) -> dict[str, Recipe]:
+    """By the module's own names where the weights have them, else by its family's."""
+    own = {name: name for name, _ in module.named_parameters(remove_duplicate=False)}
+    if source is None or all(name in source.names for name, _ in module.named_parameters()):
+        return models.weight_recipes(module, described, mapping=own)
+    return models.weight_recipes(module, described, source=source)
+
+
+def _cast(recipes: dict[str, Recipe], module: nn.Module, dtype: torch.dtype | None) -> dict[str, Recipe]:
+    """The recipes of floating parameters in another dtype."""
+    if dtype is None:
+        return recipes
+    floating = {name for name, p in module.named_parameters(remove_duplicate=False) if p.is_floating_point()}
+    name_of = str(dtype).removeprefix("torch.")
+    return {
+        name: replace(recipe, dtype=name_of) if name in floating and isinstance(recipe, Cast) else recipe
+        for name, recipe in recipes.items()
+    }
+
+
+def _module_len(module: nn.Module, described: ModelConfig | None, config: BuildConfig) -> int:
+    """The longest sequence, in tokens."""
+    if described is None:
+        if config.max_model_len is None:
+            raise ConfigError(f"max_model_len must be given: {type(module).__name__} has no ModelConfig that says it")
+        return config.max_model_len
+    built_for = described.max_model_len or described.default_model_len
+    wanted = config.max_model_len or built_for
+    if wanted != built_for and described.rope is not None and described.rope.type == "dynamic":
+        raise ConfigError(
+            f"max_model_len is {wanted}, but the module was created for {built_for}, on which its dynamic RoPE "
+            "depends: create it with that max_model_len in its ModelConfig"
+        )
+    replace(described, max_model_len=wanted)  # raises when the model has not so many positions
+    return wanted
+
+
+def _source(weights: Weights) -> WeightSource | None:
+    return DictSource(weights) if isinstance(weights, Mapping) else None
+
+
+def _special_tokens(model_dir: Path, vocab_size: int) -> tuple[int | None, tuple[int, ...]]:
+    """bos and eos ids; a tokenizer that is there must fit the model."""
+    if not any((model_dir / name).is_file() for name in TOKENIZER_FILES):
+        return None, tuple(sorted(read_eos_token_ids(model_dir)))
+    tokenizer = Tokenizer.from_directory(model_dir, model_vocab_size=vocab_size)
+    return tokenizer.bos_token_id, tuple(sorted(tokenizer.eos_token_ids))
+
+
+def _local_directory(model: str | Path) -> Path:
+    """The directory itself, or the snapshot of a hub id."""
+    path = Path(model)
+    if path.is_dir():
+        return path
+    looks_like_id = isinstance(model, str) and model.count("/") <= 1 and not model.startswith((".", "/", "~"))
+    if not looks_like_id or path.exists():
+        what = "is a file" if path.exists() else "does not exist"
+        raise CheckpointError(
+            f"{model} {what}: expected a model directory with config.json and safetensors, or a hub id"
+        )
+    try:
+        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=list(HUB_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{model} is no directory here, and could not be fetched from the Hugging Face hub: {first}"
+        ) from error
