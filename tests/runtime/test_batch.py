@@ -46,9 +46,7 @@ class Rig:
         for slot, request in self.slots.admit(batch):
             self.builder.admit(slot, request)
         padded_tokens, padded_rows = batch.num_tokens + 3, batch.num_sampled + 2
-        layout = self.builder.build(
-            batch, self.slots.of(batch), padded_tokens=padded_tokens, padded_rows=padded_rows
-        )
+        layout = self.builder.build(batch, self.slots.of(batch), padded_tokens=padded_tokens, padded_rows=padded_rows)
         self.check(batch, layout, padded_tokens, padded_rows)
         self.seen["preempted"] += len(batch.preempted)
         self.seen["mixed"] += len({s.num_tokens for s in batch.sequences}) > 1

@@ -74,6 +74,7 @@ class EngineLoop:
         self.is_stalled = not batch.sequences
         ended = [out for r in batch.finished for out in self._end(r.request_id, r.finish_reason or "abort")]
         if not batch.sequences:
+            self.scheduler.update(batch, [])
             return ended
         try:
             tokens = self._executor.execute(batch)

@@ -98,6 +98,7 @@ class EngineThread:
                     loop.fail_all(error)
         finally:
             self._is_closing = True
+            self._take_messages(loop)
             loop.close()
 
     def _take_messages(self, loop: EngineLoop) -> bool:

@@ -43,7 +43,9 @@ class FakeExecutor:
         for sequence in batch.sequences:
             if sequence.request.request_id in self.fails_on:
                 raise ArithmeticError(f"kernel failed for {sequence.request.request_id}")
-            assert all(len(table) * 4 >= sequence.start + sequence.num_tokens for table in sequence.request.block_tables)
+            assert all(
+                len(table) * 4 >= sequence.start + sequence.num_tokens for table in sequence.request.block_tables
+            )
         return [self._token(s.request) for s in batch.sequences if s.is_sampled]
 
     def _token(self, request: Request) -> SampledToken | None:

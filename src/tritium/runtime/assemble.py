@@ -1,0 +1,33 @@
+"""Puts scheduler, executor and loop of an engine together."""
+
+from tritium.config import RuntimeConfig
+from tritium.engine.engine import Engine
+from tritium.runtime.engine_loop import EngineLoop
+from tritium.runtime.executor import Executor
+from tritium.runtime.scheduler import Scheduler
+from tritium.runtime.scheduler_config import SchedulerConfig
+from tritium.text.tokenizer import Tokenizer
+
+
+def make_loop(engine: Engine, config: RuntimeConfig, tokenizer: Tokenizer | None) -> EngineLoop:
+    """The loop of an engine, with all its memory. Call it on the thread that will run it."""
+    executor = Executor(engine, config)
+    return EngineLoop(make_scheduler(engine, config, executor), executor, tokenizer, seed=config.seed)
+
+
+def make_scheduler(engine: Engine, config: RuntimeConfig, executor: Executor) -> Scheduler:
+    """A scheduler with the limits that the executor's memory allows."""
+    return Scheduler(
+        SchedulerConfig(
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=executor.memory.max_model_len,
+            block_size=config.block_size,
+            num_blocks=executor.memory.num_blocks,
+            windows=tuple(group.window for group in engine.plan.kv_groups) or (0,),
+            policy=config.policy,
+            enable_prefix_caching=config.enable_prefix_caching,
+            fingerprint=engine.identity,
+            vocab_size=engine.plan.vocab_size,
+        )
+    )

@@ -1,0 +1,161 @@
+"""Runs an engine's plan on scheduled batches.
+
+    prepare   write the batch into the plan's input tensors
+    launch    call the thunks of its bucket: first over the tokens, then over the sampled rows
+    sample    choose a token for every sampled row
+
+Everything is made once: one arena, persistent inputs, thunks bound when a bucket is first met and kept. Launching
+allocates nothing of ours. All calls belong on one thread, the engine thread.
+"""
+
+import ctypes
+import functools
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from tritium.config import RuntimeConfig, available_memory, available_threads
+from tritium.engine.arena import plan_arena
+from tritium.engine.engine import Engine
+from tritium.engine.plan import Sizes
+from tritium.kernels.kernel import Thunk
+from tritium.runtime.batch import BatchBuilder, BatchLayout
+from tritium.runtime.binding import Binder
+from tritium.runtime.buckets import bucket, common_multiple
+from tritium.runtime.kernel_choice import choose_kernels
+from tritium.runtime.kv_cache import KVCache
+from tritium.runtime.loaded_weights import LoadedWeights
+from tritium.runtime.memory import plan_memory
+from tritium.runtime.request import SampledToken, ScheduledBatch
+from tritium.runtime.sampler import Sampler
+from tritium.runtime.slots import RequestSlots
+
+logger = logging.getLogger("tritium")
+
+
+@dataclass(frozen=True)
+class PreparedStep:
+    """A batch written into the inputs, and the buckets that it runs in."""
+
+    layout: BatchLayout
+    token_bucket: int
+    row_bucket: int
+
+
+class Executor:
+    """Owns weights, arena, KV cache, inputs and sampler of one engine.
+
+    memory: the KV cache's size and the length a sequence may have; the scheduler must be configured with it.
+    """
+
+    def __init__(self, engine: Engine, config: RuntimeConfig, *, is_null: bool = False) -> None:
+        """Load and lay out everything. is_null: launch calls that do nothing in place of kernels, to time the host.
+
+        Sets torch's thread count for this thread. Raises `EngineError`, `KernelError` or `OutOfMemory`.
+        """
+        torch.set_num_threads(config.num_threads or available_threads())
+        plan, groups = engine.plan, engine.plan.kv_groups
+        self._plan = plan
+        self._is_null = is_null
+        self._kernels = choose_kernels(plan)
+        self._multiples = {phase: self._row_multiple(phase) for phase in ("tokens", "rows")}
+        self._largest = Sizes(
+            tokens=bucket(config.max_num_batched_tokens, self._multiples["tokens"]),
+            sequences=config.max_num_seqs,
+            rows=bucket(config.max_num_seqs, self._multiples["rows"]),
+        )
+        weights = LoadedWeights(engine)
+        offsets, arena_bytes = plan_arena(plan, self._largest)
+        self.memory = plan_memory(
+            groups,
+            config,
+            engine_max_model_len=engine.manifest.max_model_len,
+            weights_bytes=weights.num_bytes,
+            arena_bytes=arena_bytes,
+            available_bytes=available_memory(),
+        )
+        logger.info("%s", self.memory.describe())
+        self._slots = RequestSlots(config.max_num_seqs)
+        self._builder = BatchBuilder(
+            max_tokens=self._largest.tokens,
+            max_sequences=config.max_num_seqs,
+            max_rows=self._largest.rows,
+            max_model_len=self.memory.max_model_len,
+            block_size=config.block_size,
+            num_groups=len(groups),
+        )
+        self._binder = Binder(
+            plan,
+            offsets=offsets,
+            arena_bytes=arena_bytes,
+            inputs=self._builder.inputs.tensors,
+            weights=weights,
+            kv_cache=KVCache(groups, self.memory.num_blocks, config.block_size),
+        )
+        self._sampler = Sampler(plan.vocab_size, config.max_num_seqs, seed=config.seed, is_null=is_null)
+        self._token_thunks: dict[int, list[Thunk]] = {}
+        self._row_thunks: dict[int, tuple[list[Thunk], torch.Tensor]] = {}
+
+    def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
+        """Run the batch; one entry per sampled sequence, in order; None where the logits were not finite numbers."""
+        step = self.prepare(batch)
+        self.launch(step)
+        return self.sample(step)
+
+    def prepare(self, batch: ScheduledBatch) -> PreparedStep:
+        """Write the batch into the plan's inputs."""
+        for slot, request in self._slots.admit(batch):
+            self._builder.admit(slot, request)
+            self._sampler.admit(slot, request)
+        token_bucket = bucket(batch.num_tokens, self._multiples["tokens"])
+        row_bucket = bucket(batch.num_sampled, self._multiples["rows"])
+        layout = self._builder.build(batch, self._slots.of(batch), padded_tokens=token_bucket, padded_rows=row_bucket)
+        return PreparedStep(layout, token_bucket, row_bucket)
+
+    def launch(self, step: PreparedStep) -> None:
+        """Run every step of the plan; the steps over sampled rows only if there are any."""
+        for thunk in self._bound_tokens(step.token_bucket):
+            thunk()
+        if step.layout.num_rows:
+            for thunk in self._bound_rows(step.row_bucket)[0]:
+                thunk()
+
+    def sample(self, step: PreparedStep) -> list[SampledToken | None]:
+        """Choose the tokens of the batch just launched."""
+        if not step.layout.num_rows:
+            return []
+        return self._sampler.sample(self._bound_rows(step.row_bucket)[1], step.layout)
+
+    def logits(self, step: PreparedStep) -> torch.Tensor:
+        """[sampled rows, V]: the logits of the batch just launched; valid until the next launch."""
+        return self._bound_rows(step.row_bucket)[1][: step.layout.num_rows]
+
+    def _row_multiple(self, phase: str) -> int:
+        pairs = zip(self._plan.steps, self._kernels, strict=True)
+        return common_multiple(kernel.row_multiple for step, kernel in pairs if step.phase == phase)
+
+    def _bound_tokens(self, tokens: int) -> list[Thunk]:
+        if tokens not in self._token_thunks:
+            sizes = Sizes(tokens=tokens, sequences=self._largest.sequences, rows=self._largest.rows)
+            self._token_thunks[tokens] = self._bind("tokens", sizes)
+        return self._token_thunks[tokens]
+
+    def _bound_rows(self, rows: int) -> tuple[list[Thunk], torch.Tensor]:
+        if rows not in self._row_thunks:
+            sizes = Sizes(tokens=self._largest.tokens, sequences=self._largest.sequences, rows=rows)
+            self._row_thunks[rows] = (self._bind("rows", sizes), self._binder.tensor(self._plan.output, sizes))
+        return self._row_thunks[rows]
+
+    def _bind(self, phase: str, sizes: Sizes) -> list[Thunk]:
+        pairs = [(s, k) for s, k in zip(self._plan.steps, self._kernels, strict=True) if s.phase == phase]
+        if self._is_null:
+            return [_null_thunk() for _ in pairs]
+        return [self._binder.bind(step, kernel, sizes) for step, kernel in pairs]
+
+
+def _null_thunk() -> Thunk:
+    """Costs what the launch of a compiled kernel costs: one ctypes call with one pointer."""
+    function = ctypes.CDLL(None).labs
+    function.restype = None
+    return functools.partial(function, ctypes.byref(ctypes.c_long()))
