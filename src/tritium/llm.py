@@ -25,7 +25,7 @@ from tritium.runtime.assemble import make_loop
 from tritium.runtime.engine_thread import EngineThread
 from tritium.runtime.outputs import CompletionOutput, RequestOutput, StepOutput
 from tritium.runtime.request import Request
-from tritium.runtime.scheduler import SchedulerStats
+from tritium.runtime.scheduler_config import SchedulerConfig, SchedulerStats
 from tritium.sampling_params import SamplingParams
 from tritium.text.tokenizer import Tokenizer
 
@@ -145,6 +145,11 @@ class LLM:
     def stats(self) -> SchedulerStats:
         """Requests in flight, KV blocks used, prefix hits, preemptions: as of now."""
         return self._thread.running_loop.scheduler.stats
+
+    @property
+    def limits(self) -> SchedulerConfig:
+        """What memory and configuration led to: `max_model_len`, `num_blocks`, ... as they hold."""
+        return self._thread.running_loop.scheduler.config
 
     def close(self) -> None:
         """End running requests with "abort", and the engine thread. May be called again."""

@@ -1,0 +1,197 @@
+"""The `tritium` command: what it takes. Each command's work is in a module of its own, loaded when it runs.
+
+This module and what it imports stay light: `tritium --help` must not load torch.
+"""
+
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from tritium import __version__
+from tritium.cli import options as o
+from tritium.cli.report import reporting
+
+app = typer.Typer(
+    help="Tritium compiles a language model into an engine and runs it, with in-flight batching.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+cache_app = typer.Typer(help="Engines that were built on first use and kept.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+app.add_typer(bench_app, name="bench")
+
+
+def main() -> None:
+    """The entry point of the `tritium` script and of `python -m tritium`."""
+    app()
+
+
+def _work(module: str, options: dict[str, Any]) -> None:
+    """Run `tritium.cli.<module>.run(**options)`; the module loads torch, this one does not."""
+    with reporting(is_json=options["is_json"]):
+        import_module(f"tritium.cli.{module}").run(**options)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"tritium {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def build(
+    output: o.EngineOutput,
+    model: Annotated[str | None, typer.Argument(help="Hugging Face model directory or hub id.")] = None,
+    arch: o.Arch = None,
+    dummy_weights: o.DummyWeights = False,
+    dtype: o.Dtype = None,
+    max_model_len: o.MaxModelLen = None,
+    disable_pass: Annotated[list[str] | None, typer.Option(help="Leave out an optional pass. May be repeated.")] = None,
+    is_json: o.Json = False,
+) -> None:
+    """Compile a model into an engine directory."""
+    passes = tuple(disable_pass) if disable_pass else None
+    config = o.given(dtype=dtype, max_model_len=max_model_len, disabled_passes=passes)
+    source = {"model": model, "arch": arch, "is_dummy": dummy_weights}
+    _work("build_command", {**source, "output": output, "config": config, "is_json": is_json})
+
+
+@app.command()
+def run(
+    model: o.Model,
+    prompt: o.Prompts = None,
+    input: o.Input = None,
+    output: o.Output = None,
+    max_tokens: o.MaxTokens = None,
+    min_tokens: o.MinTokens = None,
+    temperature: o.Temperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    seed: o.Seed = None,
+    stop: o.Stop = None,
+    ignore_eos: o.IgnoreEos = None,
+    dtype: o.Dtype = None,
+    max_model_len: o.MaxModelLen = None,
+    max_num_seqs: o.MaxNumSeqs = None,
+    max_num_batched_tokens: o.MaxNumBatchedTokens = None,
+    kv_cache_memory: o.KVCacheMemory = None,
+    num_threads: o.NumThreads = None,
+    is_json: o.Json = False,
+) -> None:
+    """Complete prompts: given here, streaming, or from a file of JSON lines, resumable."""
+    sampling = o.given(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=stop or None,
+        ignore_eos=ignore_eos,
+    )
+    config = o.given(
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_memory=kv_cache_memory,
+        num_threads=num_threads,
+    )
+    files = {"input": input, "output": output}
+    work = {"model": model, "prompts": prompt or [], **files, "sampling": sampling, "config": config}
+    _work("run_command", {**work, "is_json": is_json})
+
+
+@app.command()
+def chat(
+    model: o.Model,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    max_tokens: o.MaxTokens = None,
+    temperature: o.Temperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    seed: o.Seed = None,
+    stop: o.Stop = None,
+    dtype: o.Dtype = None,
+    max_model_len: o.MaxModelLen = None,
+    kv_cache_memory: o.KVCacheMemory = None,
+    num_threads: o.NumThreads = None,
+    is_json: o.Json = False,
+) -> None:
+    """Talk to a model. Reads lines; /reset forgets the conversation, /exit ends it."""
+    sampling = o.given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=stop or None,
+    )
+    config = o.given(dtype=dtype, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory, num_threads=num_threads)
+    work = {"model": model, "system": system, "sampling": sampling, "config": config}
+    _work("chat_command", {**work, "is_json": is_json})
+
+
+@cache_app.command("list")
+def cache_list(is_json: o.Json = False) -> None:
+    """List the engines in the cache, the most recently used first."""
+    _work("cache_command", {"action": "list", "is_json": is_json})
+
+
+@cache_app.command("prune")
+def cache_prune(
+    days: Annotated[int, typer.Option(help="Remove what was not used for so many days; 0 removes all.", min=0)] = 30,
+    is_json: o.Json = False,
+) -> None:
+    """Remove engines from the cache."""
+    _work("cache_command", {"action": "prune", "days": days, "is_json": is_json})
+
+
+@bench_app.command("throughput")
+def bench_throughput(
+    model: Annotated[str | None, typer.Argument(help="Engine or model directory, or hub id.")] = None,
+    arch: o.Arch = None,
+    dummy_weights: o.DummyWeights = False,
+    num_prompts: Annotated[int, typer.Option(help="Requests, all submitted at once.", min=1)] = 32,
+    input_len: Annotated[int, typer.Option(help="Tokens of each prompt, all distinct and random.", min=1)] = 128,
+    output_len: Annotated[int, typer.Option(help="Output tokens of each request, forced.", min=1)] = 128,
+    temperature: o.Temperature = None,
+    seed: o.Seed = None,
+    dtype: o.Dtype = None,
+    max_model_len: o.MaxModelLen = None,
+    max_num_seqs: o.MaxNumSeqs = None,
+    max_num_batched_tokens: o.MaxNumBatchedTokens = None,
+    kv_cache_memory: o.KVCacheMemory = None,
+    num_threads: o.NumThreads = None,
+    is_json: o.Json = False,
+) -> None:
+    """Offline throughput at forced lengths, with percentiles of TTFT, TPOT and latency."""
+    config = o.given(
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_memory=kv_cache_memory,
+        num_threads=num_threads,
+        seed=seed,
+    )
+    work = {"model": model, "arch": arch, "is_dummy": dummy_weights, "config": config}
+    load = {"num_prompts": num_prompts, "input_len": input_len, "output_len": output_len}
+    _work("throughput", {**work, **load, "temperature": temperature or 0.0, "is_json": is_json})
