@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -113,8 +114,7 @@ write(pathlib.Path(sys.argv[1]), write_weights=lambda path: os.kill(os.getpid(),
 """
     helper = tmp_path / "helper"
     helper.mkdir()
-    source = open(__file__).read()
-    (helper / "tests_helper.py").write_text(source)
+    shutil.copy(__file__, helper / "tests_helper.py")
     target = tmp_path / "out" / "engine"
     done = subprocess.run([sys.executable, "-c", script, str(target), str(helper)])
     assert done.returncode == -9
@@ -156,12 +156,12 @@ def test_large_files_are_hashed_only_on_request(engine_dir, monkeypatch):
     path = engine_dir / "weights.safetensors"
     path.write_bytes(b"WEIGHTS" * 100)
     Engine.load(engine_dir)
-    with pytest.raises(EngineError, match="weights.safetensors is damaged"):
+    with pytest.raises(EngineError, match=r"weights.safetensors is damaged"):
         Engine.load(engine_dir, verify=True)
 
 
 def test_a_missing_manifest_says_how_to_make_an_engine(tmp_path):
-    with pytest.raises(EngineError, match="manifest.json is missing.*tritium build"):
+    with pytest.raises(EngineError, match=r"manifest.json is missing.*tritium build"):
         Engine.load(tmp_path)
     with pytest.raises(EngineError, match="not a directory"):
         Engine.load(tmp_path / "nowhere")
@@ -169,13 +169,13 @@ def test_a_missing_manifest_says_how_to_make_an_engine(tmp_path):
 
 def test_an_engine_for_another_backend_is_refused_with_the_command_to_run(engine_dir):
     edit_manifest(engine_dir, backend="cuda")
-    with pytest.raises(EngineError, match="for 'cuda'.*tritium build there --device cpu"):
+    with pytest.raises(EngineError, match=r"for 'cuda'.*tritium build there --device cpu"):
         Engine.load(engine_dir)
 
 
 def test_a_newer_engine_is_refused_even_if_its_manifest_has_other_fields(engine_dir):
     edit_manifest(engine_dir, version=99, dtype={"weights": "fp4"})
-    with pytest.raises(EngineError, match="manifest.json has engine version 99.*update Tritium"):
+    with pytest.raises(EngineError, match=r"manifest.json has engine version 99.*update Tritium"):
         Engine.load(engine_dir)
 
 
@@ -209,7 +209,7 @@ def test_a_manifest_may_not_point_outside_the_engine(engine_dir):
 
 
 def test_weights_may_only_be_absent_when_they_are_generated(tmp_path):
-    with pytest.raises(EngineError, match="does not list weights.safetensors"):
+    with pytest.raises(EngineError, match=r"does not list weights.safetensors"):
         Engine.load(write(tmp_path / "a", write_weights=None))
     dummy = write(tmp_path / "b", write_weights=None, manifest=msgspec.structs.replace(MANIFEST, dummy_seed=0))
     assert Engine.load(dummy).weights_path is None

@@ -93,7 +93,7 @@ class Executor:
             weights=weights,
             kv_cache=KVCache(groups, self.memory.num_blocks, config.block_size),
         )
-        self._sampler = Sampler(plan.vocab_size, config.max_num_seqs, seed=config.seed, is_null=is_null)
+        self._sampler = Sampler(plan.vocab_size, config.max_num_seqs, is_null=is_null)
         self._token_thunks: dict[int, list[Thunk]] = {}
         self._row_thunks: dict[int, tuple[list[Thunk], torch.Tensor]] = {}
 
