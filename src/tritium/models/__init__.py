@@ -12,7 +12,7 @@ from tritium.models.blocks import (
     ParallelDecoderBlock,
     RMSNorm,
 )
-from tritium.models.checkpoint import constants, weight_recipes
+from tritium.models.checkpoint import Naming, constants, weight_recipes
 from tritium.models.config import ModelConfig, RopeConfig
 from tritium.models.create import create
 from tritium.models.decoder import Decoder
@@ -31,6 +31,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "ModelConfig",
+    "Naming",
     "ParallelDecoderBlock",
     "RMSNorm",
     "RopeConfig",

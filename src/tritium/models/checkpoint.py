@@ -13,7 +13,7 @@ from tritium.models.families import Conv1D, Family, family_named
 from tritium.weights.recipes import Cast, Checkpoint, Constant, Recipe, Slice, Transpose, infer, leaves
 from tritium.weights.source import WeightSource, dtype_name
 
-Mapping_ = Mapping[str, str | Recipe]
+Naming = Mapping[str, str | Recipe]  # our name -> the checkpoint's name, or a recipe
 SHOWN = 8  # names listed in a message
 
 
@@ -27,7 +27,7 @@ def weight_recipes(
     config: ModelConfig | None = None,
     *,
     source: WeightSource | None = None,
-    mapping: Mapping_ | None = None,
+    mapping: Naming | None = None,
 ) -> dict[str, Recipe]:
     """How each parameter and buffer of `module` is computed, by its name in the module; tied ones under each name.
 
@@ -41,7 +41,7 @@ def weight_recipes(
     """
     config = config or getattr(module, "config", None)
     family = family_named(config) if isinstance(module, Decoder) and isinstance(config, ModelConfig) else None
-    rename = _prefix_rule(family, source)
+    rename = _Prefix(family, source)
     recipes: dict[str, Recipe] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         shape = tuple(parameter.shape)
@@ -91,7 +91,7 @@ def _conv1d(name: str, conv: Conv1D, shape: tuple[int, ...]) -> Recipe:
     return Transpose(recipe) if dim else recipe
 
 
-class _prefix_rule:
+class _Prefix:
     """Drops the family's prefix from checkpoint names when the checkpoint does not use it."""
 
     def __init__(self, family: Family | None, source: WeightSource | None) -> None:

@@ -96,7 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-xl": _gpt2(48, 1600, 25),
     "gpt-j-6b": _gpt2(28, 4096, 16) | {
         "architectures": ["GPTJForCausalLM"], "model_type": "gptj", "n_positions": 2048, "rotary_dim": 64,
-        "vocab_size": 50_400, "tie_word_embeddings": False, "torch_dtype": "float16",
+        "vocab_size": 50_400, "tie_word_embeddings": False, "torch_dtype": "bfloat16",  # published in fp32 and fp16
     },
 }  # fmt: skip
 

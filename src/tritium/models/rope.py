@@ -22,8 +22,8 @@ def rope_frequencies(rope: RopeConfig, max_model_len: int) -> tuple[Tensor, floa
         base' = base · (factor · L / M - (factor - 1)) ^ (dim / (dim - 2)),
 
     with L = max(length, M) and M = max_position_embeddings. Keys cached under an older base would be wrong, so L is
-    frozen here at max_model_len. Results equal transformers' for sequences of that length (and, when max_model_len <= M,
-    for all up to M), and a token's numbers never depend on how long its sequence will become.
+    frozen here at max_model_len. Results equal transformers' for sequences of that length (and, when max_model_len <=
+    M, for all up to M), and a token's numbers never depend on how long its sequence will become.
     """
     steps = torch.arange(0, rope.dim, 2, dtype=torch.int64, device="cpu").to(torch.float32) / rope.dim
     if rope.type == "dynamic":

@@ -1,0 +1,104 @@
+"""Our modules against transformers, on models in which every tensor matters. (Engines are compared in tests/engine.)"""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tritium.testing import tiny_models as tiny
+from tritium.weights.source import DictSource
+
+PROMPT_LEN = 60  # beyond every window and every original_max_position_embeddings of TINY_MODELS
+SCALED = [name for name, config in tiny.TINY_MODELS.items() if "rope_scaling" in config]
+BASES = ("llama", "mistral", "qwen2-window", "gpt2", "gptj")
+PERTURBED = ("llama-mha-biased", "llama-tied", "mistral", "qwen2-window", "gpt2", "gpt2-untied", "gptj", "gptj-tied")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", tiny.TINY_MODELS)
+def test_logits_equal_those_of_transformers(tmp_path, name, seed):
+    path = tiny.make_checkpoint(tmp_path, name, seed=seed)
+    prompt = tiny.random_prompt(PROMPT_LEN, seed=seed)
+    expected = tiny.reference_logits(tiny.reference_model(path), prompt)
+    found = tiny.our_logits(tiny.our_model(path, max_model_len=PROMPT_LEN), prompt)
+    assert expected.std() >= 2
+    assert tiny.relative_error(found, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_the_prompt_is_long_enough_for_the_scaling_to_matter(tmp_path, name):
+    plain = {**tiny.TINY_MODELS[name], "rope_scaling": None}
+    prompt = tiny.random_prompt(PROMPT_LEN)
+    scaled = tiny.our_model(tiny.make_checkpoint(tmp_path / "scaled", name), max_model_len=PROMPT_LEN)
+    unscaled = tiny.our_model(tiny.make_checkpoint(tmp_path / "plain", plain), max_model_len=PROMPT_LEN)
+    assert tiny.relative_error(tiny.our_logits(scaled, prompt), tiny.our_logits(unscaled, prompt)) > 0.05
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2-window"])
+def test_the_prompt_is_long_enough_for_the_window_to_matter(tmp_path, name):
+    wide = {**tiny.TINY_MODELS[name], "sliding_window": 4096}
+    prompt = tiny.random_prompt(PROMPT_LEN)
+    narrow = tiny.our_logits(tiny.our_model(tiny.make_checkpoint(tmp_path / "narrow", name)), prompt)
+    full = tiny.our_logits(tiny.our_model(tiny.make_checkpoint(tmp_path / "full", wide)), prompt)
+    window = tiny.TINY_MODELS[name]["sliding_window"]
+    assert torch.equal(narrow[:window], full[:window])
+    assert tiny.relative_error(narrow[window:], full[window:]) > 0.05
+
+
+@pytest.mark.parametrize("name", PERTURBED)
+def test_perturbing_any_tensor_changes_our_logits_as_it_changes_theirs(tmp_path, name):
+    path = tiny.make_checkpoint(tmp_path, name)
+    prompt = tiny.random_prompt(24)
+    reference, tensors = tiny.reference_model(path), load_file(path / "model.safetensors")
+    before = tiny.reference_logits(reference, prompt)
+    module = tiny.our_model(path)
+    for tensor_name, tensor in tensors.items():
+        changed = tensor + 0.3 * tensor.square().mean().sqrt() * torch.randn(tensor.shape)
+        reference.get_parameter(tensor_name).data.copy_(changed)
+        after = tiny.reference_logits(reference, prompt)
+        found = tiny.our_logits(tiny.fill(module, DictSource({**tensors, tensor_name: changed})), prompt)
+        assert tiny.relative_error(after, before) > 1e-3, f"{tensor_name} does not matter in transformers"
+        assert tiny.relative_error(found, after) <= 1e-4, tensor_name
+        reference.get_parameter(tensor_name).data.copy_(tensor)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", BASES)
+def test_low_precision_is_at_most_twice_as_far_from_fp32_as_transformers_is(tmp_path, name, dtype):
+    path = tiny.make_checkpoint(tmp_path, name, dtype=dtype)
+    prompt = tiny.random_prompt(PROMPT_LEN)
+    exact = tiny.reference_logits(tiny.reference_model(path), prompt)
+    theirs = tiny.reference_logits(tiny.reference_model(path, dtype), prompt)
+    ours = tiny.our_logits(tiny.our_model(path, dtype="auto"), prompt)
+    assert (ours - exact).square().mean().sqrt() <= 2 * (theirs - exact).square().mean().sqrt()
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_a_checkpoint_of_any_dtype_computes_in_fp32_as_transformers_does(tmp_path, stored):
+    path = tiny.make_checkpoint(tmp_path, "qwen2", dtype=stored, num_shards=3)
+    prompt = tiny.random_prompt(20)
+    expected = tiny.reference_logits(tiny.reference_model(path), prompt)
+    assert tiny.relative_error(tiny.our_logits(tiny.our_model(path), prompt), expected) <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj"])
+def test_the_first_gpt_files_load_without_prefix_and_with_masks(tmp_path, name):
+    path = tiny.make_checkpoint(tmp_path, name, is_published_gpt=True, num_shards=2)
+    prompt = tiny.random_prompt(PROMPT_LEN)
+    expected = tiny.reference_logits(tiny.reference_model(path), prompt)
+    assert tiny.relative_error(tiny.our_logits(tiny.our_model(path), prompt), expected) <= 1e-4
+
+
+def test_dynamic_rope_equals_the_unscaled_one_up_to_its_original_length(tmp_path):
+    path = tiny.make_checkpoint(tmp_path, "llama-dynamic")
+    prompt = tiny.random_prompt(32)
+    expected = tiny.reference_logits(tiny.reference_model(path), prompt)
+    assert tiny.relative_error(tiny.our_logits(tiny.our_model(path, max_model_len=32), prompt), expected) <= 1e-4
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_greedy_decoding_of_the_tiny_models_does_not_repeat_itself(tmp_path, name):
+    module = tiny.our_model(tiny.make_checkpoint(tmp_path, name))
+    tokens = tiny.random_prompt(5)
+    for _ in range(32):
+        tokens.append(int(tiny.our_logits(module, tokens)[-1].argmax()))
+    assert len(set(tokens[5:])) >= 16
