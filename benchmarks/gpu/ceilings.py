@@ -84,10 +84,10 @@ def gemm_rates() -> list[dict]:
             rowwise = median_ms(lambda i, a=row_scale, b=col_scale, f=scaled: f(i, a, b))
             bf16 = median_ms(lambda i, x=x16, w=w16: x @ w[i % len(w)].t())
             rows.append(
-                dict(
-                    gemm=name, m=m, n=n, k=k, fp8_tflops=flops / fp8 / 1e9, rowwise_tflops=flops / rowwise / 1e9,
-                    bf16_tflops=flops / bf16 / 1e9, fp8_weight_tbps=n * k / fp8 / 1e9,
-                )
+                {
+                    "gemm": name, "m": m, "n": n, "k": k, "fp8_tflops": flops / fp8 / 1e9, "rowwise_tflops": flops / rowwise / 1e9,
+                    "bf16_tflops": flops / bf16 / 1e9, "fp8_weight_tbps": n * k / fp8 / 1e9,
+                }
             )  # fmt: skip
         del w8, w16
     return rows
@@ -157,10 +157,7 @@ def _decode_dot_kernel(
         page = tl.load(table_ptr + s * pages_per_seq + start // PAGE).to(tl.int64)
         base = ((page * KH + h) * PAGE + t0)[:, None] * D + d[None, :]
         k, v = tl.load(k_ptr + base), tl.load(v_ptr + base)
-        if FP8_DOT:
-            score = tl.dot(k, q.to(tl.float8e4nv)) * scale
-        else:
-            score = tl.dot(k.to(tl.bfloat16), q) * scale
+        score = tl.dot(k, q.to(tl.float8e4nv)) * scale if FP8_DOT else tl.dot(k.to(tl.bfloat16), q) * scale
         score = tl.where((start + t0)[:, None] < context, score, -float("inf"))
         new_m = tl.maximum(m, tl.max(score, 0))
         p = tl.exp2(score - new_m[None, :])
@@ -196,7 +193,8 @@ def attention_case(sequences: int, context: int, heads: int, kv_heads: int, size
             for fp8 in (False, True):
                 runs[f"dot {'fp8' if fp8 else 'bf16'} warps {warps} stages {stages}"] = (
                     lambda i, w=warps, st=stages, f=fp8: _decode_dot_kernel[grid](
-                        *common, KH=kv_heads, G=heads // kv_heads, D=size, PAGE=PAGE, FP8_DOT=f, num_warps=w, num_stages=st)
+                        *common, KH=kv_heads, G=heads // kv_heads, D=size, PAGE=PAGE, FP8_DOT=f,
+                        num_warps=w, num_stages=st)
                 )  # fmt: skip
 
     def error() -> float:
@@ -226,10 +224,19 @@ def attention_rates() -> list[dict]:
                 err = error()
                 ms = median_ms(run, 9)
                 rows.append(
-                    dict(model=name, shape=shape, variant=variant, ms=ms, tbps=num_bytes / ms / 1e9, rel_err=err)
+                    {
+                        "model": name,
+                        "shape": shape,
+                        "variant": variant,
+                        "ms": ms,
+                        "tbps": num_bytes / ms / 1e9,
+                        "rel_err": err,
+                    }
                 )
             except (RuntimeError, triton.CompilationError, triton.runtime.errors.OutOfResources) as e:
-                rows.append(dict(model=name, shape=shape, variant=variant, failed=str(e).splitlines()[-1][:120]))
+                rows.append(
+                    {"model": name, "shape": shape, "variant": variant, "failed": str(e).splitlines()[-1][:120]}
+                )
         best = max(
             (r for r in rows if r["shape"] == shape and "tbps" in r and r["rel_err"] < 0.1), key=lambda r: r["tbps"]
         )
@@ -266,7 +273,7 @@ def overlap(best: dict[str, str]) -> list[dict]:
             here.wait_stream(side)
 
         a, g, pair = median_ms(attend), median_ms(gemm), median_ms(both)
-        rows.append(dict(model=name, attention_ms=a, gemm_ms=g, pair_ms=pair, share_of_sum=pair / (a + g)))
+        rows.append({"model": name, "attention_ms": a, "gemm_ms": g, "pair_ms": pair, "share_of_sum": pair / (a + g)})
     return rows
 
 
@@ -277,7 +284,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("ceilings.py measures a CUDA GPU and found none")
     torch.manual_seed(0)
-    result: dict = dict(gpu=torch.cuda.get_device_name(), torch=torch.__version__, triton=triton.__version__)
+    result: dict = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
 
     def keep(name: str, value: object) -> None:
         result[name] = value
@@ -288,9 +295,8 @@ def main() -> None:
     keep("gemm", gemm_rates())
     for row in result["gemm"]:
         print(
-            "{gemm:18} M={m:<5} fp8 {fp8_tflops:7.0f} rowwise {rowwise_tflops:7.0f} bf16 {bf16_tflops:6.0f} TFLOP/s, fp8 weights {fp8_weight_tbps:.2f} TB/s".format(
-                **row
-            ),
+            "{gemm:18} M={m:<5} fp8 {fp8_tflops:7.0f} rowwise {rowwise_tflops:7.0f} "
+            "bf16 {bf16_tflops:6.0f} TFLOP/s, fp8 weights {fp8_weight_tbps:.2f} TB/s".format(**row),
             flush=True,
         )
     keep("attention", attention_rates())
@@ -298,9 +304,8 @@ def main() -> None:
     keep("overlap", overlap(best))
     for row in result["overlap"]:
         print(
-            "overlap {model}: attention {attention_ms:.3f} ms + gemm {gemm_ms:.3f} ms -> {pair_ms:.3f} ms, {share_of_sum:.2f} of the sum".format(
-                **row
-            )
+            "overlap {model}: attention {attention_ms:.3f} ms + gemm {gemm_ms:.3f} ms "
+            "-> {pair_ms:.3f} ms, {share_of_sum:.2f} of the sum".format(**row)
         )
 
 
