@@ -19,7 +19,8 @@ from tritium.testing.tiny_tokenizers import byte_level_bpe, write_directory
 
 VOCAB_SIZE = 400
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LIMITS = {"max_num_seqs": 8, "max_num_batched_tokens": 32, "num_threads": 1}
