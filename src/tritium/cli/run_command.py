@@ -84,7 +84,7 @@ async def collect(llm: LLM, prompt: str | list[int], params: SamplingParams) -> 
 
 
 async def _stream(llm: LLM, prompts: list[str], params: SamplingParams) -> None:
-    """Print every completion in order; the first unfinished one as it is computed. Raises the first error at the end."""
+    """Print every completion in order; the first unfinished one as it is computed. The first error is raised last."""
     queues: list[asyncio.Queue[str | TritiumError | None]] = [asyncio.Queue() for _ in prompts]
 
     async def feed(prompt: str, queue: asyncio.Queue[str | TritiumError | None]) -> None:

@@ -1,4 +1,4 @@
-"""`tritium bench throughput`: forced and asserted lengths, distinct random prompts, all submitted at once (DESIGN §7)."""
+"""`tritium bench throughput` (DESIGN §7): forced and asserted lengths, distinct random prompts, submitted at once."""
 
 import platform
 import random

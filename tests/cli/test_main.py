@@ -1,0 +1,119 @@
+"""The command line's surface: commands and flags are frozen, help is light, errors are one line and an exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tritium import __version__
+from tritium.cli.main import app
+
+FLAGS = {
+    "build": "MODEL --arch --disable-pass --dtype --dummy-weights --json --max-model-len --output",
+    "run": "MODEL --dtype --ignore-eos --input --json --kv-cache-memory --max-model-len --max-num-batched-tokens "
+    "--max-num-seqs --max-tokens --min-p --min-tokens --num-threads --output --prompt --seed --stop --temperature "
+    "--top-k --top-p",
+    "chat": "MODEL --dtype --json --kv-cache-memory --max-model-len --max-tokens --min-p --num-threads --seed --stop "
+    "--system --temperature --top-k --top-p",
+    "cache list": "--json",
+    "cache prune": "--days --json",
+    "bench throughput": "MODEL --arch --dtype --dummy-weights --input-len --json --kv-cache-memory --max-model-len "
+    "--max-num-batched-tokens --max-num-seqs --num-prompts --num-threads --output-len --seed --temperature",
+}
+
+
+def commands(group: object, prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        path = f"{prefix} {name}".strip()
+        found |= commands(command, path) if hasattr(command, "commands") else {path: command}
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
+
+
+def test_commands_and_flags_are_frozen() -> None:
+    flags = {
+        path: " ".join(
+            sorted(max(p.opts, key=len) if p.opts[0].startswith("-") else p.name.upper() for p in command.params)
+        )
+        for path, command in COMMANDS.items()
+    }
+    assert flags == {path: " ".join(sorted(text.split())) for path, text in FLAGS.items()}
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_every_command_explains_itself_and_each_of_its_flags(path: str) -> None:
+    command = COMMANDS[path]
+    assert command.help.endswith(".")
+    assert all(parameter.help for parameter in command.params)
+
+
+def test_help_of_every_command_loads_neither_torch_nor_the_compiler() -> None:
+    script = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom tritium.cli.main import app\n"
+        f"for path in {['', *COMMANDS]!r}:\n"
+        "    result = CliRunner().invoke(app, [*path.split(), '--help'])\n"
+        "    assert result.exit_code == 0 and 'Usage' in result.output, result.output\n"
+        "heavy = [m for m in ('torch', 'numpy', 'tokenizers', 'tritium.compiler', 'tritium.llm') if m in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_and_the_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "tritium", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"tritium {__version__}\n")
+
+
+WRONG: dict[str, tuple[list[str], str, str]] = {
+    "no such model": (["run", "no/such/model", "--prompt", "x"], "CheckpointError", "no/such/model"),
+    "a file": (["run", __file__, "--prompt", "x"], "CheckpointError", "test_main.py"),
+    "no prompt": (["run", "."], "ConfigError", "--prompt"),
+    "both kinds of prompt": (["run", ".", "--prompt", "x", "--input", "y"], "ConfigError", "not both"),
+    "input alone": (["run", ".", "--input", "y"], "ConfigError", "belong together"),
+    "a wrong temperature": (["run", ".", "--prompt", "x", "--temperature", "nan"], "RequestError", "temperature"),
+    "a wrong top-p": (["chat", ".", "--top-p", "1.5"], "RequestError", "top_p"),
+    "a wrong dtype": (["run", ".", "--prompt", "x", "--dtype", "int4"], "ConfigError", "int4"),
+    "an unknown shape": (
+        ["build", "--arch", "lama-3-8b", "--dummy-weights", "--output", "x"],
+        "ConfigError",
+        "llama-3-8b",
+    ),
+    "a shape without weights": (["build", "--arch", "gpt2", "--output", "x"], "ConfigError", "--dummy-weights"),
+    "a shape and a model": (["build", "m", "--arch", "gpt2", "--output", "x"], "ConfigError", "not both"),
+    "nothing to build": (["build", "--output", "x"], "ConfigError", "--arch"),
+    "nothing to measure": (["bench", "throughput"], "ConfigError", "name a model"),
+    "random weights for a model": (["bench", "throughput", "m", "--dummy-weights"], "ConfigError", "--arch"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_error_is_one_line_an_exit_code_and_with_json_an_object(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, kind, fragment = WRONG[name]
+    plain = CliRunner().invoke(app, arguments)
+    assert plain.exit_code == 1
+    assert plain.stdout == ""
+    (line,) = plain.stderr.splitlines()
+    assert line.startswith("error: ") and fragment in line
+    as_json = CliRunner().invoke(app, [*arguments, "--json"])
+    assert as_json.exit_code == 1
+    error = json.loads(as_json.stdout)["error"]
+    assert error["type"] == kind
+    assert fragment in error["message"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_flag_is_refused() -> None:
+    result = CliRunner().invoke(app, ["run", "x", "--temprature", "1"])
+    assert result.exit_code == 2
+    assert "--temprature" in result.stderr
