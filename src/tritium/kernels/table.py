@@ -12,13 +12,27 @@ _ONEDNN = "tritium.kernels.onednn.linear"
 _REFERENCE = "the op's reference"
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel(
-        name="cpu.rms_norm",
-        op="rms_norm",
-        backend="cpu",
-        target=f"{_CPU}.norms:bind_rms_norm",
-        supports=f"{_CPU}.norms:supports_rms_norm",
-        numerics="fp32, 64 lanes",
+    *(
+        Kernel(
+            name=f"cpu.{op}",
+            op=op,
+            backend="cpu",
+            target=f"{_CPU}.{module}:bind_{op}",
+            supports=f"{_CPU}.{module}:{supports}",
+            numerics=numerics,
+        )
+        for op, module, supports, numerics in (
+            ("embedding", "copies", "supports_embedding", "exact"),
+            ("rms_norm", "norms", "supports", "fp32, 4 vectors of 16 lanes"),
+            ("layer_norm", "norms", "supports", "fp32, 4 vectors of 16 lanes"),
+            ("rope_cos_sin", "rope", "supports_rope_cos_sin", "fp32, libm"),
+            ("rope", "rope", "supports_rope", "fp32"),
+            ("activation", "activations", "supports_activation", "fp32"),
+            ("gated_activation", "activations", "supports_gated_activation", "fp32"),
+            ("gather_rows", "copies", "supports_gather_rows", "exact"),
+            ("kv_store", "copies", "supports_kv_store", "exact"),
+            ("paged_attention", "attention", "supports_paged_attention", "fp32, tiles of keys by absolute position"),
+        )
     ),
     Kernel(
         name="onednn.linear",

@@ -1,4 +1,4 @@
-"""rms_norm and layer_norm, compiled (csrc/rms_norm.cpp, csrc/layer_norm.cpp)."""
+"""rms_norm and layer_norm, compiled (csrc/norms.cpp)."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -7,41 +7,56 @@ from typing import Any
 import torch
 
 from tritium.kernels.cpu import library
-from tritium.kernels.cpu.layout import dense, rows_of
+from tritium.kernels.cpu.layout import Reads, dense_output
 from tritium.kernels.kernel import Thunk
+
+_ROWS = [
+    (name, ctypes.c_int64) for name in ("num_outer", "num_inner", "stride_outer", "stride_inner", "size")
+]  # a `Rows` and the elements in a row
 
 
 class RmsNormArgs(ctypes.Structure):
-    """csrc/rms_norm.cpp RmsNormArgs."""
+    """csrc/norms.cpp RmsNormArgs."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "weight", "out")),
-        *((name, ctypes.c_int64) for name in ("num_outer", "num_inner", "stride_outer", "stride_inner", "size")),
+        *_ROWS,
         *((name, ctypes.c_float) for name in ("eps", "weight_offset")),
         ("cast_before_weight", ctypes.c_int32),
     ]
 
 
-def supports_rms_norm(args: Mapping[str, Any]) -> str | None:
-    """x and weight of one dtype."""
-    return library.refuse({"x": args["x"], "weight": args["weight"]})
+class LayerNormArgs(ctypes.Structure):
+    """csrc/norms.cpp LayerNormArgs."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "out")),
+        *_ROWS,
+        ("eps", ctypes.c_float),
+    ]
+
+
+def supports(args: Mapping[str, Any]) -> str | None:
+    """x, weight and bias of one dtype."""
+    return library.refuse({name: args.get(name) for name in ("x", "weight", "bias")})
 
 
 def bind_rms_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.rms_norm(x, weight) into outputs[0], which is dense."""
-    x, weight, out = args["x"], dense("weight", args["weight"]), dense("out", outputs[0])
-    rows = rows_of("x", x)
-    struct = RmsNormArgs(
-        x=x.data_ptr(),
-        weight=weight.data_ptr(),
-        out=out.data_ptr(),
-        num_outer=rows.num_outer,
-        num_inner=rows.num_inner,
-        stride_outer=rows.stride_outer,
-        stride_inner=rows.stride_inner,
-        size=x.shape[-1],
-        eps=args["eps"],
-        weight_offset=args.get("weight_offset", 0.0),
-        cast_before_weight=args.get("cast_before_weight", True),
-    )
-    return library.thunk("rms_norm", x.dtype, struct, x, weight, out)
+    reads, out = Reads(), dense_output(outputs[0])
+    x, rows = reads.rows(args["x"])
+    weight = reads.dense(args["weight"])
+    literals = (args["eps"], args.get("weight_offset", 0.0), args.get("cast_before_weight", True))
+    struct = RmsNormArgs(x.data_ptr(), weight.data_ptr(), out.data_ptr(), *rows, x.shape[-1], *literals)
+    return reads.before(library.thunk("rms_norm", x.dtype, struct, x, weight, out))
+
+
+def bind_layer_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.layer_norm(x, weight, bias) into outputs[0], which is dense."""
+    reads, out = Reads(), dense_output(outputs[0])
+    x, rows = reads.rows(args["x"])
+    weight = reads.dense(args["weight"])
+    bias = None if args.get("bias") is None else reads.dense(args["bias"])
+    pointers = (x.data_ptr(), weight.data_ptr(), bias.data_ptr() if bias is not None else None, out.data_ptr())
+    struct = LayerNormArgs(*pointers, *rows, x.shape[-1], args["eps"])
+    return reads.before(library.thunk("layer_norm", x.dtype, struct, x, weight, out, *([] if bias is None else [bias])))

@@ -1,10 +1,10 @@
 """Running torch's element-wise functions so that a row's bits do not depend on its neighbours.
 
-torch vectorises an element-wise loop and ends it with scalar code, whose exp, erf and pow differ in the last bit; where a
-loop ends depends on the numbers of elements and threads, and on strides. Measured (torch 2.13, rows 1 to 64): sigmoid,
+torch vectorises an element-wise loop and ends it with scalar code, whose exp, erf and pow differ in the last bit. Where
+a loop ends depends on the numbers of elements and threads, and on strides. Measured (torch 2.13, rows 1-64): sigmoid,
 silu, gelu, tanh-gelu, pow and half-precision rsqrt change a row's bits with the number of rows when its size is 37 or
-1000 (not 64 or 2048), gelu even then when rows are strided. add, mul, div, sqrt, sums, softmax, layer_norm, exp, tanh,
-sin and cos do not. So these functions run over blocks of rows that have no scalar end and no split over threads.
+1000 (not 64, not 2048), and gelu even then when rows are strided. add, mul, div, sqrt, sums, softmax, layer_norm, exp,
+tanh, sin and cos do not. So these run over blocks of rows that have no scalar end and no split over threads.
 """
 
 import torch

@@ -4,10 +4,15 @@
 // row alone. A row's tail is padded into a full vector and takes the same path. So a row's bits depend neither on how
 // many rows there are, nor on their addresses, nor on the threads. No ATen, no -ffast-math.
 //
-// ABI. A kernel is `void tritium_<name>_<f32|bf16|f16>(const <Name>Args*)`; TRITIUM_EXPORT defines the three and
-// `tritium_<name>_args_size`, which Python compares with its own struct. Pointers and int64 come first in a struct,
-// 4-byte fields last. Strides count elements. Tensors never overlap unless a kernel says so.
+// ABI. A kernel is `void tritium_<name>_<f32|bf16|f16>(const <Name>Args*)`: TRITIUM_EXPORT defines the three, and
+// TRITIUM_EXPORT_ONE a `tritium_<name>` without dtype, and both `tritium_<name>_args_size`, which Python compares with its
+// own. Pointers and int64 come first in a struct, 4-byte fields last. Strides count elements unless a kernel says so, and
+// its tensors do not overlap.
 #pragma once
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -34,17 +39,34 @@ inline f32x16 splat(float x) { return f32x16{} + x; }
 
 // ---- storage <-> fp32, 16 at a time; casts round to nearest even and keep NaN, as torch does
 
-inline f32x16 widen(u16x16 h, bf16) { return bit_cast<f32x16>(__builtin_convertvector(h, u32x16) << 16); }
+// GCC 12 splits these two conversions into 256-bit halves, at twice the instructions. (Masked, because the plain forms make
+// it warn of uninitialised values; an all-ones mask costs nothing.)
+#ifdef __AVX512F__
+constexpr __mmask16 kAll = 0xffff;
+inline u32x16 extend(u16x16 h) { return bit_cast<u32x16>(_mm512_maskz_cvtepu16_epi32(kAll, bit_cast<__m256i>(h))); }
+inline u16x16 truncate(u32x16 w) { return bit_cast<u16x16>(_mm512_maskz_cvtepi32_epi16(kAll, bit_cast<__m512i>(w))); }
+#else
+inline u32x16 extend(u16x16 h) { return __builtin_convertvector(h, u32x16); }
+inline u16x16 truncate(u32x16 w) { return __builtin_convertvector(w, u16x16); }
+#endif
+
+inline f32x16 widen(u16x16 h, bf16) { return bit_cast<f32x16>(extend(h) << 16); }
 
 inline u16x16 narrow(f32x16 x, bf16) {
   u32x16 w = bit_cast<u32x16>(x);
   u32x16 rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
   u32x16 result = (w & 0x7fffffff) > 0x7f800000 ? u32x16{} + 0x7fc0 : rounded;
-  return __builtin_convertvector(result, u16x16);
+  return truncate(result);
 }
 
+#ifdef __AVX512F__
+inline f32x16 widen(u16x16 h, f16) { return bit_cast<f32x16>(_mm512_maskz_cvtph_ps(kAll, bit_cast<__m256i>(h))); }
+inline u16x16 narrow(f32x16 x, f16) {
+  return bit_cast<u16x16>(_mm512_maskz_cvtps_ph(kAll, bit_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#else
 inline f32x16 widen(u16x16 h, f16) {  // subnormals by a magic add, the rest by a scale: no branch
-  u32x16 w = __builtin_convertvector(h, u32x16) << 16, two_w = w + w;
+  u32x16 w = extend(h) << 16, two_w = w + w;
   f32x16 normal = bit_cast<f32x16>((two_w >> 4) + (0xe0u << 23)) * 0x1.0p-112f;
   f32x16 subnormal = bit_cast<f32x16>((two_w >> 17) | (126u << 23)) - 0.5f;
   u32x16 magnitude = two_w < (1u << 27) ? bit_cast<u32x16>(subnormal) : bit_cast<u32x16>(normal);
@@ -58,8 +80,9 @@ inline u16x16 narrow(f32x16 x, f16) {  // the add of a power of two chosen by th
   u32x16 bits = bit_cast<u32x16>(bit_cast<f32x16>((bias >> 1) + 0x07800000u) + base);
   u32x16 magnitude = ((bits >> 13) & 0x7c00u) + (bits & 0x0fffu);
   magnitude = two_w > 0xff000000u ? u32x16{} + 0x7e00u : magnitude;
-  return __builtin_convertvector((w >> 16 & 0x8000u) | magnitude, u16x16);
+  return truncate((w >> 16 & 0x8000u) | magnitude);
 }
+#endif
 
 inline f32x16 load16(const float* p) { f32x16 x; std::memcpy(&x, p, sizeof(x)); return x; }
 inline void store16(float* p, f32x16 x) { std::memcpy(p, &x, sizeof(x)); }
@@ -78,9 +101,20 @@ template <class T> inline void store_part(T* p, f32x16 x, int64_t count) {
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(T));
 }
 
+// x with the lanes from `count` on set to zero.
+inline f32x16 first_lanes(f32x16 x, int64_t count) {
+  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return lane < static_cast<int32_t>(count) ? x : f32x16{};
+}
+
 // fp32 -> T -> fp32: what a cast in the middle of a formula does to the value.
 inline f32x16 round_to(f32x16 x, float) { return x; }
-template <class T> inline f32x16 round_to(f32x16 x, T) { return widen(narrow(x, T{}), T{}); }
+inline f32x16 round_to(f32x16 x, f16) { return widen(narrow(x, f16{}), f16{}); }
+inline f32x16 round_to(f32x16 x, bf16) {
+  u32x16 w = bit_cast<u32x16>(x);
+  u32x16 rounded = (w + 0x7fff + ((w >> 16) & 1)) & 0xffff0000u;
+  return bit_cast<f32x16>((w & 0x7fffffff) > 0x7f800000 ? w | 0x00400000u : rounded);
+}
 
 // One element.
 inline float to_float(float x) { return x; }
@@ -143,12 +177,13 @@ template <class F> inline void for_rows(int64_t num_rows, int64_t elements_per_r
 
 }  // namespace tritium
 
-#define TRITIUM_ONE(symbol, call) \
-  __attribute__((visibility("default"))) void symbol { call; }
-#define TRITIUM_EXPORT(name, Args)                                                                  \
-  extern "C" {                                                                                      \
-  __attribute__((visibility("default"))) int64_t tritium_##name##_args_size() { return sizeof(Args); } \
-  TRITIUM_ONE(tritium_##name##_f32(const Args* args), name<float>(*args))                           \
-  TRITIUM_ONE(tritium_##name##_bf16(const Args* args), name<tritium::bf16>(*args))                  \
-  TRITIUM_ONE(tritium_##name##_f16(const Args* args), name<tritium::f16>(*args))                    \
-  }
+#define TRITIUM_SYMBOL extern "C" __attribute__((visibility("default")))
+#define TRITIUM_SIZE(name, Args) TRITIUM_SYMBOL int64_t tritium_##name##_args_size() { return sizeof(Args); }
+#define TRITIUM_EXPORT(name, Args)                                                                          \
+  TRITIUM_SIZE(name, Args)                                                                                  \
+  TRITIUM_SYMBOL void tritium_##name##_f32(const Args* args) { name<float>(*args); }                        \
+  TRITIUM_SYMBOL void tritium_##name##_bf16(const Args* args) { name<tritium::bf16>(*args); }               \
+  TRITIUM_SYMBOL void tritium_##name##_f16(const Args* args) { name<tritium::f16>(*args); }
+#define TRITIUM_EXPORT_ONE(name, Args)                                                                      \
+  TRITIUM_SIZE(name, Args)                                                                                  \
+  TRITIUM_SYMBOL void tritium_##name(const Args* args) { name(*args); }

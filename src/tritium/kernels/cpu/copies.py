@@ -1,0 +1,92 @@
+"""embedding, gather_rows and kv_store, compiled (csrc/copies.cpp): copies of bytes, whatever the dtype."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tritium.errors import KernelError
+from tritium.kernels.cpu import library
+from tritium.kernels.cpu.layout import Reads, dense_output
+from tritium.kernels.kernel import Thunk
+
+
+class GatherRowsArgs(ctypes.Structure):
+    """csrc/copies.cpp GatherRowsArgs."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "rows", "out")),
+        *((name, ctypes.c_int64) for name in ("num_rows", "stride_row", "row_bytes")),
+    ]
+
+
+class KVStoreArgs(ctypes.Structure):
+    """csrc/copies.cpp KVStoreArgs."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("k", "v", "cache", "slots")),
+        *((name, ctypes.c_int64) for name in ("num_tokens", "num_heads", "block_size", "head_bytes")),
+        *((name, ctypes.c_int64) for name in ("k_stride_token", "k_stride_head", "v_stride_token", "v_stride_head")),
+        ("stride_block", ctypes.c_int64),
+    ]
+
+
+def supports_embedding(args: Mapping[str, Any]) -> str | None:
+    """One list of ids in int64."""
+    return library.why_not() or _refuse_rows("ids_T", args["ids_T"])
+
+
+def supports_gather_rows(args: Mapping[str, Any]) -> str | None:
+    """Two dimensions, row numbers in int64."""
+    return library.why_not() or _refuse_rows("rows_R", args["rows_R"])
+
+
+def bind_embedding(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.embedding(ids, weight) into outputs[0]. Ids are not checked: requests were."""
+    return _bind_gather(args["weight_VD"], args["ids_T"], outputs[0])
+
+
+def bind_gather_rows(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.gather_rows(x, rows) into outputs[0]. Row numbers are not checked."""
+    return _bind_gather(args["x_TD"], args["rows_R"], outputs[0])
+
+
+def supports_kv_store(args: Mapping[str, Any]) -> str | None:
+    """Keys, values and cache of one dtype, slots in int64."""
+    k_TKH, v_TKH, cache, slots = (args[name] for name in ("k_TKH", "v_TKH", "cache_layer", "slot_mapping_T"))
+    if not k_TKH.dtype == v_TKH.dtype == cache.dtype:
+        return f"the dtypes differ: k {k_TKH.dtype}, v {v_TKH.dtype}, cache {cache.dtype}"
+    return library.why_not() or _refuse_rows("slot_mapping_T", slots)
+
+
+def bind_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.kv_store: k and v may be strided in tokens and heads, the cache in blocks. Slots are not checked."""
+    reads, cache = Reads(), args["cache_layer"]
+    k_TKH, v_TKH = reads.adjacent(args["k_TKH"]), reads.adjacent(args["v_TKH"])
+    slots = reads.dense(args["slot_mapping_T"])
+    if not cache[0].is_contiguous():
+        raise KernelError(f"a block of the cache is not dense: sizes {tuple(cache.shape)}, strides {cache.stride()}")
+    size = cache.element_size()
+    num_tokens, num_heads, head_size = k_TKH.shape
+    strides = (*k_TKH.stride()[:2], *v_TKH.stride()[:2], cache.stride(0))
+    struct = KVStoreArgs(
+        *(t.data_ptr() for t in (k_TKH, v_TKH, cache, slots)),
+        *(num_tokens, num_heads, cache.shape[3], head_size * size),
+        *(stride * size for stride in strides),
+    )
+    return reads.before(library.thunk("kv_store", None, struct, k_TKH, v_TKH, cache, slots))
+
+
+def _bind_gather(x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> Thunk:
+    reads, out, size = Reads(), dense_output(out), x.element_size()
+    x, rows = reads.adjacent(x), reads.dense(rows)
+    shape = (rows.shape[0], x.stride(0) * size, x.shape[1] * size)
+    struct = GatherRowsArgs(*(t.data_ptr() for t in (x, rows, out)), *shape)
+    return reads.before(library.thunk("gather_rows", None, struct, x, rows, out))
+
+
+def _refuse_rows(name: str, rows: Any) -> str | None:
+    if rows.dtype != torch.int64 or len(rows.shape) != 1:
+        return f"{name} is {rows.dtype} with {len(rows.shape)} dimensions, not a list of int64"
+    return None

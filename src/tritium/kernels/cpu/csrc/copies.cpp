@@ -1,0 +1,47 @@
+// gather_rows (also the embedding lookup) and kv_store: copies of rows of bytes, whatever their dtype. Strides are bytes.
+#include "tritium.h"
+
+namespace {
+using namespace tritium;
+
+struct GatherRowsArgs {
+  const char* x;
+  const int64_t* rows;
+  char* out;  // dense
+  int64_t num_rows, stride_row, row_bytes;
+};
+
+struct KVStoreArgs {
+  const char *k, *v;
+  char* cache;  // [num_blocks, 2, num_heads, block_size, head], dense but for stride_block
+  const int64_t* slots;
+  int64_t num_tokens, num_heads, block_size, head_bytes;
+  int64_t k_stride_token, k_stride_head, v_stride_token, v_stride_head, stride_block;
+};
+
+constexpr int64_t kBytesPerWork = 4;  // a copy is bound by memory: count it as fp32 elements
+
+void gather_rows(const GatherRowsArgs& a) {
+  for_rows(a.num_rows, a.row_bytes / kBytesPerWork, [&](int64_t row) {
+    std::memcpy(a.out + row * a.row_bytes, a.x + a.rows[row] * a.stride_row, static_cast<size_t>(a.row_bytes));
+  });
+}
+
+void kv_store(const KVStoreArgs& a) {
+  const int64_t plane = a.num_heads * a.block_size * a.head_bytes;  // bytes from a block's keys to its values
+  for_rows(a.num_tokens, 2 * a.num_heads * a.head_bytes / kBytesPerWork, [&](int64_t token) {
+    const int64_t slot = a.slots[token];
+    if (slot < 0) return;  // a padded row
+    char* to = a.cache + slot / a.block_size * a.stride_block + slot % a.block_size * a.head_bytes;
+    const char *k = a.k + token * a.k_stride_token, *v = a.v + token * a.v_stride_token;
+    for (int64_t head = 0; head < a.num_heads; ++head, to += a.block_size * a.head_bytes) {
+      std::memcpy(to, k + head * a.k_stride_head, static_cast<size_t>(a.head_bytes));
+      std::memcpy(to + plane, v + head * a.v_stride_head, static_cast<size_t>(a.head_bytes));
+    }
+  });
+}
+
+}  // namespace
+
+TRITIUM_EXPORT_ONE(gather_rows, GatherRowsArgs)
+TRITIUM_EXPORT_ONE(kv_store, KVStoreArgs)

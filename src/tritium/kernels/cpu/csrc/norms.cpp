@@ -1,0 +1,81 @@
+// rms_norm and layer_norm. Rows lie in two levels of strides, so that a view of a fused qkv projection needs no copy; the
+// output is dense. The order of a sum: 4 vectors of 16 lanes in turn, the pairs of them, then `sum`.
+#include <cmath>
+
+#include "tritium.h"
+
+namespace {
+using namespace tritium;
+
+struct RmsNormArgs {
+  const void *x, *weight;
+  void* out;
+  int64_t num_outer, num_inner, stride_outer, stride_inner;  // of x
+  int64_t size;                                              // elements in a row
+  float eps, weight_offset;
+  int32_t cast_before_weight;
+};
+
+struct LayerNormArgs {
+  const void *x, *weight, *bias;  // bias may be null
+  void* out;
+  int64_t num_outer, num_inner, stride_outer, stride_inner, size;
+  float eps;
+};
+
+// The mean over a row of term(x), computed on vectors; lanes behind the row's end are left out.
+template <class T, class Term> float mean_of(const T* x, int64_t size, Term term) {
+  f32x16 sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= size; i += 4 * kLanes)
+    for (int k = 0; k < 4; ++k) sums[k] += term(load16(x + i + k * kLanes));
+  for_vectors(size - i, [&](int64_t j, int64_t count) {
+    f32x16 t = term(load(x + i + j, count));
+    sums[0] += count == kLanes ? t : first_lanes(t, count);
+  });
+  return sum((sums[0] + sums[1]) + (sums[2] + sums[3])) / static_cast<float>(size);
+}
+
+template <class T, class Args> const T* row_of(const Args& a, int64_t row) {
+  return static_cast<const T*>(a.x) + row / a.num_inner * a.stride_outer + row % a.num_inner * a.stride_inner;
+}
+
+template <class T> void rms_norm(const RmsNormArgs& a) {
+  const T* weight = static_cast<const T*>(a.weight);
+  for_rows(a.num_outer * a.num_inner, a.size, [&](int64_t row) {
+    const T* x = row_of<T>(a, row);
+    T* out = static_cast<T*>(a.out) + row * a.size;
+    const float scale = 1.0f / std::sqrt(mean_of(x, a.size, [](f32x16 v) { return v * v; }) + a.eps);
+    for_vectors(a.size, [&](int64_t i, int64_t count) {
+      f32x16 w = load(weight + i, count), y = load(x + i, count) * scale;
+      if (a.cast_before_weight) {
+        y = round_to(y, T{});
+        if (a.weight_offset != 0) w = round_to(w + a.weight_offset, T{});
+      } else {
+        w += a.weight_offset;
+      }
+      store(out + i, y * w, count);
+    });
+  });
+}
+
+template <class T> void layer_norm(const LayerNormArgs& a) {
+  const T *weight = static_cast<const T*>(a.weight), *bias = static_cast<const T*>(a.bias);
+  for_rows(a.num_outer * a.num_inner, a.size, [&](int64_t row) {
+    const T* x = row_of<T>(a, row);
+    T* out = static_cast<T*>(a.out) + row * a.size;
+    const float mean = mean_of(x, a.size, [](f32x16 v) { return v; });
+    const float variance = mean_of(x, a.size, [mean](f32x16 v) { return (v - mean) * (v - mean); });
+    const float scale = 1.0f / std::sqrt(variance + a.eps);
+    for_vectors(a.size, [&](int64_t i, int64_t count) {
+      f32x16 y = (load(x + i, count) - mean) * scale * load(weight + i, count);
+      if (bias) y += load(bias + i, count);
+      store(out + i, y, count);
+    });
+  });
+}
+
+}  // namespace
+
+TRITIUM_EXPORT(rms_norm, RmsNormArgs)
+TRITIUM_EXPORT(layer_norm, LayerNormArgs)

@@ -1,0 +1,81 @@
+// rope_cos_sin: the angles of a step, once; rope: rotates the first 2P dimensions of each head, copies the rest.
+#include <cmath>
+
+#include "tritium.h"
+
+namespace {
+using namespace tritium;
+
+struct RopeCosSinArgs {
+  const int64_t* positions;
+  const float* inv_freq;
+  float* out;  // [num_tokens, 2 * num_pairs], cosines then sines
+  int64_t num_tokens, num_pairs;
+  float attention_scaling;
+};
+
+struct RopeArgs {
+  const void* x;
+  const float* cos_sin;  // dense [num_tokens, 2 * num_pairs]
+  void* out;             // dense
+  int64_t num_tokens, num_heads, head_size, num_pairs, stride_token, stride_head;  // strides of x
+  int32_t interleaved;
+};
+
+constexpr int64_t kCostOfAngle = 16;  // elements' worth of work: libm's sinf and cosf are scalar, right for any angle
+
+void rope_cos_sin(const RopeCosSinArgs& a) {
+  for_rows(a.num_tokens, a.num_pairs * kCostOfAngle, [&](int64_t token) {
+    const float position = static_cast<float>(a.positions[token]);
+    float* out = a.out + token * 2 * a.num_pairs;
+    for (int64_t p = 0; p < a.num_pairs; ++p) {
+      const float angle = position * a.inv_freq[p];
+      out[p] = std::cos(angle) * a.attention_scaling;
+      out[a.num_pairs + p] = std::sin(angle) * a.attention_scaling;
+    }
+  });
+}
+
+template <class T> void rotate_halves(const T* x, const float* cos, const float* sin, T* out, int64_t num_pairs) {
+  for_vectors(num_pairs, [&](int64_t p, int64_t count) {
+    const f32x16 first = load(x + p, count), second = load(x + num_pairs + p, count);
+    const f32x16 c = load(cos + p, count), s = load(sin + p, count);
+    store(out + p, first * c - second * s, count);
+    store(out + num_pairs + p, second * c + first * s, count);
+  });
+}
+
+template <class T> void rotate_pairs(const T* x, const float* cos, const float* sin, T* out, int64_t num_pairs) {
+  for_vectors(num_pairs, [&](int64_t p, int64_t count) {
+    T lanes[2 * kLanes] = {};
+    std::memcpy(lanes, x + 2 * p, static_cast<size_t>(2 * count) * sizeof(T));
+    const f32x16 low = load16(lanes), high = load16(lanes + kLanes);
+    const f32x16 first = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const f32x16 second = __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    const f32x16 c = load(cos + p, count), s = load(sin + p, count);
+    const f32x16 a = first * c - second * s, b = second * c + first * s;
+    store16(lanes, __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+    store16(lanes + kLanes, __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+    std::memcpy(out + 2 * p, lanes, static_cast<size_t>(2 * count) * sizeof(T));
+  });
+}
+
+template <class T> void rope(const RopeArgs& a) {
+  const int64_t rotated = 2 * a.num_pairs;
+  for_rows(a.num_tokens, a.num_heads * a.head_size, [&](int64_t token) {
+    const float *cos = a.cos_sin + token * rotated, *sin = cos + a.num_pairs;
+    for (int64_t head = 0; head < a.num_heads; ++head) {
+      const T* x = static_cast<const T*>(a.x) + token * a.stride_token + head * a.stride_head;
+      T* out = static_cast<T*>(a.out) + (token * a.num_heads + head) * a.head_size;
+      if (a.interleaved) rotate_pairs(x, cos, sin, out, a.num_pairs);
+      else rotate_halves(x, cos, sin, out, a.num_pairs);
+      if (rotated < a.head_size)
+        std::memcpy(out + rotated, x + rotated, static_cast<size_t>(a.head_size - rotated) * sizeof(T));
+    }
+  });
+}
+
+}  // namespace
+
+TRITIUM_EXPORT_ONE(rope_cos_sin, RopeCosSinArgs)
+TRITIUM_EXPORT(rope, RopeArgs)

@@ -1,0 +1,208 @@
+"""Arguments for every kernel's tests: odd sizes, views of wider tensors; and what each op is in double precision.
+
+Sizes: T tokens, N heads, K kv heads, H head size, D width, P rotated pairs, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tritium.kernels.kernel import Kernel, resolve
+
+Args = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """How to call one op.
+
+    make(T, dtype): arguments, drawn from torch's generator. rows: which of them have a row for each token.
+    exact(**args): the result in float64 from float64 arguments.
+    """
+
+    name: str
+    op: str
+    make: Callable[[int, torch.dtype], Args]
+    rows: tuple[str, ...]
+    exact: Callable[..., torch.Tensor]
+
+
+def first_rows(case: Case, args: Args, start: int, end: int) -> Args:
+    """The arguments for tokens start:end alone: views, so strides and addresses differ from a batch of their own."""
+    return {name: value[start:end] if name in case.rows else value for name, value in args.items()}
+
+
+def run(kernel: Kernel, args: Mapping[str, Any], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """The kernel's result, from a poisoned output whose surroundings are checked to stay untouched."""
+    packed = {name: resolve(target)(args[name]) for name, target in kernel.pack.items()}
+    size, guard = torch.Size(shape).numel(), 64
+    storage = torch.full((size + 2 * guard,), float("nan"), dtype=dtype)
+    out = storage[guard : guard + size].view(shape)
+    thunk = resolve(kernel.target)({**args, **packed}, [out])
+    thunk()
+    first = out.clone()
+    out.fill_(float("nan"))
+    thunk()
+    assert torch.equal(first.nan_to_num(7.0), out.nan_to_num(7.0)), f"{kernel.name}: a second call gave other bits"
+    assert storage[:guard].isnan().all() and storage[guard + size :].isnan().all(), f"{kernel.name} wrote outside"
+    return first
+
+
+def in_double(args: Args) -> Args:
+    """The same arguments with floating-point tensors in float64."""
+    return {
+        name: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in args.items()
+    }
+
+
+def _view(num_tokens: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """[T, width] inside a wider tensor full of NaN, as a part of a fused projection is."""
+    whole = torch.full((num_tokens, 2 * width + 11), float("nan"), dtype=dtype)
+    whole[:, 5 : 5 + width] = torch.randn(num_tokens, width) * 2
+    return whole[:, 5 : 5 + width]
+
+
+def _heads(num_tokens: int, num_heads: int, head_size: int, dtype: torch.dtype) -> torch.Tensor:
+    return _view(num_tokens, num_heads * head_size, dtype).unflatten(1, (num_heads, head_size))
+
+
+def _exact_rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: float = 0.0, cast_before_weight: bool = True
+) -> torch.Tensor:
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * (weight + weight_offset)
+
+
+def _exact_layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+def _exact_cos_sin(positions_T: torch.Tensor, inv_freq_P: torch.Tensor, attention_scaling: float) -> torch.Tensor:
+    angles = (positions_T[:, None].float() * inv_freq_P.float()).double()  # the product is defined in fp32
+    return torch.cat((angles.cos(), angles.sin()), -1) * attention_scaling
+
+
+def _exact_rope(x_TNH: torch.Tensor, cos_sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    pairs = cos_sin.shape[-1] // 2
+    turn = torch.complex(cos_sin[:, None, :pairs], cos_sin[:, None, pairs:])
+    part, rest = x_TNH[..., : 2 * pairs], x_TNH[..., 2 * pairs :]
+    if interleaved:
+        out = torch.view_as_real(torch.view_as_complex(part.unflatten(-1, (pairs, 2)).contiguous()) * turn).flatten(-2)
+    else:
+        turned = torch.complex(part[..., :pairs].contiguous(), part[..., pairs:].contiguous()) * turn
+        out = torch.cat((turned.real, turned.imag), -1)
+    return torch.cat((out, rest), -1)
+
+
+def _exact_activation(x: torch.Tensor, kind: str) -> torch.Tensor:
+    functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"),
+        "relu": torch.relu,
+        "quick_gelu": lambda t: t * torch.sigmoid(1.702 * t),
+    }
+    return functions[kind](x)
+
+
+def _exact_gated(gate: torch.Tensor, up: torch.Tensor, kind: str) -> torch.Tensor:
+    return _exact_activation(gate, kind) * up
+
+
+def _norm_case(name: str, op: str, width: int, exact: Callable[..., torch.Tensor], **literals: Any) -> Case:
+    def make(num_tokens: int, dtype: torch.dtype) -> Args:
+        args: Args = {"x": _view(num_tokens, width, dtype), "weight": torch.randn(width).to(dtype)}
+        if op == "layer_norm":
+            args["bias"] = torch.randn(width).to(dtype) if literals.get("bias", True) else None
+        return {**args, **{key: value for key, value in literals.items() if key != "bias"}}
+
+    return Case(name=name, op=op, make=make, rows=("x",), exact=exact)
+
+
+def _rope_case(name: str, num_heads: int, head_size: int, num_pairs: int, *, interleaved: bool) -> Case:
+    def make(num_tokens: int, dtype: torch.dtype) -> Args:
+        angles = torch.rand(num_tokens, num_pairs) * 100
+        cos_sin = torch.cat((angles.cos(), angles.sin()), -1)
+        x_TNH = _heads(num_tokens, num_heads, head_size, dtype)
+        return {"x_TNH": x_TNH, "cos_sin": cos_sin, "interleaved": interleaved}
+
+    return Case(name=name, op="rope", make=make, rows=("x_TNH", "cos_sin"), exact=_exact_rope)
+
+
+def _activation_case(kind: str, width: int) -> Case:
+    def make(num_tokens: int, dtype: torch.dtype) -> Args:
+        return {"x": _view(num_tokens, width, dtype), "kind": kind}
+
+    return Case(name=f"activation-{kind}-{width}", op="activation", make=make, rows=("x",), exact=_exact_activation)
+
+
+def _gated_case(kind: str, width: int) -> Case:
+    def make(num_tokens: int, dtype: torch.dtype) -> Args:
+        return {"gate": _view(num_tokens, width, dtype), "up": _view(num_tokens, width, dtype), "kind": kind}
+
+    name = f"gated_activation-{kind}-{width}"
+    return Case(name=name, op="gated_activation", make=make, rows=("gate", "up"), exact=_exact_gated)
+
+
+def _linear_case(num_out: int, num_in: int, *, has_bias: bool) -> Case:
+    def make(num_tokens: int, dtype: torch.dtype) -> Args:
+        bias = torch.randn(num_out).to(dtype) if has_bias else None
+        weight = torch.randn(num_out, num_in).to(dtype)
+        return {"x": _view(num_tokens, num_in, dtype), "weight_NK": weight, "bias": bias}
+
+    def exact(x: torch.Tensor, weight_NK: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return F.linear(x, weight_NK, bias)
+
+    return Case(name=f"linear-{num_out}-{num_in}-{has_bias}", op="linear", make=make, rows=("x",), exact=exact)
+
+
+def _make_qk_norm(num_tokens: int, dtype: torch.dtype) -> Args:
+    return {"x": _heads(num_tokens, 5, 24, dtype), "weight": torch.randn(24).to(dtype), "eps": 1e-6}
+
+
+def _make_cos_sin(num_tokens: int, dtype: torch.dtype) -> Args:
+    positions, inv_freq = torch.randint(0, 1 << 17, (num_tokens,)), 1.0 / 500000.0 ** (torch.arange(37) / 37)
+    return {"positions_T": positions, "inv_freq_P": inv_freq, "attention_scaling": 1.25}
+
+
+def _make_embedding(num_tokens: int, dtype: torch.dtype) -> Args:
+    return {"ids_T": torch.randint(0, 97, (num_tokens,)), "weight_VD": torch.randn(97, 37).to(dtype)}
+
+
+def _make_gather(num_tokens: int, dtype: torch.dtype) -> Args:
+    return {"x_TD": _view(13, 37, dtype), "rows_R": torch.randint(0, 13, (num_tokens,))}
+
+
+def _lookup(ids_T: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
+    return weight_VD[ids_T]
+
+
+def _gathered(x_TD: torch.Tensor, rows_R: torch.Tensor) -> torch.Tensor:
+    return x_TD[rows_R]
+
+
+_GEMMA = {"weight_offset": 1.0, "cast_before_weight": False}
+KINDS = ("silu", "gelu", "gelu_tanh", "relu", "quick_gelu")
+
+CASES: tuple[Case, ...] = (
+    _norm_case("rms_norm-1000", "rms_norm", 1000, _exact_rms_norm, eps=1e-5),
+    _norm_case("rms_norm-37-offset", "rms_norm", 37, _exact_rms_norm, eps=1e-3, weight_offset=1.0),
+    _norm_case("rms_norm-64-gemma", "rms_norm", 64, _exact_rms_norm, eps=1e-5, **_GEMMA),
+    Case(name="rms_norm-heads", op="rms_norm", make=_make_qk_norm, rows=("x",), exact=_exact_rms_norm),
+    _norm_case("layer_norm-1000", "layer_norm", 1000, _exact_layer_norm, eps=1e-5),
+    _norm_case("layer_norm-37-no-bias", "layer_norm", 37, _exact_layer_norm, eps=1e-5, bias=False),
+    Case(name="rope_cos_sin", op="rope_cos_sin", make=_make_cos_sin, rows=("positions_T",), exact=_exact_cos_sin),
+    _rope_case("rope-64", 9, 64, 32, interleaved=False),
+    _rope_case("rope-partial", 3, 50, 11, interleaved=False),
+    _rope_case("rope-interleaved-64", 9, 64, 32, interleaved=True),
+    _rope_case("rope-interleaved-partial", 3, 50, 11, interleaved=True),
+    *(_activation_case(kind, width) for kind in KINDS for width in (37, 1000)),
+    *(_gated_case(kind, width) for kind in KINDS for width in (37, 1000)),
+    Case(name="embedding", op="embedding", make=_make_embedding, rows=("ids_T",), exact=_lookup),
+    Case(name="gather_rows", op="gather_rows", make=_make_gather, rows=("rows_R",), exact=_gathered),
+    _linear_case(100, 37, has_bias=True),
+    _linear_case(96, 256, has_bias=False),
+)

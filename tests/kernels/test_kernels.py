@@ -1,0 +1,152 @@
+"""Every kernel of every op that computes rows: right within the tolerance rule, and each row by itself.
+
+Tolerance (DESIGN "Testing"): err(kernel) <= 2 * err(low-precision reference) + 1 ulp, both against double precision.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tritium import ops
+from tritium.kernels.cpu import library
+from tritium.kernels.kernel import Kernel, TensorSpec, resolve
+from tritium.kernels.table import KERNELS
+from tritium.testing.kernel_cases import CASES, Case, first_rows, in_double, run
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PAIRS = [pytest.param(k, c, id=f"{k.name}-{c.name}") for c in CASES for k in KERNELS if k.op == c.op]
+
+
+@pytest.fixture(autouse=True)
+def _seeded_with_two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+def _refuses(kernel: Kernel, args: dict) -> str | None:
+    specs = {
+        n: TensorSpec(dtype=a.dtype, shape=tuple(a.shape)) if isinstance(a, torch.Tensor) else a
+        for n, a in args.items()
+    }
+    return resolve(kernel.supports)(specs) if kernel.supports else None
+
+
+def test_the_compiler_of_this_machine_builds_the_library() -> None:
+    assert library.why_not() == ""
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(("kernel", "case"), PAIRS)
+def test_a_kernel_is_within_twice_the_references_own_error(kernel: Kernel, case: Case, dtype: torch.dtype) -> None:
+    for num_tokens in (kernel.row_multiple, 12, 33):
+        args = case.make(num_tokens, dtype)
+        if _refuses(kernel, args):
+            assert kernel.name == "onednn.linear" and dtype == torch.float16
+            return
+        reference = ops.op_named(case.op).reference(**args)
+        exact = case.exact(**in_double(args))
+        out = run(kernel, args, tuple(reference.shape), reference.dtype)
+        ulp = torch.finfo(reference.dtype).eps * exact.abs().max()
+        limit = 2 * (reference.double() - exact).abs().max() + ulp
+        error = (out.double() - exact).abs().max()
+        assert error <= limit, f"error {error:.3g}, limit {limit:.3g} at {num_tokens} rows"
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(("kernel", "case"), PAIRS)
+def test_a_rows_bits_depend_on_no_other_row_and_not_on_threads(kernel: Kernel, case: Case, dtype: torch.dtype) -> None:
+    args = case.make(64, dtype)
+    shape, out_dtype = case.exact(**in_double(args)).shape, ops.op_named(case.op).reference(**args).dtype
+    whole = run(kernel, args, tuple(shape), out_dtype)
+    assert not whole.isnan().any()
+    allowed = [m for m in range(1, 65) if m % kernel.row_multiple == 0 or (m >= 12 and kernel.row_multiple > 1)]
+    for num_rows in allowed:
+        start = (64 - num_rows) // 3
+        part = run(kernel, first_rows(case, args, start, start + num_rows), (num_rows, *shape[1:]), out_dtype)
+        assert torch.equal(part, whole[start : start + num_rows]), f"{num_rows} rows from {start}"
+    torch.set_num_threads(1)
+    assert torch.equal(run(kernel, args, tuple(shape), out_dtype), whole), "1 thread"
+
+
+@pytest.mark.parametrize(
+    "name", ["cpu.rms_norm", "cpu.layer_norm", "cpu.activation", "cpu.gated_activation", "cpu.rope"]
+)
+def test_a_layout_that_cannot_be_walked_gives_the_bits_of_a_dense_copy(name: str) -> None:
+    kernel = next(k for k in KERNELS if k.name == name)
+    case = next(c for c in CASES if c.op == kernel.op)
+    args = case.make(7, torch.bfloat16)
+    shape = tuple(args[case.rows[0]].shape)
+    odd = {n: a.t().contiguous().t() if n in case.rows and a.dim() == 2 else a for n, a in args.items()}
+    if name == "cpu.rope":
+        odd["x_TNH"] = args["x_TNH"].transpose(0, 2).contiguous().transpose(0, 2)
+    assert any(odd[n].stride() != args[n].stride() and odd[n].stride(-1) != 1 for n in case.rows)
+    assert torch.equal(run(kernel, odd, shape, torch.bfloat16), run(kernel, args, shape, torch.bfloat16))
+
+
+def test_gated_activation_takes_two_halves_of_heads_and_a_dense_tensor_with_a_view() -> None:
+    kernel = next(k for k in KERNELS if k.name == "cpu.gated_activation")
+    both = torch.randn(5, 3, 2 * 24)
+    gate, up = both.chunk(2, dim=-1)
+    expected = run(
+        kernel, {"gate": gate.contiguous(), "up": up.contiguous(), "kind": "silu"}, (5, 3, 24), torch.float32
+    )
+    for args in ({"gate": gate, "up": up}, {"gate": gate.contiguous(), "up": up}):
+        assert torch.equal(run(kernel, {**args, "kind": "silu"}, (5, 3, 24), torch.float32), expected)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu", "quick_gelu"])
+def test_nan_and_large_values_pass_through_compiled_activations(kind: str) -> None:
+    kernel = next(k for k in KERNELS if k.name == "cpu.activation")
+    x = torch.tensor([[float("nan"), float("inf"), 1e30, 104.0, 88.0, 0.0, 1e-40, -88.0, -104.0, -1e30]])
+    out = run(kernel, {"x": x, "kind": kind}, (1, 10), torch.float32)[0]
+    assert out[0].isnan() and torch.equal(out[1:6], x[0, 1:6])
+    torch.testing.assert_close(out[6:], ops.activation(x, kind)[0, 6:], rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("name", ["cpu.kv_store", "eager.kv_store"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+def test_kv_store_writes_exactly_the_named_slots_of_a_strided_cache(name: str, dtype: torch.dtype) -> None:
+    kernel = next(k for k in KERNELS if k.name == name)
+    num_kv_heads, head_size, block_size = 3, 20, 8
+    qkv = torch.randn(70, 2, 9, head_size).to(dtype)
+    k, v = qkv[:, 0, 2:5], qkv[:, 1, 5:8]
+    slots = torch.randperm(10 * block_size)[:70]
+    slots[::7] = -1
+    storage = torch.full((10, 4, 2, num_kv_heads, block_size, head_size), float("nan"), dtype=dtype)
+    expected = storage[:, 1].clone()
+    for token, slot in enumerate(slots.tolist()):
+        if slot >= 0:
+            expected[slot // block_size, 0, :, slot % block_size] = k[token]
+            expected[slot // block_size, 1, :, slot % block_size] = v[token]
+    args = {"k_TKH": k, "v_TKH": v, "cache_layer": storage[:, 1], "slot_mapping_T": slots}
+    assert _refuses(kernel, args) is None
+    resolve(kernel.target)(args, [])()
+    assert torch.equal(storage[:, 1].nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert storage[:, [0, 2, 3]].isnan().all()
+
+
+def test_eager_paged_attention_gives_a_row_the_same_bits_in_every_batch_and_chunk() -> None:
+    kernel = next(k for k in KERNELS if k.name == "eager.paged_attention")
+    num_heads, num_kv_heads, head_size, block_size, length = 6, 3, 20, 4, 23
+    cache = torch.randn(12, 2, num_kv_heads, block_size, head_size)
+    q = torch.randn(length, num_heads, head_size)
+    table = torch.tensor([[3, 9, 1, 7, 2, 5], [11, 10, 8, 0, 0, 0]], dtype=torch.int32)
+
+    def call(starts: list[int], lens: list[int], rows: torch.Tensor) -> torch.Tensor:
+        int32 = {"dtype": torch.int32}
+        counts = torch.tensor([len(lens), starts[-1], len(lens), 0], **int32)
+        args = {"q_TNH": rows, "cache_layer": cache, "block_table_SB": table[: len(lens)]}
+        args |= {"cu_seqlens_q": torch.tensor(starts, **int32), "context_lens_S": torch.tensor(lens, **int32)}
+        args |= {"batch_counts": counts, "scale": 0.2, "window": 9, "softcap": 3.0}
+        return run(kernel, args, tuple(rows.shape), torch.float32)
+
+    whole = call([0, length], [length], q)
+    chunks = [call([0, 5], [end], q[end - 5 : end]) for end in (5, 10, 15, 20)]
+    assert torch.equal(torch.cat(chunks), whole[:20])
+    assert torch.equal(call([0, 1, 8], [length, 9], torch.cat((q[-1:], q[:7])))[:1], whole[-1:])
+    torch.set_num_threads(1)
+    assert torch.equal(call([0, length], [length], q), whole)
