@@ -12,7 +12,8 @@ and a placeholder meta["kind"] ("input", "weight", later "kv") and meta["name"],
 """
 
 import contextlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,8 @@ import sympy
 import torch
 from torch import fx, nn
 
-from tritium.engine.plan import Extent
 from tritium.errors import CaptureError
-from tritium.graph.source import Source
-from tritium.graph.spec import IRREGULAR, Dim, Spec
+from tritium.graph.annotate import annotate, fixed_sizes, symbolic_sizes
 
 EXAMPLE_TOKENS = 8  # T = 1 would be specialised on
 INPUTS = ("input_ids", "positions")
@@ -63,9 +62,9 @@ def capture(module: nn.Module, *, dtype: torch.dtype | None = None) -> Captured:
         if any(is_mutating(node) for node in exported.graph.nodes):
             exported = exported.run_decompositions({})  # doubles the time; decomposes nothing, makes it functional
     graph = exported.graph
-    _name_placeholders(graph, exported.graph_signature)
+    tokens = _name_placeholders(graph, exported.graph_signature)
     constants |= {name: t for name, t in exported.constants.items() if isinstance(t, torch.Tensor) and not t.is_meta}
-    annotate(graph)
+    annotate(graph, symbolic_sizes(tokens))
     return Captured(graph, constants)
 
 
@@ -76,63 +75,33 @@ def is_mutating(node: fx.Node) -> bool:
     )
 
 
-def annotate(graph: fx.Graph) -> None:
-    """Give every node of a freshly exported graph its spec and source, and drop torch's own metadata."""
-    symbols: dict[sympy.Expr, Dim] = {}
-    tokens = _token_symbol(graph)
+def capture_function(
+    fn: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]],
+    example: Sequence[torch.Tensor],
+    attributes: Mapping[str, Any],
+) -> fx.Graph:
+    """Export `fn(*example, **attributes)`, a spelling of an op, like a model.
+
+    The placeholders carry the names of fn's parameters and kind "input". A size of 8 is the number of tokens.
+    """
+
+    class Spelled(nn.Module):
+        def forward(self, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+            return fn(*tensors, **attributes)
+
+    tensors = tuple(tensor.to("meta") for tensor in example)
+    with torch.no_grad():
+        graph = torch.export.export(Spelled(), tensors, strict=False).graph
+    names = iter(inspect.signature(fn).parameters)
     for node in graph.nodes:
-        value = node.meta.get("val")
-        node.meta = {key: node.meta[key] for key in ("kind", "name") if key in node.meta} | {
-            "spec": _spec(value, tokens, symbols),
-            "source": Source.of(node),
-            "covers": (node.name,) if node.op == "call_function" else (),
-        }
+        if node.op == "placeholder":
+            node.meta |= {"kind": "input", "name": next(names)}
+    annotate(graph, fixed_sizes(EXAMPLE_TOKENS))
+    return graph
 
 
-def _spec(value: Any, tokens: sympy.Symbol | None, memo: dict[sympy.Expr, Dim]) -> Any:
-    """Spec of a fake tensor, tuple of them for a list, size for a number, None for anything else."""
-    if isinstance(value, torch.Tensor):
-        return Spec(value.dtype, tuple(_dim(size, tokens, memo) for size in value.shape))
-    if isinstance(value, (list, tuple)):
-        return tuple(_spec(item, tokens, memo) for item in value)
-    if isinstance(value, torch.SymInt):
-        return _dim(value, tokens, memo)
-    return None
-
-
-def _dim(size: int | torch.SymInt, tokens: sympy.Symbol | None, memo: dict[sympy.Expr, Dim]) -> Dim:
-    """An int, or the Extent of a size that is linear in the number of tokens."""
-    if isinstance(size, int):
-        return size
-    expr = size.node.expr
-    if expr not in memo:
-        memo[expr] = _linear(expr, tokens)
-    return memo[expr]
-
-
-def _linear(expr: sympy.Expr, tokens: sympy.Symbol | None) -> Dim:
-    """`expr` as a·T + d, or IRREGULAR when it is not."""
-    if expr.is_Integer:
-        return int(expr)
-    if tokens is None or expr.free_symbols != {tokens} or not expr.is_polynomial(tokens):
-        return IRREGULAR
-    coefficients = sympy.Poly(expr, tokens).all_coeffs()
-    if len(coefficients) != 2 or not all(c.is_Integer for c in coefficients):
-        return IRREGULAR
-    return Extent(tokens=int(coefficients[0]), constant=int(coefficients[1]))
-
-
-def _token_symbol(graph: fx.Graph) -> sympy.Symbol | None:
-    """The symbol torch.export uses for T."""
-    for node in graph.nodes:
-        if node.meta.get("kind") == "input" and node.meta["name"] == INPUTS[0]:
-            size = node.meta["val"].shape[0]
-            return None if isinstance(size, int) else size.node.expr
-    return None
-
-
-def _name_placeholders(graph: fx.Graph, signature: Any) -> None:
-    """Set kind and name of every placeholder."""
+def _name_placeholders(graph: fx.Graph, signature: Any) -> sympy.Symbol:
+    """Set kind and name of every placeholder; return torch's symbol for the number of tokens."""
     names: dict[str, str] = {}
     for spec in signature.input_specs:
         if spec.kind != torch.export.graph_signature.InputKind.USER_INPUT:
@@ -143,6 +112,9 @@ def _name_placeholders(graph: fx.Graph, signature: Any) -> None:
             weight = names.get(node.name)
             node.meta["kind"] = "weight" if weight is not None else "input"
             node.meta["name"] = weight if weight is not None else next(inputs)
+            if weight is None:
+                tokens = node.meta["val"].shape[0].node.expr
+    return tokens
 
 
 @contextlib.contextmanager

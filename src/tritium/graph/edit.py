@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tritium.graph.infer import infer
 from tritium.graph.source import Source
 from tritium.graph.spec import Spec
 
@@ -60,6 +61,13 @@ def insert(
     covered = dict.fromkeys(name for c in covers for name in c.meta["covers"])
     node.meta = {"spec": spec, "source": like.meta.get("source", Source()), "covers": tuple(covered)}
     return node
+
+
+def insert_inferred(
+    graph: fx.Graph, target: Any, args: tuple[Any, ...], *, like: fx.Node, kwargs: Mapping[str, Any] | None = None
+) -> fx.Node:
+    """`insert` of a call with one tensor as result, whose spec is found by running it on meta tensors."""
+    return insert(graph, target, args, infer(target, args, kwargs or {}), like=like, kwargs=kwargs)
 
 
 def insert_input(graph: fx.Graph, kind: str, name: str, spec: Spec) -> fx.Node:

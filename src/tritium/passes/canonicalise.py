@@ -2,9 +2,11 @@
 
 Matches: assertions and constraints; dropout in eval mode, detach, alias, clone, contiguous and other identities; casts
     in any spelling; calls with keywords or omitted defaults.
+    The outer product.
 Replaces with: nothing; their input; `aten.to.dtype(x, dtype, False, False, None)`, or the input where the dtype is
     already that; the same call with every argument written out, dimensions counted from the end (-1 is the last), so
-    that `(x, dim=1)` on a matrix and `(x, -1)` are one spelling. Views: views.py.
+    that `(x, dim=1)` on a matrix and `(x, -1)` are one spelling; `x[:, None] * y[None, :]`. Views: views.py;
+    permutations: permutes.py; casts: casts.py.
 """
 
 from typing import Any
@@ -12,8 +14,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from tritium.graph.edit import Target, arguments, insert, normalise, replace
+from tritium.graph.edit import Target, arguments, insert, insert_inferred, normalise, replace
 from tritium.graph.spec import args_of, has_spec, spec_of
+from tritium.passes.casts import sink_casts
+from tritium.passes.dead_code import remove_dead_code
+from tritium.passes.permutes import sink_permutes
 from tritium.passes.result import PassResult
 from tritium.passes.views import CANONICAL, canonicalise_views
 
@@ -38,7 +43,10 @@ CASTS = {
 def canonicalise(graph: fx.Graph) -> PassResult:
     """See the module's docstring."""
     count = _calls(graph)
-    return PassResult(count + canonicalise_views(graph).num_matches)
+    while changed := sum(rule(graph).num_matches for rule in (canonicalise_views, sink_permutes, sink_casts)):
+        count += changed
+        remove_dead_code(graph)  # what is dead still looks like a match
+    return PassResult(count)
 
 
 def _calls(graph: fx.Graph) -> int:
@@ -53,6 +61,9 @@ def _calls(graph: fx.Graph) -> int:
         elif (same := _identity(node)) is not None:
             replace(node, same)
             count += 1
+        elif node.target is aten.outer.default:
+            replace(node, _outer(node))
+            count += 1
         elif node.target in CASTS and node.target is not CAST:
             with graph.inserting_before(node):
                 spec = spec_of(node)
@@ -63,6 +74,15 @@ def _calls(graph: fx.Graph) -> int:
             _count_dims_from_end(node)
             count += (node.args, node.kwargs) != before
     return count
+
+
+def _outer(node: fx.Node) -> fx.Node:
+    """x[:, None] * y[None, :]"""
+    x, y = args_of(node)
+    with node.graph.inserting_before(node):
+        column = insert_inferred(node.graph, aten.view.default, (x, [-1, 1]), like=node)
+        row = insert_inferred(node.graph, aten.view.default, (y, [1, -1]), like=node)
+        return insert(node.graph, aten.mul.Tensor, (column, row), spec_of(node), like=node, covers=[node])
 
 
 def _identity(node: fx.Node) -> fx.Node | None:
@@ -80,7 +100,7 @@ def _count_dims_from_end(node: fx.Node) -> None:
     """Rewrite `dim` arguments as negative numbers; the canonical views keep theirs, counted from the start."""
     if not isinstance(node.target, Target) or node.target in CANONICAL or not has_spec(_first_tensor(node)):
         return
-    rank = spec_of(_first_tensor(node)).rank
+    rank = spec_of(_first_tensor(node)).rank + (node.target is aten.stack.default)
     for index, argument in enumerate(node.target._schema.arguments):
         if argument.name == "dim" and index < len(node.args) and rank:
             node.update_arg(index, _negative(args_of(node)[index], rank))

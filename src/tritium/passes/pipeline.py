@@ -10,13 +10,16 @@ from torch import fx
 
 from tritium.engine.plan import KVGroup, Plan
 from tritium.errors import ConfigError
-from tritium.graph.grammar import verify
+from tritium.graph.grammar import verify, verify_captured
 from tritium.graph.locality import prove_token_local
 from tritium.passes.canonicalise import canonicalise
 from tritium.passes.dead_code import remove_dead_code, remove_duplicates
 from tritium.passes.gather_rows import gather_sampled_rows
 from tritium.passes.insert_kv import insert_kv
 from tritium.passes.lower import lower
+from tritium.passes.recognise import recognise
+from tritium.passes.recognise_attention import read_shared_heads, recognise_attention
+from tritium.passes.recognise_rotary import recognise_rotary
 from tritium.passes.result import PassResult
 
 Rewrite = Callable[[fx.Graph], PassResult]
@@ -44,6 +47,14 @@ NORMALISE = (
     Pass(name="canonicalise", run=canonicalise),
     Pass(name="remove_dead_code", run=remove_dead_code),  # before matching: asserts gone, their inputs go too
     Pass(name="remove_duplicates", run=remove_duplicates),  # before matching: a pattern names each value once
+    Pass(name="recognise_attention", run=recognise_attention),
+    Pass(name="canonicalise_heads", run=canonicalise),  # its permutations meet the model's own
+    Pass(name="read_shared_heads", run=read_shared_heads),
+    Pass(name="recognise_rotary", run=recognise_rotary),  # before recognise: gives cos and sin the form that rope reads
+    Pass(name="canonicalise_rotary", run=canonicalise),
+    Pass(name="remove_duplicates_rotary", run=remove_duplicates),
+    Pass(name="recognise", run=recognise),
+    Pass(name="canonicalise_recognised", run=canonicalise),
     Pass(name="remove_duplicates_again", run=remove_duplicates),  # each layer recognised its own rope_cos_sin
     Pass(name="remove_dead_code_again", run=remove_dead_code),  # before the proof: it looks at live nodes only
 )
@@ -74,6 +85,7 @@ def optimise(graph: fx.Graph, *, disabled: Sequence[str] = (), after: Rewrite | 
                 if after is not None:
                     after(graph)
 
+    verify_captured(graph)
     run(NORMALISE)
     prove_token_local(graph)
     run(BATCH)

@@ -1,7 +1,7 @@
 """Write every change of view in one of four forms.
 
 Matches: view, reshape, flatten, unflatten, squeeze, unsqueeze, transpose, permute, t, movedim, select, narrow, slice,
-    split, chunk, unbind, expand and their relatives, in every overload and keyword form.
+    split, chunk, unbind, expand, repeat_interleave and their relatives, in every overload and keyword form.
 Replaces with: `aten.view` (sizes from the result; -1 for the one that depends on the batch), `aten.permute`,
     `aten.slice.Tensor` (non-negative start and end), `aten.expand` (-1 for sizes that stay). A view of a view of the
     same kind becomes one, and one that changes nothing goes. What cannot be written so (two sizes that depend on the
@@ -69,6 +69,8 @@ def _rewritten(node: fx.Node) -> fx.Node | None:
     if node.target is aten.select.int:
         _, dim, index = args_of(node)
         return _select(node, args_of(node)[0], dim, index)
+    if node.target is aten.repeat_interleave.self_int:
+        return _repeat(node)
     if node.target is operator.getitem and args_of(node)[0].target in SPLITS:
         return _piece(node, args_of(node)[0], args_of(node)[1])
     return None
@@ -85,12 +87,15 @@ def _view(node: fx.Node, x: fx.Node, shape: tuple[Dim, ...]) -> fx.Node | None:
     return _call(node, VIEW, (x, [-1 if isinstance(dim, Extent) else dim for dim in shape]), shape)
 
 
-def _permute(node: fx.Node, x: fx.Node, dims: list[int]) -> fx.Node:
+def _permute(node: fx.Node, x: fx.Node, dims: list[int]) -> fx.Node | None:
     while x.target is PERMUTE:
         dims = [args_of(x)[1][d] for d in dims]
         x = args_of(x)[0]
     if dims == list(range(len(dims))):
         return x
+    kept = [d for d in dims if spec_of(x).shape[d] != 1]
+    if kept == sorted(kept):  # only sizes of 1 move
+        return _view(node, x, tuple(spec_of(x).shape[d] for d in dims))
     return _call(node, PERMUTE, (x, dims), tuple(spec_of(x).shape[d] for d in dims))
 
 
@@ -106,6 +111,18 @@ def _expand(node: fx.Node, x: fx.Node, shape: tuple[Dim, ...]) -> fx.Node | None
             return None
         x = viewed
     return _call(node, EXPAND, (x, [-1 if was == new else new for was, new in zip(old, shape, strict=True)]), shape)
+
+
+def _repeat(node: fx.Node) -> fx.Node | None:
+    """Each element n times in a row along one dimension: a new dimension, expanded and merged."""
+    a, shape = arguments(node), spec_of(args_of(node)[0]).shape
+    dim, repeats = a["dim"], a["repeats"]
+    if dim is None or not isinstance(repeats, int) or isinstance(shape[dim], Extent):
+        return None
+    dim %= len(shape)
+    x = _view(node, a["self"], (*shape[: dim + 1], 1, *shape[dim + 1 :]))
+    repeated = _expand(node, x, (*shape[: dim + 1], repeats, *shape[dim + 1 :])) if x is not None else None
+    return _view(node, repeated, spec_of(node).shape) if repeated is not None else None
 
 
 def _slice(node: fx.Node, x: fx.Node, dim: int, start: Any, end: Any, step: Any) -> fx.Node | None:

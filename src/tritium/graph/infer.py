@@ -1,0 +1,34 @@
+"""What a call returns, found by running it on meta tensors of two lengths: sizes are linear in the number of tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from tritium.engine.plan import Extent, Sizes
+from tritium.graph.spec import Dim, Spec, spec_of
+
+LENGTHS = (1009, 1013)  # primes that no model has as a size
+
+
+def infer(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Spec:
+    """The spec of `target(*args, **kwargs)` whose tensor arguments are nodes. For ops with one tensor as result."""
+    first, second = (_run(target, args, kwargs, length) for length in LENGTHS)
+    shape = tuple(_dim(a, b) for a, b in zip(first.shape, second.shape, strict=True))
+    return Spec(first.dtype, shape)
+
+
+def _run(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], length: int) -> torch.Tensor:
+    def tensor(node: fx.Node) -> torch.Tensor:
+        spec, sizes = spec_of(node), Sizes(tokens=length, sequences=1, rows=1)
+        shape = [dim.at(sizes) if isinstance(dim, Extent) else dim for dim in spec.shape]
+        return torch.empty(shape, dtype=spec.dtype, device="meta")
+
+    return target(*fx.node.map_arg(args, tensor), **fx.node.map_arg(dict(kwargs), tensor))
+
+
+def _dim(first: int, second: int) -> Dim:
+    tokens, rest = divmod(second - first, LENGTHS[1] - LENGTHS[0])
+    assert rest == 0, "a size is not linear in the number of tokens"
+    return Extent(tokens=tokens, constant=first - tokens * LENGTHS[0]) if tokens else first

@@ -1,0 +1,44 @@
+"""Move casts down past what only moves elements: no value changes, and code that casts early or late becomes one graph.
+
+Matches: `aten.view` or `aten.slice` of a cast; `aten.cat` of casts from one dtype to one dtype.
+Replaces with: the cast of the view, slice or concatenation. A cast never passes arithmetic: that would change results.
+"""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from tritium.graph.edit import insert_inferred, replace
+from tritium.graph.spec import args_of, has_spec, spec_of
+from tritium.passes.result import PassResult
+
+aten = torch.ops.aten
+CAST = aten.to.dtype
+
+
+def sink_casts(graph: fx.Graph) -> PassResult:
+    """See the module's docstring."""
+    count = 0
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not has_spec(node) or (moved := _moved(node)) is None:
+            continue
+        with graph.inserting_before(node):
+            inner = insert_inferred(graph, node.target, moved, like=node)
+            new = insert_inferred(graph, CAST, (inner, spec_of(node).dtype), like=node)
+        new.meta["covers"] = node.meta["covers"]
+        replace(node, new)
+        count += 1
+    return PassResult(count)
+
+
+def _moved(node: fx.Node) -> tuple[Any, ...] | None:
+    """The arguments of the same call without the casts."""
+    args = args_of(node)
+    if node.target in (aten.view.default, aten.slice.Tensor) and args[0].target is CAST:
+        return (args_of(args[0])[0], *args[1:])
+    if node.target is aten.cat.default and all(t.target is CAST for t in args[0]):
+        inputs = [args_of(t)[0] for t in args[0]]
+        if len({spec_of(x).dtype for x in inputs}) == 1:
+            return (inputs, *args[1:])
+    return None
