@@ -79,6 +79,7 @@ def _build_into(directory: Path, command: Sequence[str], openmp_runtime: str) ->
         _run([*command, "-shared", "-o", str(work / NAME), *map(str, objects), openmp_runtime])
         for path in objects:
             path.unlink()
+        (work / NAME).chmod(0o700)  # whatever the umask
         try:
             work.rename(directory)
         except OSError:
