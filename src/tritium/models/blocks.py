@@ -68,14 +68,19 @@ class Attention(nn.Module):
         self.o_proj = Linear(q_size, config.hidden_size, bias=config.has_output_bias)
 
     def forward(self, x_TD: Tensor, cos_sin: Tensor | None) -> Tensor:
-        q_TNH = self.q_proj(x_TD).view(-1, self.num_heads, self.head_size)
-        k_TKH = self.k_proj(x_TD).view(-1, self.num_kv_heads, self.head_size)
-        v_TKH = self.v_proj(x_TD).view(-1, self.num_kv_heads, self.head_size)
+        q_TNH, k_TKH, v_TKH = self.project(x_TD)
         if cos_sin is not None:
             q_TNH = ops.rope(q_TNH, cos_sin, self.is_interleaved)
             k_TKH = ops.rope(k_TKH, cos_sin, self.is_interleaved)
         out_TNH = ops.attention(q_TNH, k_TKH, v_TKH, self.scale, window=self.window)
         return self.o_proj(out_TNH.view(-1, self.num_heads * self.head_size))
+
+    def project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q_TNH, k_TKH, v_TKH before rotation; the place to norm or clip them in a subclass."""
+        q_TNH = self.q_proj(x_TD).view(-1, self.num_heads, self.head_size)
+        k_TKH = self.k_proj(x_TD).view(-1, self.num_kv_heads, self.head_size)
+        v_TKH = self.v_proj(x_TD).view(-1, self.num_kv_heads, self.head_size)
+        return q_TNH, k_TKH, v_TKH
 
 
 class GatedMLP(nn.Module):

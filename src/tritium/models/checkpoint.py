@@ -1,12 +1,13 @@
 """From a module to its weight recipes, and what a checkpoint must have for it."""
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from tritium.errors import CheckpointError
+from tritium.errors import CheckpointError, ConfigError
 from tritium.models.config import ModelConfig
 from tritium.models.decoder import Decoder
 from tritium.models.families import Conv1D, Family, family_named
@@ -38,11 +39,13 @@ def weight_recipes(
 
     With `source`, everything is checked against it, without reading weights (but to compare a tied head): raises
     `CheckpointError` when tensors are missing, unexpected, of another shape, or contradict `tie_word_embeddings`.
+    A key of `mapping` that names no parameter is a `ConfigError`.
     """
     config = config or getattr(module, "config", None)
     family = family_named(config) if isinstance(module, Decoder) and isinstance(config, ModelConfig) else None
     rename = _Prefix(family, source)
     recipes: dict[str, Recipe] = {}
+    _check_mapping(mapping or {}, module)
     for name, parameter in module.named_parameters(remove_duplicate=False):
         shape = tuple(parameter.shape)
         found = _look_up(name, mapping or {}, shape) or _look_up(name, family.names if family else {}, shape)
@@ -62,11 +65,9 @@ def weight_recipes(
 
 def _look_up(name: str, names: Mapping[str, str | Conv1D | Recipe], shape: tuple[int, ...]) -> Recipe | None:
     """The recipe that a naming gives for a parameter, by its full name or without `.weight` / `.bias`."""
-    path, _, leaf = name.rpartition(".")
-    for key, suffix in ((name, ""), (path, f".{leaf}")):
-        numbers = [part for part in key.split(".") if part.isdigit()]
-        pattern = ".".join("*" if part.isdigit() else part for part in key.split("."))
-        target = names.get(key, names.get(pattern))
+    numbers = [part for part in name.split(".") if part.isdigit()]
+    for key, suffix in _keys(name):
+        target = names.get(key)
         if isinstance(target, str):
             return Checkpoint(_fill(target, numbers) + suffix, shape)
         if isinstance(target, Conv1D):
@@ -74,6 +75,23 @@ def _look_up(name: str, names: Mapping[str, str | Conv1D | Recipe], shape: tuple
         if target is not None:
             return target
     return None
+
+
+def _keys(name: str) -> Iterator[tuple[str, str]]:
+    """The keys a naming may have for a parameter, the most specific first, and what is then appended to its target."""
+    path, _, leaf = name.rpartition(".")
+    for key, suffix in ((name, ""), (path, f".{leaf}")):
+        yield key, suffix
+        yield ".".join("*" if part.isdigit() else part for part in key.split(".")), suffix
+
+
+def _check_mapping(mapping: Naming, module: nn.Module) -> None:
+    known = {key for name, _ in module.named_parameters(remove_duplicate=False) for key, _ in _keys(name)}
+    for key in mapping:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"mapping: {key!r} is no parameter of {type(module).__name__}{hint}")
 
 
 def _fill(target: str, numbers: list[str]) -> str:

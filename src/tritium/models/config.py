@@ -12,6 +12,7 @@ from tritium.errors import ConfigError
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "quick_gelu")
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+MAX_LAYERS = 1 << 12
 MAX_SIZE = 1 << 24  # of one dimension: far above any model, far below what could exhaust memory or overflow
 
 
@@ -92,7 +93,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"):
             check_int(name, getattr(self, name), 1, MAX_SIZE)
-        for name in ("num_layers", "num_heads", "num_kv_heads", "head_size"):
+        check_int("num_layers", self.num_layers, 1, MAX_LAYERS)
+        for name in ("num_heads", "num_kv_heads", "head_size"):
             check_int(name, getattr(self, name), 1, 1 << 14)
         check_choice("norm", self.norm, ("rms_norm", "layer_norm"))
         check_choice("activation", self.activation, ACTIVATIONS)

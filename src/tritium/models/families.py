@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritium.errors import UnsupportedModel
-from tritium.models.config import ModelConfig, RopeConfig
+from tritium.models.config import MAX_LAYERS, ModelConfig, RopeConfig
 from tritium.models.hf_fields import Fields
 from tritium.models.hf_rope import read_rope
 
@@ -40,7 +40,7 @@ class Family:
     ignored: tuple[str, ...] = ()
 
 
-def _sizes(fields: Fields, hidden: int, heads: int) -> int:
+def _head_size(fields: Fields, hidden: int, heads: int) -> int:
     """The head size when config.json does not say it."""
     if hidden % heads:
         raise fields.error("num_attention_heads" if "num_attention_heads" in fields.data else "n_head",
@@ -51,17 +51,17 @@ def _sizes(fields: Fields, hidden: int, heads: int) -> int:
 def _llama_like(fields: Fields, *, kv_heads: int | None, max_positions: int) -> dict[str, Any]:
     """What Llama, Mistral and Qwen2 share. kv_heads, max_positions: transformers' defaults for absent fields."""
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads", high=1 << 14)
+    head_size = fields.optional_integer("head_dim", high=1 << 14) or _head_size(fields, hidden, heads)
     name, value = fields.get("num_key_value_heads", default=kv_heads)
     kv = heads if value is None else fields.integer(name, high=heads, default=kv_heads)
     if heads % kv:
         raise fields.error(name, f"is {kv}, which does not divide num_attention_heads ({heads})")
-    head_size = fields.optional_integer("head_dim", high=1 << 14) or _sizes(fields, hidden, heads)
     max_positions = fields.integer("max_position_embeddings", default=max_positions)
     return {
         "vocab_size": fields.integer("vocab_size"),
         "hidden_size": hidden,
         "intermediate_size": fields.integer("intermediate_size"),
-        "num_layers": fields.integer("num_hidden_layers", high=1 << 14),
+        "num_layers": fields.integer("num_hidden_layers", high=MAX_LAYERS),
         "num_heads": heads,
         "num_kv_heads": kv,
         "head_size": head_size,
@@ -121,10 +121,10 @@ def _gpt_like(fields: Fields, *, max_positions: int) -> dict[str, Any]:
         "vocab_size": fields.integer("vocab_size"),
         "hidden_size": hidden,
         "intermediate_size": fields.optional_integer("n_inner") or 4 * hidden,
-        "num_layers": fields.integer("n_layer", "num_hidden_layers", high=1 << 14),
+        "num_layers": fields.integer("n_layer", "num_hidden_layers", high=MAX_LAYERS),
         "num_heads": heads,
         "num_kv_heads": heads,
-        "head_size": _sizes(fields, hidden, heads),
+        "head_size": _head_size(fields, hidden, heads),
         "max_position_embeddings": fields.integer("n_positions", "max_position_embeddings", default=max_positions),
         "norm": "layer_norm",
         "norm_eps": fields.number("layer_norm_epsilon", high=1.0, default=1e-5),

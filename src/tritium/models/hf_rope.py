@@ -35,9 +35,9 @@ def read_rope(fields: Fields, head_size: int, max_position_embeddings: int) -> R
     if kind in ("llama3", "yarn"):
         original = fields.optional_integer("original_max_position_embeddings") or original or max_position_embeddings
     if kind == "yarn":
-        factor = inner.optional_number("factor", high=1e6) or max_position_embeddings / (original or 1)
+        factor = inner.optional_number("factor", low=0.01, high=1e6) or max_position_embeddings / (original or 1)
     else:
-        factor = inner.number("factor", high=1e6)
+        factor = inner.number("factor", low=0.01, high=1e6)
     if kind == "dynamic" and head_size < 4:
         raise fields.error("head_dim", f"is {head_size}: dynamic RoPE needs at least 4")
     low, high = 1.0, 4.0
@@ -45,7 +45,7 @@ def read_rope(fields: Fields, head_size: int, max_position_embeddings: int) -> R
         low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
         if high <= low:
             raise inner.error("high_freq_factor", f"is {high:g}, expected more than low_freq_factor ({low:g})")
-    fast, slow = inner.optional_number("beta_fast") or 32.0, inner.optional_number("beta_slow") or 1.0
+    fast, slow = (inner.optional_number(name, low=1e-6, high=1e6) for name in ("beta_fast", "beta_slow"))
     return RopeConfig(
         dim=head_size,
         theta=theta,
@@ -55,10 +55,10 @@ def read_rope(fields: Fields, head_size: int, max_position_embeddings: int) -> R
         original_max_position_embeddings=original or 0,
         low_freq_factor=low,
         high_freq_factor=high,
-        beta_fast=fast,
-        beta_slow=slow,
-        attention_factor=inner.optional_number("attention_factor"),
-        mscale=inner.optional_number("mscale", low=-1e-9),
-        mscale_all_dim=inner.optional_number("mscale_all_dim", low=-1e-9),
+        beta_fast=fast or 32.0,
+        beta_slow=slow or 1.0,
+        attention_factor=inner.optional_number("attention_factor", low=1e-6, high=1e6),
+        mscale=inner.optional_number("mscale", low=-1e-9, high=1e6),
+        mscale_all_dim=inner.optional_number("mscale_all_dim", low=-1e-9, high=1e6),
         truncate=inner.boolean("truncate", default=True),
     )

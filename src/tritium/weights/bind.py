@@ -1,6 +1,7 @@
 """Binding: evaluate every weight's recipe and stream the results into one safetensors file."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,7 +52,7 @@ def bind(
     file is incomplete and must be thrown away (its header promises more bytes than it has, so no reader accepts it).
     progress(name, bytes done, bytes in all) is called after each weight.
 
-    Raises `CheckpointError` for weights that are missing or do not fit, `EngineError` when the disk is too small.
+    Raises `CheckpointError` for weights that are missing or do not fit, `EngineError` when the file cannot be written.
     """
     check(recipes, specs, source, constants)
     path = Path(path)
@@ -60,24 +61,34 @@ def bind(
     if total + len(header) > free:
         raise EngineError(f"{path}: the weights take {total + len(header)} bytes, the disk has {free} bytes free")
     done = 0
-    with path.open("xb") as file:
-        file.write(header)
-        for name in specs:
-            tensor = evaluate(recipes[name], source, constants).contiguous()
-            file.write(tensor.flatten().view(torch.uint8).numpy().data)
-            done += tensor.nbytes
-            if progress is not None:
-                progress(name, done, total)
+    try:
+        with path.open("xb") as file:
+            file.write(header)
+            for name, spec in specs.items():
+                file.write(_bytes(evaluate(recipes[name], source, constants)))
+                done += _size(spec)
+                if progress is not None:
+                    progress(name, done, total)
+    except OSError as error:
+        raise EngineError(f"{path}: could not be written after {done} of {total} bytes of weights: {error}") from error
     return len(header) + total
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _size(spec: TensorSpec) -> int:
+    return math.prod(spec.shape) * getattr(torch, spec.dtype).itemsize
 
 
 def _header(specs: Mapping[str, TensorSpec]) -> tuple[bytes, int]:
     """The file's first bytes (JSON's length, JSON, padding up to a multiple of ALIGNMENT), and the size of the data."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, (dtype, shape) in specs.items():
-        begin, end = end, end + torch.Size(shape).numel() * getattr(torch, dtype).itemsize
-        entries[name] = {"dtype": DTYPE_CODES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    for name, spec in specs.items():
+        begin, end = end, end + _size(spec)
+        entries[name] = {"dtype": DTYPE_CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text, end

@@ -179,11 +179,13 @@ def from_json(data: object) -> Recipe:
     """The tree that `to_json` wrote. Raises `EngineError` for anything else."""
     try:
         return _from_json(data)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise EngineError(f"not a weight recipe ({error}): {str(data)[:200]}; build the engine again") from error
 
 
 def _from_json(data: Any) -> Recipe:
+    if not isinstance(data, dict) or not data:
+        raise TypeError("expected an object")
     kind = next(iter(data))
     build: dict[str, Callable[[], Recipe]] = {
         "checkpoint": lambda: Checkpoint(_str(data.pop("checkpoint")), _shape(data.pop("shape", None))),

@@ -149,7 +149,7 @@ def _entry(path: Path, name: str, fields: Any, data_start: int, size: int) -> En
         dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: tensor {name!r} is described by {str(fields)[:100]!r}; {AGAIN}") from None
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
             f"{path}: tensor {name!r} has dtype {dtype!r}, which is not one of {', '.join(DTYPES)}: {AGAIN}, or use an "
             "unquantised checkpoint"

@@ -1,0 +1,142 @@
+"""Recipes: JSON and back, shapes foretold, wrong trees refused."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tritium.errors import CheckpointError, EngineError
+from tritium.weights.recipes import (
+    Cast,
+    Checkpoint,
+    Concat,
+    Constant,
+    Slice,
+    Transpose,
+    describe,
+    evaluate,
+    from_json,
+    infer,
+    leaves,
+    to_json,
+)
+from tritium.weights.source import DictSource, dtype_name
+
+A, B = torch.arange(12.0).view(3, 4), torch.arange(8.0).view(2, 4)
+SOURCE = DictSource({"a": A, "b": B, "v": torch.arange(5.0), "i": torch.arange(3)})
+CONSTANTS = {"k": torch.tensor([[1.0, 2.0]])}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected", "text"),
+    [
+        (Checkpoint("a"), A, "a"),
+        (Constant("k"), CONSTANTS["k"], "constant k"),
+        (Cast(Checkpoint("a"), "bfloat16"), A.bfloat16(), "cast(a, bfloat16)"),
+        (Transpose(Checkpoint("a")), A.T, "transpose(a)"),
+        (Slice(Checkpoint("a"), 1, 1, 3), A[:, 1:3], "slice(a, dim=1, 1:3)"),
+        (Concat((Checkpoint("a"), Checkpoint("b")), 0), torch.cat([A, B]), "concat(a, b, dim=0)"),
+        (
+            Transpose(Concat((Transpose(Checkpoint("b")), Transpose(Slice(Checkpoint("a"), 0, 2, 3))), 1)),
+            torch.cat([B, A[2:]]),
+            "transpose(concat(transpose(b), transpose(slice(a, dim=0, 2:3)), dim=1))",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_recipe_is_what_it_says(recipe, expected, text):
+    assert torch.equal(evaluate(recipe, SOURCE, CONSTANTS), expected)
+    assert describe(recipe) == text
+
+
+def grow(inner):
+    size = st.integers(0, 4)
+    return (
+        st.builds(Cast, inner, st.sampled_from(["float32", "bfloat16", "float16"]))
+        | st.builds(Transpose, inner)
+        | st.builds(Slice, inner, st.integers(0, 2), size, size)
+        | st.builds(Concat, st.lists(inner, min_size=1, max_size=3).map(tuple), st.integers(0, 2))
+    )
+
+
+leaf = (
+    st.builds(Checkpoint, st.sampled_from(["a", "b", "v"])) | st.just(Constant("k")) | st.just(Checkpoint("a", (3, 4)))
+)
+trees = st.recursive(leaf, grow, max_leaves=6)
+
+
+@given(trees)
+def test_json_and_back_is_the_same_tree(recipe):
+    assert from_json(to_json(recipe)) == recipe
+
+
+@given(trees)
+def test_shape_and_dtype_are_foretold_or_the_tree_is_refused(recipe):
+    try:
+        spec = infer(recipe, SOURCE, CONSTANTS)
+    except CheckpointError:
+        return
+    tensor = evaluate(recipe, SOURCE, CONSTANTS)
+    assert spec == (dtype_name(tensor.dtype), tuple(tensor.shape))
+
+
+@given(trees)
+def test_leaves_are_what_evaluation_reads(recipe):
+    read = []
+
+    class Watched(DictSource):
+        def get(self, name):
+            read.append(name)
+            return super().get(name)
+
+    try:
+        evaluate(recipe, Watched({"a": A, "b": B, "v": torch.arange(5.0)}), CONSTANTS)
+    except (RuntimeError, IndexError, CheckpointError):
+        return
+    assert read == [leaf.name for leaf in leaves(recipe) if isinstance(leaf, Checkpoint)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Checkpoint("zz"), "the given state dict: tensor 'zz' is missing"),
+        (Checkpoint("a", (4, 3)), r"tensor 'a' is \[3, 4\], expected \[4, 3\]"),
+        (Checkpoint("i"), "tensor 'i' has dtype int64"),
+        (Transpose(Checkpoint("v")), r"transpose\(v\): cannot transpose a tensor of shape \[5\]"),
+        (Slice(Checkpoint("a"), 1, 2, 5), r"slice\(a, dim=1, 2:5\): out of range for a tensor of shape \[3, 4\]"),
+        (Slice(Checkpoint("a"), 2, 0, 1), "out of range"),
+        (Concat((Checkpoint("a"), Checkpoint("b")), 1), "parts do not fit together along dimension 1"),
+        (Concat((Checkpoint("a"), Cast(Checkpoint("b"), "float16")), 0), "parts do not fit"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_tree_that_cannot_be_is_refused_with_its_text(recipe, message):
+    with pytest.raises(CheckpointError, match=message):
+        infer(recipe, SOURCE)
+
+
+def test_an_unknown_constant_names_the_known_ones():
+    with pytest.raises(EngineError, match="constant 'q' was not given; known: k"):
+        evaluate(Constant("q"), SOURCE, CONSTANTS)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [None, 3, "a", [], {}, {"checkpoint": 3}, {"checkpoint": "a", "shape": [-1]}, {"checkpoint": "a", "more": 1},
+     {"cast": {"checkpoint": "a"}, "dtype": "nn"}, {"cast": {"checkpoint": "a"}}, {"eval": "a"},
+     {"slice": {"checkpoint": "a"}, "dim": 0, "start": True, "stop": 2}, {"concat": 3, "dim": 0},
+     {"transpose": {"transpose": None}}, {"shape": [1], "checkpoint": "a"}],
+    ids=str,
+)  # fmt: skip
+def test_json_that_is_no_recipe_is_refused(data):
+    with pytest.raises(EngineError, match="not a weight recipe"):
+        from_json(data)
+
+
+def test_casting_rounds_to_nearest_even():
+    halves = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8])  # exactly between two bf16 numbers
+    cast = evaluate(Cast(Checkpoint("h"), "bfloat16"), DictSource({"h": halves}))
+    assert cast.tolist() == [1.0, 1 + 2**-6]
+    assert math.isclose(cast[1].item(), 1.015625)
