@@ -1,0 +1,44 @@
+"""The compiled kernels on older instruction sets: the portable code paths, which this machine does not take by itself."""
+
+import ctypes
+from pathlib import Path
+
+import pytest
+import torch
+
+from tritium.kernels.cpu import build, library, openmp
+from tritium.kernels.kernel import resolve
+from tritium.kernels.table import KERNELS
+from tritium.testing.kernel_cases import CASES, run
+
+LEVEL = "-march=x86-64-v3"  # AVX2 and FMA, no AVX-512
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    runtime = openmp.torch_runtime(openmp.loaded_runtimes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "FLAGS", tuple(LEVEL if f == "-march=native" else f for f in build.FLAGS))
+        cache: Path = tmp_path_factory.mktemp("cache") / "kernels"
+        return ctypes.CDLL(str(build.library_path("g++", runtime, cache, progress=lambda _: None)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
+def test_an_older_instruction_set_gives_the_same_bits(
+    older: ctypes.CDLL, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    num_compared = 0
+    for case in CASES:
+        for kernel in KERNELS:
+            if kernel.backend != "cpu" or kernel.op != case.op:
+                continue
+            args = case.make(9, dtype)
+            out_shape = resolve("tritium.ops:target")(case.op)(**args)
+            native = run(kernel, args, tuple(out_shape.shape), out_shape.dtype)
+            with monkeypatch.context() as patch:
+                patch.setattr(library, "_load", lambda: (older, ""))
+                other = run(kernel, args, tuple(out_shape.shape), out_shape.dtype)
+            assert torch.equal(native, other), f"{kernel.name} {case.name}: {(native - other).abs().max()}"
+            num_compared += 1
+    assert num_compared >= len(KERNELS) // 10
