@@ -7,9 +7,9 @@ Writes beside itself
     tokenizer.json, tokenizer_config.json, chat_template.jinja
     corpus/                          ignored by git, all that `train.py` reads: train.json, validation.json, split.json
 
-The split is by hash of a file's path, in twentieths: one is held out, one is for validation (every choice of recipe is made on
-it, so that the held-out number is measured once), the rest is trained on. The corpus depends on the interpreter: the committed
-checkpoint comes from Python 3.11.7, and a machine with another one trains from the same files, carried there.
+The split is by hash of a file's path, in twentieths: one is held out, one is for validation (every choice of recipe is
+made on it, so that the held-out number is measured once), the rest is trained on. The corpus depends on the
+interpreter: the committed checkpoint comes from Python 3.11.7's, carried to the machine that trained it.
 """
 
 import hashlib
@@ -43,16 +43,17 @@ SKIPPED_PREFIXES = (
     "__phello__/",
 )
 MIN_CHARS = 200
-# A line this long rarely repeats by chance; a held-out file that shares more than this fraction of its own with one other file
-# is left out of both sides. Seen: chunk.py with wave.py (0.6), importlib/metadata/_itertools.py with resources/_itertools.py.
+# A line this long rarely repeats by chance. A held-out file that shares more than this fraction of its own with one
+# other file is left out of both sides: chunk.py with wave.py (0.6), importlib/metadata/_itertools.py with resources/.
 LONG_LINE = 24
 MAX_SHARED_LINES = 0.2
 
 # Llama 3's pattern without its English contractions: newlines end a token, so a prompt may end with one.
 PRE_TOKEN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-# The model only continues Python, so a conversation is rendered as the top of a module: what the system or the user says is a
-# docstring, what the assistant said is code. The generation prompt is the blank line that follows a module's docstring.
+# The model only continues Python, so a conversation is rendered as a module: what the system or the user says is a
+# docstring, what the assistant said is code. The generation prompt is the blank line after a docstring; the model ends
+# a module, and so its turn, with EOS.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
