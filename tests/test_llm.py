@@ -267,7 +267,7 @@ def test_a_wrong_option_is_refused_by_name(engine_dir, options, words):
 
 
 def test_a_path_that_is_nothing_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="neither a model directory"):
+    with pytest.raises(CheckpointError, match="does not exist: expected a model directory"):
         LLM(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="holds no model"):
         LLM(tmp_path)

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import difflib
 import itertools
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -49,6 +50,7 @@ class LLM:
 
     def __init__(self, model: str | Path, **options: Any) -> None:
         """Raises `ConfigError`, `CheckpointError`, `EngineError` or `OutOfMemory`, each naming what is wrong."""
+        _speak()
         build, self.config = _split_options(options)
         self.engine = Engine.load(obtain_engine(model, build, build_in_child))
         self.tokenizer: Tokenizer | None = None
@@ -212,6 +214,16 @@ class LLM:
             for request_id in unfinished:
                 self.abort(request_id)
         return [_output(text, request, steps[request.request_id]) for text, request in requests]
+
+
+def _speak() -> None:
+    """Say on standard error what is built and how large the cache is, unless the program has set up logging itself."""
+    logger = logging.getLogger("tritium")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("tritium: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def _output(prompt: str | None, request: Request, steps: Sequence[StepOutput]) -> RequestOutput:

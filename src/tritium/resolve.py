@@ -5,23 +5,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
 from tritium import models
 from tritium.config import BuildConfig
-from tritium.errors import CheckpointError, ConfigError
+from tritium.errors import ConfigError
 from tritium.models.config import ModelConfig
 from tritium.text.tokenizer import Tokenizer
 from tritium.text.tokenizer_files import read_eos_token_ids
+from tritium.weights.hub import model_directory
 from tritium.weights.recipes import Cast, Recipe
 from tritium.weights.safetensors import SafetensorsSource
 from tritium.weights.source import DictSource, ModuleSource, WeightSource
 
 Weights = Mapping[str, torch.Tensor] | Literal["dummy"] | None
-HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -55,7 +53,7 @@ def resolve_model(model: str | Path | nn.Module | ModelConfig, config: BuildConf
     if isinstance(model, nn.Module):
         return _from_module(model, config, weights)
     if isinstance(model, (str, Path)):
-        return _from_directory(_local_directory(model), str(model), config, weights)
+        return _from_directory(model_directory(model), str(model), config, weights)
     raise ConfigError(
         f"model must be a directory, a hub id, an nn.Module or a ModelConfig, not {type(model).__name__}: {model!r}"
     )
@@ -165,23 +163,3 @@ def _special_tokens(model_dir: Path, vocab_size: int) -> tuple[int | None, tuple
         return None, tuple(sorted(read_eos_token_ids(model_dir)))
     tokenizer = Tokenizer.from_directory(model_dir, model_vocab_size=vocab_size)
     return tokenizer.bos_token_id, tuple(sorted(tokenizer.eos_token_ids))
-
-
-def _local_directory(model: str | Path) -> Path:
-    """The directory itself, or the snapshot of a hub id."""
-    path = Path(model)
-    if path.is_dir():
-        return path
-    looks_like_id = isinstance(model, str) and model.count("/") <= 1 and not model.startswith((".", "/", "~"))
-    if not looks_like_id or path.exists():
-        what = "is a file" if path.exists() else "does not exist"
-        raise CheckpointError(
-            f"{model} {what}: expected a model directory with config.json and safetensors, or a hub id"
-        )
-    try:
-        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=list(HUB_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{model} is no directory here, and could not be fetched from the Hugging Face hub: {first}"
-        ) from error

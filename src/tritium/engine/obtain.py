@@ -2,25 +2,20 @@
 
 import json
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-import huggingface_hub
 
 from tritium.config import BuildConfig
 from tritium.engine import cache
 from tritium.engine.engine import is_engine
 from tritium.engine.manifest import read_manifest
-from tritium.errors import CheckpointError, ConfigError
+from tritium.errors import ConfigError
+from tritium.weights.hub import model_directory
 
 logger = logging.getLogger("tritium")
 
 Build = Callable[[Path, BuildConfig, Path], None]
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
 def obtain_engine(model: str | Path, config: BuildConfig, build: Build) -> Path:
@@ -31,7 +26,7 @@ def obtain_engine(model: str | Path, config: BuildConfig, build: Build) -> Path:
     if is_engine(model):
         _check_agrees(Path(model), config)
         return Path(model)
-    model_dir = _model_dir(model)
+    model_dir = model_directory(model)
     if config.max_model_len is not None and not _is_length_compiled_in(model_dir):
         config = replace(config, max_model_len=None)  # only the runtime needs it: one engine serves every length
     path = cache.engine_path(model_dir, config)
@@ -42,22 +37,6 @@ def obtain_engine(model: str | Path, config: BuildConfig, build: Build) -> Path:
         cache.touch(path)
     logger.info("engine: %s", path)
     return path
-
-
-def _model_dir(model: str | Path) -> Path:
-    path = Path(model)
-    if path.is_dir():
-        return path
-    if path.exists() or not HUB_ID.fullmatch(str(model)) or str(model).count("/") != 1:
-        raise CheckpointError(
-            f"{model} is neither a model directory, nor an engine directory, nor a hub id like org/name"
-        )
-    try:
-        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=list(HUB_FILES)))
-    except Exception as error:  # the hub client raises a dozen classes; each means: it could not be had
-        raise CheckpointError(
-            f"{model} is no directory here, and could not be fetched from the hub: {error}"
-        ) from error
 
 
 def _is_length_compiled_in(model_dir: Path) -> bool:
