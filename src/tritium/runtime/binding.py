@@ -64,7 +64,7 @@ class Binder:
     def _argument(self, arg: Arg, pack: str | None, sizes: Sizes) -> Any:
         if isinstance(arg, Ref):
             if pack is not None:
-                return self._weights.packed(arg.value, pack, self.tensor(arg.value, sizes))
+                return self._weights.packed(arg.value, pack, lambda: self.tensor(arg.value, sizes))
             return self.tensor(arg.value, sizes)
         if isinstance(arg, list):
             return [self._argument(item, None, sizes) for item in arg]

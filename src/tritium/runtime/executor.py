@@ -25,7 +25,7 @@ from tritium.runtime.binding import Binder
 from tritium.runtime.buckets import bucket, common_multiple
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.runtime.kv_cache import KVCache
-from tritium.runtime.loaded_weights import LoadedWeights
+from tritium.runtime.loaded_weights import LoadedWeights, bytes_in_use
 from tritium.runtime.memory import plan_memory
 from tritium.runtime.request import SampledToken, ScheduledBatch
 from tritium.runtime.sampler import Sampler
@@ -71,7 +71,7 @@ class Executor:
             groups,
             config,
             engine_max_model_len=engine.manifest.max_model_len,
-            weights_bytes=weights.num_bytes,
+            weights_bytes=bytes_in_use(plan, self._kernels),
             arena_bytes=arena_bytes,
             available_bytes=available_memory(),
         )
@@ -96,6 +96,9 @@ class Executor:
         self._sampler = Sampler(plan.vocab_size, config.max_num_seqs, is_null=is_null)
         self._token_thunks: dict[int, list[Thunk]] = {}
         self._row_thunks: dict[int, tuple[list[Thunk], torch.Tensor]] = {}
+        if not is_null:  # what cannot be bound should fail now, and packing is not the first request's to wait for
+            self._bound_tokens(bucket(1, self._multiples["tokens"]))
+            self._bound_rows(bucket(1, self._multiples["rows"]))
 
     def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
         """Run the batch; one entry per sampled sequence, in order; None where the logits were not finite numbers."""

@@ -1,25 +1,25 @@
 """An engine's weights as kernels want them: mapped from its file, or generated, and packed once where a kernel asks."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from tritium.engine.engine import Engine
-from tritium.engine.plan import Extent, Value
+from tritium.engine.plan import Extent, Plan, Ref, Value
 from tritium.errors import CheckpointError, EngineError
-from tritium.kernels.kernel import resolve
+from tritium.kernels.kernel import Kernel, resolve
 from tritium.weights.dummy import DummySource
 from tritium.weights.safetensors import SafetensorsSource
 from tritium.weights.source import TensorSpec, WeightSource
 
 
 class LoadedWeights:
-    """Weights by their name in the plan. What only a packed form is asked of is not kept in its plain form."""
+    """Weights by their name in the plan. What was generated only to be packed is not kept in its plain form."""
 
     def __init__(self, engine: Engine) -> None:
         """Open the engine's weights. Raises `EngineError` when one is missing or not what the plan expects."""
         specs = {v.name: _spec(v) for v in engine.plan.values if v.kind == "weight"}
-        self.num_bytes = sum(_num_bytes(spec) for spec in specs.values())
         self._sources = {name: source for source in _sources(engine, specs) for name in source.names if name in specs}
         self._packed: dict[tuple[str, str], Any] = {}
         self._generated: dict[str, torch.Tensor] = {}
@@ -40,12 +40,34 @@ class LoadedWeights:
             self._generated[name] = source.get(name)
         return self._generated[name]
 
-    def packed(self, name: str, target: str, weight: torch.Tensor) -> Any:
-        """What the pack function `target` makes of `weight` (value `name`, perhaps a view of a weight); made once."""
+    def packed(self, name: str, target: str, weight: Callable[[], torch.Tensor]) -> Any:
+        """What the pack function `target` makes of `weight()` (value `name`, perhaps a view of a weight); made once."""
         key = (name, target)
         if key not in self._packed:
-            self._packed[key] = resolve(target)(weight)
+            kept = set(self._generated)
+            self._packed[key] = resolve(target)(weight())
+            for generated in set(self._generated) - kept:
+                del self._generated[generated]
         return self._packed[key]
+
+
+def bytes_in_use(plan: Plan, kernels: Sequence[Kernel]) -> int:
+    """Bytes that the weights take while steps run: once in each form, plain or packed, that a kernel asks for."""
+    values = {value.name: value for value in plan.values}
+    uses = set()
+    for step, kernel in zip(plan.steps, kernels, strict=True):
+        for name, arg in step.args.items():
+            for item in arg if isinstance(arg, list) else [arg]:
+                if isinstance(item, Ref):
+                    uses.add((_root(item.value, values), kernel.pack.get(name)))
+    return sum(_num_bytes(_spec(values[name])) for name, _ in uses if values[name].kind == "weight")
+
+
+def _root(name: str, values: Mapping[str, Value]) -> str:
+    """The value that a chain of views looks at."""
+    while values[name].kind == "view":
+        name = values[name].base
+    return name
 
 
 def _sources(engine: Engine, specs: dict[str, TensorSpec]) -> list[WeightSource]:
