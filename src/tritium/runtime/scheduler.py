@@ -191,17 +191,12 @@ class Scheduler:
         """
         kv = self._kv
         kv.trim(request)
-        while (reached := min(end, kv.reach(request, self._takeable_blocks(request)))) <= request.num_computed_tokens:
+        while (reached := min(end, kv.reach(request, kv.pool.num_free))) <= request.num_computed_tokens:
             if self._running[-1] is request:
                 return request.num_computed_tokens
             self._preempt(self._running[-1], draft)
         kv.grow(request, reached)
         return reached
-
-    def _takeable_blocks(self, request: Request) -> int:
-        if self._is_reserving:
-            return request.num_reserved_blocks - request.num_held_blocks
-        return self._kv.pool.num_free
 
     def _preempt(self, request: Request, draft: BatchDraft) -> None:
         """Take the last running request's blocks and put it back in line, before all that never ran at its priority."""
