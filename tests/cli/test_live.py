@@ -16,18 +16,22 @@ def delta(text: str, num_tokens: int = 1, finish_reason: str | None = None) -> R
     return RequestOutput(request_id="0", prompt=None, prompt_token_ids=[1], outputs=[completion])
 
 
-def test_the_rate_is_that_of_the_last_second() -> None:
+def test_the_rate_is_that_of_the_last_second_or_of_the_last_arrivals() -> None:
     now = [0.0]
     rate = Rate(clock=lambda: now[0])
-    for _ in range(10):
-        now[0] += 0.5
-        rate.add(100)
-    assert rate.total == 1000
-    assert rate.now == 200.0
-    now[0] += 3.0
-    rate.add(1)
-    assert rate.now < 50.0
-    assert rate.seconds == 8.0
+    for _ in range(200):  # 100 tokens/s in arrivals of 1
+        now[0] += 0.01
+        rate.add(1)
+    for _ in range(200):  # then 1000 tokens/s
+        now[0] += 0.01
+        rate.add(10)
+    assert rate.total == 2200
+    assert 990 < rate.now < 1010
+    now[0] += 30.0  # then nothing for long: a slow step
+    for _ in range(8):
+        rate.add(1)
+    assert 0 < rate.now < 60
+    assert round(rate.seconds, 6) == 34.0
 
 
 def test_the_status_line_has_requests_tokens_and_blocks() -> None:

@@ -17,7 +17,8 @@ from rich.text import Text
 from tritium.llm import RequestOutput
 
 REFRESH_PER_SECOND = 10
-RATE_WINDOW = 1.0  # seconds over which tokens/s is taken
+RATE_WINDOW = 1.0  # seconds over which tokens/s is taken, or longer, over as many arrivals:
+RATE_ARRIVALS = 64  # (requests report one by one after each step, so that fewer would be part of a step)
 
 
 class Stats(Protocol):
@@ -44,7 +45,7 @@ class Row:
 
 
 class Rate:
-    """Tokens a second, over the last second and since the first token."""
+    """Tokens a second, lately and since the start."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -57,7 +58,7 @@ class Rate:
         self.total += num_tokens
         now = self._clock()
         self._recent.append((now, self.total))
-        while len(self._recent) > 2 and now - self._recent[1][0] > RATE_WINDOW:
+        while len(self._recent) > RATE_ARRIVALS and now - self._recent[1][0] > RATE_WINDOW:
             self._recent.popleft()
 
     @property

@@ -1,0 +1,31 @@
+"""The examples run as they stand, each in a process of its own, as a reader would start it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name: str) -> str:
+    done = subprocess.run([sys.executable, EXAMPLES / name], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_demo_completes_every_prompt_and_ends_with_its_speed() -> None:
+    lines = run("demo.py").splitlines()
+    assert re.fullmatch(r"12 requests, 8 in flight at once: [\d,]+ tokens in [\d.]+ s, [\d,]+ tokens/s", lines[-1])
+    finished = [line for line in lines if re.search(r"\(\d+ tokens, (length|stop)\)$", line)]
+    assert len(finished) == 12
+    status = [line for line in lines if "requests in flight" in line]
+    assert any(re.search(r"8 requests in flight \+ 4 waiting .* KV blocks [1-9]\d* of 128$", line) for line in status)
+    assert "engine " in lines[0]
+
+
+def test_models_of_ones_own_compile_and_the_plain_one_equals_pytorch() -> None:
+    first, second = run("custom_model.py").splitlines()
+    assert first.startswith("TinyModel, equal to PyTorch: [")
+    tokens = re.fullmatch(r"gpt2 with squared ReLU: \[([\d, ]+)\]", second)
+    assert tokens is not None and len(tokens[1].split(",")) == 16
