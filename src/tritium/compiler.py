@@ -100,6 +100,8 @@ def compile_module(
                 f"{type(module).__name__} has no causal attention. This version builds decoders only: write attention "
                 "with tritium.ops.attention, or as torch's scaled_dot_product_attention(..., is_causal=True)"
             )
+        if captured.restriction is not None:
+            raise captured.restriction
     with clock.stage("lower"):
         plan = pipeline.to_plan(optimised)
     with clock.stage("kernels"):

@@ -33,12 +33,14 @@ class Captured:
     """A graph and the real tensors it refers to.
 
     graph: the fx graph; passes change it in place.
-    constants: values of buffers and of tensors made in the model's code, by placeholder name; None where the module's
-        own tensor is on the meta device.
+    constants: values of the module's real buffers, and of tensors made in its code, by weight name.
+    restriction: set when the code holds for some lengths of the input only. Most often the locality proof finds the
+        node that is to blame; where it does not, this is to be raised.
     """
 
     graph: fx.Graph
     constants: dict[str, torch.Tensor]
+    restriction: CaptureError | None = None
 
 
 def capture(module: nn.Module, *, dtype: torch.dtype | None = None) -> Captured:
@@ -48,27 +50,42 @@ def capture(module: nn.Module, *, dtype: torch.dtype | None = None) -> Captured:
     """
     ids, positions = (torch.zeros(EXAMPLE_TOKENS, dtype=torch.int64, device="meta") for _ in INPUTS)
     num_tokens = torch.export.Dim("T", min=2)
+    shapes = ({0: num_tokens}, {0: num_tokens})
+    restriction = None
     constants = {name: b for name, b in module.named_buffers(remove_duplicate=False) if not b.is_meta}
     with _as_meta(module, dtype), torch.no_grad():
         try:
-            exported = torch.export.export(
-                module,
-                (ids, positions),
-                dynamic_shapes=({0: num_tokens}, {0: num_tokens}),
-                strict=False,
-            )
+            try:
+                exported = _export(module, (ids, positions), shapes)
+            except torch._dynamo.exc.UserError as error:
+                restriction = CaptureError(_export_failed(module, error))
+                exported = _export(module, (ids, positions), shapes, is_lenient=True)
         except Exception as error:
             raise CaptureError(_export_failed(module, error)) from error
-        if any(is_mutating(node) for node in exported.graph.nodes):
-            exported = exported.run_decompositions({})  # doubles the time; decomposes nothing, makes it functional
     graph = exported.graph
     tokens = _name_placeholders(graph, exported.graph_signature)
     constants |= {name: t for name, t in exported.constants.items() if isinstance(t, torch.Tensor) and not t.is_meta}
     annotate(graph, symbolic_sizes(tokens))
-    return Captured(graph, constants)
+    return Captured(graph, constants, restriction)
 
 
-def is_mutating(node: fx.Node) -> bool:
+def _export(
+    module: nn.Module, args: tuple[torch.Tensor, ...], dynamic_shapes: Any, *, is_lenient: bool = False
+) -> torch.export.ExportedProgram:
+    """is_lenient: conditions on the number of tokens become assertions in the graph instead of errors."""
+    exported = torch.export.export(
+        module,
+        args,
+        dynamic_shapes=dynamic_shapes,
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=is_lenient,
+    )
+    if any(_is_mutating(node) for node in exported.graph.nodes):
+        exported = exported.run_decompositions({})  # doubles the time; decomposes nothing, makes it functional
+    return exported
+
+
+def _is_mutating(node: fx.Node) -> bool:
     """True for an op that writes to one of its arguments."""
     return (
         node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
@@ -91,7 +108,7 @@ def capture_function(
 
     tensors = tuple(tensor.to("meta") for tensor in example)
     with torch.no_grad():
-        graph = torch.export.export(Spelled(), tensors, strict=False).graph
+        graph = _export(Spelled(), tensors, None).graph
     names = iter(inspect.signature(fn).parameters)
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -151,11 +168,11 @@ def _tensor_dicts(owner: nn.Module) -> tuple[tuple[dict[str, Any], bool], ...]:
 
 def _export_failed(module: nn.Module, error: Exception) -> str:
     """What to tell the author of a model that torch.export refused."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    text = f"{type(module).__name__} could not be captured: {type(error).__name__}: {' '.join(lines[:3])[:600]}"
+    lines = [line.strip(" -").split("For more information")[0] for line in str(error).splitlines() if line.strip()]
+    text = f"{type(module).__name__} could not be captured: {type(error).__name__}: {' '.join(lines[:2])[:400]}"
     if "Constraints violated" in str(error):
         text += ". The model's code fixes the number of tokens: it must work for every length of input_ids"
-    elif "two different devices" in str(error):
+    elif "two different devices" in str(error) or "expected device meta" in str(error):
         text += ". A tensor made in forward() is on another device than its inputs: register it as a buffer"
     elif "data-dependent" in str(error):
         text += ". Control flow in forward() may not depend on tensor values"

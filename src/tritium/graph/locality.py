@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 import torch
 from torch import fx
 
-from tritium.engine.plan import Extent
 from tritium.errors import CaptureError
 from tritium.graph import vocabulary
 from tritium.graph.edit import Target, arguments
@@ -25,6 +24,8 @@ TokenDim = int | None  # index of the dimension that runs over the tokens; None:
 Dims = dict[fx.Node, TokenDim]
 
 POSITIONS_HINT = "what depends on the place in the sequence must be computed from the argument `positions`"
+
+CUT = "takes some of the tokens (a shift, or a cut)"
 
 
 class _Mixes(Exception):
@@ -56,10 +57,10 @@ def _refuse(node: fx.Node, reason: str) -> NoReturn:
 def _token_dim(node: fx.Node, dims: Dims) -> TokenDim:
     """The token dimension of the node's result; raises `_Mixes`."""
     spec = node.meta["spec"]
-    if isinstance(spec, (int, Extent)):
+    if not isinstance(spec, tuple):
         return None  # a number made from the number of tokens; what reads it is refused below
     rule = RULES.get(node.target)
-    if node.target not in vocabulary.VIEWS and any(isinstance(n.meta["spec"], Extent) for n in node.all_input_nodes):
+    if node.target not in vocabulary.VIEWS and any(not isinstance(n.meta["spec"], tuple) for n in node.all_input_nodes):
         raise _Mixes(f"reads the number of tokens; {POSITIONS_HINT}")
     if all(dims[n] is None for n in node.all_input_nodes):
         if any(isinstance(s, Spec) and s.batch_dims for s in (spec if type(spec) is tuple else (spec,))):
@@ -164,7 +165,7 @@ def _permute(node: fx.Node, dims: Dims) -> TokenDim:
 def _slice(node: fx.Node, dims: Dims) -> TokenDim:
     x = args_of(node)[0]
     if args_of(node)[1] % spec_of(x).rank == dims[x]:
-        raise _Mixes("takes some of the tokens (a shift, or a cut)")
+        raise _Mixes(CUT)
     return dims[x]
 
 
@@ -248,6 +249,7 @@ def _rules() -> dict[Any, Callable[[fx.Node, Dims], TokenDim]]:
         aten.view.default: _view,
         aten.permute.default: _permute,
         aten.slice.Tensor: _slice,
+        aten.select.int: _never(CUT),
         aten.expand.default: _expand,
         operator.getitem: _getitem,
         aten.scaled_dot_product_attention.default: _never(not_attention),

@@ -6,7 +6,7 @@ Matches: assertions and constraints; dropout in eval mode, detach, alias, clone,
 Replaces with: nothing; their input; `aten.to.dtype(x, dtype, False, False, None)`, or the input where the dtype is
     already that; the same call with every argument written out, dimensions counted from the end (-1 is the last), so
     that `(x, dim=1)` on a matrix and `(x, -1)` are one spelling; `x[:, None] * y[None, :]`. Views: views.py;
-    permutations: permutes.py; casts: casts.py.
+    permutations: permutes.py; casts: casts.py; a batch of one: leading_ones.py.
 """
 
 from typing import Any
@@ -18,6 +18,7 @@ from tritium.graph.edit import Target, arguments, insert, insert_inferred, norma
 from tritium.graph.spec import args_of, has_spec, spec_of
 from tritium.passes.casts import sink_casts
 from tritium.passes.dead_code import remove_dead_code
+from tritium.passes.leading_ones import sink_leading_ones
 from tritium.passes.permutes import sink_permutes
 from tritium.passes.result import PassResult
 from tritium.passes.views import CANONICAL, canonicalise_views
@@ -40,10 +41,13 @@ CASTS = {
 }  # fmt: skip
 
 
+RULES = (canonicalise_views, sink_leading_ones, sink_permutes, sink_casts)
+
+
 def canonicalise(graph: fx.Graph) -> PassResult:
     """See the module's docstring."""
     count = _calls(graph)
-    while changed := sum(rule(graph).num_matches for rule in (canonicalise_views, sink_permutes, sink_casts)):
+    while changed := sum(rule(graph).num_matches for rule in RULES):
         count += changed
         remove_dead_code(graph)  # what is dead still looks like a match
     return PassResult(count)
