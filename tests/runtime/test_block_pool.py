@@ -122,6 +122,15 @@ class BlockPoolMachine(RuleBasedStateMachine):
         self.pool.keep(block)
         self.kept.add(block)
 
+    @precondition(lambda self: +self.references or self.order)
+    @rule(data=st.data())
+    def unkeep(self, data):
+        block = data.draw(st.sampled_from(sorted(set(+self.references) | set(self.order))))
+        self.pool.unkeep(block)
+        self.kept.discard(block)
+        if block in self.order:
+            self.order.remove(block)
+
     @rule()
     def keep_none(self):
         self.pool.keep_none()

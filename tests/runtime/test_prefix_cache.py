@@ -108,6 +108,16 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.names)))
         self.cache.forget(self.names.pop(name))
 
+    @rule(tokens=tokens, salt=salts)
+    def withdraw(self, tokens, salt):
+        digests = digests_of(self.cache, tokens, len(tokens) // BLOCK, salt)
+        names = [
+            (group, salt, tuple(tokens[: (index + 1) * BLOCK]))
+            for group in range(len(self.windows))
+            for index in range(len(digests))
+        ]
+        assert self.cache.withdraw(digests) == [self.names.pop(name) for name in names if name in self.names]
+
     @rule(is_refit=st.booleans())
     def clear(self, is_refit):
         self.fingerprint += is_refit

@@ -304,6 +304,20 @@ def test_a_failed_step_ends_only_its_own_requests_and_shares_nothing_of_them():
     assert finished[0].output_token_ids == [1]
 
 
+def test_what_a_failed_request_had_published_in_earlier_steps_is_not_shared_either():
+    scheduler = make_scheduler()
+    assert [cached_tokens(scheduler, range(9)) for _ in range(2)] == [0, 8]
+    scheduler.add(make_request("broken", range(20)))
+    scheduler.add(make_request("neighbour", range(50, 60)))
+    run_step(scheduler, one)
+    run_step(scheduler, one)
+    scheduler.abort("broken", reason="error")
+    run_step(scheduler, one)
+    scheduler.abort("neighbour")
+    assert cached_tokens(scheduler, range(20)) == 0
+    assert cached_tokens(scheduler, range(50, 60)) == 8
+
+
 def test_steps_must_alternate_and_bring_as_many_tokens_as_were_sampled():
     scheduler = make_scheduler()
     scheduler.add(make_request("r", [1]))

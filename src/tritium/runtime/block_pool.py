@@ -82,6 +82,13 @@ class BlockPool:
             raise RuntimeError(f"block {block} is free: only a used block's content can be declared worth keeping")
         self._is_kept[block] = 1
 
+    def unkeep(self, block: int) -> None:
+        """Its content, used or kept, is worthless after all. Does not call `on_evict`."""
+        self._is_kept[block] = 0
+        if block in self._kept:
+            del self._kept[block]
+            self._blank.append(block)
+
     def keep_none(self) -> None:
         """Declare the content of every block worthless, used ones' too. Does not call `on_evict`."""
         self._is_kept = bytearray(len(self._references))

@@ -103,6 +103,11 @@ class KVManager:
         request.block_tables = []
         request.num_held_blocks = request.num_slots = request.num_computed_tokens = request.num_published_blocks = 0
 
+    def distrust(self, request: Request) -> None:
+        """Something went wrong while it was computed: no block that it used or published is hit again."""
+        for block in self.cache.withdraw(request.block_digests):
+            self.pool.unkeep(block)
+
     def forget_all(self, fingerprint: str | None) -> None:
         """Empty the prefix cache; see `Scheduler.reset_prefix_cache`."""
         self.cache.clear(fingerprint)

@@ -68,9 +68,16 @@ class PrefixCache:
         return True
 
     def forget(self, block: int) -> None:
-        """Its content is about to be overwritten."""
+        """Its content is about to be overwritten, or not to be trusted."""
         group, digest = self._names.pop(block)
         del self._blocks[group][digest]
+
+    def withdraw(self, digests: Sequence[bytes]) -> list[int]:
+        """Forget whatever these digests name, in all groups; returns the blocks."""
+        found = [blocks[digest] for blocks in self._blocks for digest in digests if digest in blocks]
+        for block in found:
+            self.forget(block)
+        return found
 
     def clear(self, fingerprint: str | None = None) -> None:
         """Forget everything; from now on names start from `fingerprint`, when one is given."""

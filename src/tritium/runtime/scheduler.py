@@ -79,7 +79,8 @@ class Scheduler:
     ) -> Request | None:
         """End a request now, whatever it is doing, and free its blocks. None if it is unknown or already finished.
 
-        A token being computed for it is dropped. The loop ends a request at a stop string with `reason="stop"`.
+        A token being computed for it is dropped. The loop ends a request at a stop string with `reason="stop"`,
+        and with "error" when its numbers went wrong: then nothing it computed or used is shared from now on.
         """
         request = self._requests.get(request_id)
         if request is not None:
@@ -152,7 +153,7 @@ class Scheduler:
         return finished
 
     def fail(self, batch: ScheduledBatch) -> list[Request]:
-        """The step raised: end its requests with "error". Nothing they computed in it is ever shared."""
+        """The step raised: end its requests with "error". Nothing they computed or used is shared from now on."""
         self._close_step(batch)
         now = self._clock()
         failed = [sequence.request for sequence in batch.sequences if sequence.request.status is RUNNING]
@@ -273,6 +274,8 @@ class Scheduler:
         queue = self._running if request.status is RUNNING else self._waiting
         del queue[bisect_left(queue, request.queue_key, key=queue_key)]
         del self._requests[request.request_id]
+        if reason == "error":
+            self._kv.distrust(request)
         self._kv.close(request)
         request.status = RequestStatus.FINISHED
         request.finish_reason, request.stop_reason = reason, stop_reason

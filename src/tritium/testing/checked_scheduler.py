@@ -108,6 +108,8 @@ class CheckedScheduler:
         assert failed == [sequence.request for sequence in batch.sequences]
         assert all(request.finish_reason == "error" for request in failed)
         for request in failed:
+            cached = self.scheduler._kv.cache.lookup(request.block_digests)
+            assert cached.num_blocks == 0, "what a failed request used may be wrong"
             self._note_end(request)
 
     def run_out(self, choose: Callable[[], int]) -> None:
