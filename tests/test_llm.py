@@ -1,6 +1,7 @@
 """`LLM` on a tiny model: transformers' greedy tokens, streaming, aborts, refusals, the cache of engines."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
@@ -322,3 +323,26 @@ print([name for name in sys.modules if name.startswith(parts)])
     done = subprocess.run([sys.executable, "-c", script, str(engine_dir)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_an_llm_that_is_forgotten_ends_its_thread(engine_dir):
+    llm = LLM(engine_dir, **LIMITS)
+    thread = llm._thread
+    del llm
+    gc.collect()
+    thread._thread.join(timeout=20)
+    assert not thread.is_alive
+
+
+def test_a_program_that_ends_in_the_middle_of_a_generation_ends_cleanly(engine_dir):
+    script = """
+import sys, threading, time
+from tritium import LLM, SamplingParams
+llm = LLM(sys.argv[1], num_threads=1)
+params = SamplingParams(max_tokens=100, ignore_eos=True)
+threading.Thread(target=lambda: llm.generate(["a"] * 64, params), daemon=True).start()
+time.sleep(0.2)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(engine_dir)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr

@@ -11,7 +11,9 @@ import dataclasses
 import difflib
 import itertools
 import logging
+import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -28,6 +30,7 @@ from tritium.runtime.outputs import CompletionOutput, RequestOutput, StepOutput
 from tritium.runtime.request import Request
 from tritium.runtime.scheduler_config import SchedulerConfig, SchedulerStats
 from tritium.sampling_params import SamplingParams
+from tritium.streams import AsyncMailbox
 from tritium.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput"]
@@ -57,7 +60,9 @@ class LLM:
         if (self.engine.path / "tokenizer.json").is_file():
             self.tokenizer = Tokenizer.from_directory(self.engine.path, model_vocab_size=self.engine.plan.vocab_size)
         self._ids = map(str, itertools.count())
-        self._thread = EngineThread(lambda: make_loop(self.engine, self.config, self.tokenizer))
+        self._mailboxes: dict[asyncio.AbstractEventLoop, AsyncMailbox] = {}
+        self._thread = EngineThread(partial(make_loop, self.engine, self.config, self.tokenizer))
+        weakref.finalize(self, self._thread.close)  # also when the interpreter ends: no thread computes while it dies
 
     # -- offline -------------------------------------------------------------------------------------------------------
 
@@ -120,11 +125,7 @@ class LLM:
         text, request = self._request(prompt, params, request_id)
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[StepOutput] = asyncio.Queue()
-
-        def listen(step: StepOutput) -> None:
-            loop.call_soon_threadsafe(arrived.put_nowait, step)
-
-        self._thread.submit(request, listen, is_streaming=True)
+        self._thread.submit(request, partial(self._mailbox(loop).post, arrived), is_streaming=True)
         is_finished = False
         try:
             while not is_finished:
@@ -183,6 +184,13 @@ class LLM:
             params=params,
             eos_token_ids=self._eos_token_ids(),
         )
+
+    def _mailbox(self, loop: asyncio.AbstractEventLoop) -> AsyncMailbox:
+        """One per event loop; those of loops that are closed go."""
+        for other in list(self._mailboxes):
+            if other.is_closed():
+                self._mailboxes.pop(other, None)
+        return self._mailboxes.setdefault(loop, AsyncMailbox(loop))
 
     def _eos_token_ids(self) -> tuple[int, ...]:
         own = self.tokenizer.eos_token_ids if self.tokenizer is not None else ()

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from tritium.errors import EngineError, TritiumError
 from tritium.runtime.engine_loop import EngineLoop, Listener
@@ -23,14 +24,13 @@ class EngineThread:
 
     def __init__(self, make_loop: Callable[[], EngineLoop], name: str = "tritium-engine") -> None:
         """Start the thread, make the loop on it and wait until that is done; what it raises is raised here."""
-        self._make_loop = make_loop
         self._inbox: deque[Callable[[EngineLoop], None]] = deque()
         self._wake = threading.Condition()
         self._is_closing = False
         self._failure: BaseException | None = None
         self._ready = threading.Event()
         self._loop: EngineLoop | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(make_loop,), name=name, daemon=True)
         self._thread.start()
         self._ready.wait()
         if self._failure is not None:
@@ -51,8 +51,9 @@ class EngineThread:
         self._post(take)
 
     def abort(self, request_id: str) -> None:
-        """End a request with finish_reason "abort", soon; unknown and finished ones are ignored."""
-        self._post(lambda loop: loop.abort(request_id))
+        """End a request with finish_reason "abort", soon; ignored when it is unknown or finished, or all is closed."""
+        with suppress(EngineError):
+            self._post(lambda loop: loop.abort(request_id))
 
     def close(self) -> None:
         """End every request with "abort" and the thread with them. May be called again."""
@@ -80,9 +81,9 @@ class EngineThread:
             self._inbox.append(message)
             self._wake.notify()
 
-    def _run(self) -> None:
+    def _run(self, make_loop: Callable[[], EngineLoop]) -> None:
         try:
-            loop = self._loop = self._make_loop()
+            loop = self._loop = make_loop()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for us
             self._failure = error
             return
