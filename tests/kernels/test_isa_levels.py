@@ -1,4 +1,4 @@
-"""The compiled kernels on older instruction sets: the portable code paths, which this machine does not take by itself."""
+"""The compiled kernels on an older instruction set: the portable code paths, which this machine would not take."""
 
 import ctypes
 from pathlib import Path

@@ -12,7 +12,7 @@ from tritium import ops
 from tritium.kernels.cpu import library
 from tritium.kernels.kernel import Kernel, TensorSpec, resolve
 from tritium.kernels.table import KERNELS
-from tritium.testing.kernel_cases import CASES, Case, first_rows, in_double, run
+from tritium.testing.kernel_cases import CASES, Case, bind, first_rows, in_double, run
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PAIRS = [pytest.param(k, c, id=f"{k.name}-{c.name}") for c in CASES for k in KERNELS if k.op == c.op]
@@ -60,16 +60,18 @@ def test_a_kernel_is_within_twice_the_references_own_error(kernel: Kernel, case:
 @pytest.mark.parametrize(("kernel", "case"), PAIRS)
 def test_a_rows_bits_depend_on_no_other_row_and_not_on_threads(kernel: Kernel, case: Case, dtype: torch.dtype) -> None:
     args = case.make(64, dtype)
-    shape, out_dtype = case.exact(**in_double(args)).shape, ops.op_named(case.op).reference(**args).dtype
-    whole = run(kernel, args, tuple(shape), out_dtype)
+    exact, out_dtype = case.exact(**in_double(args)), ops.op_named(case.op).reference(**args).dtype
+    whole = run(kernel, args, tuple(exact.shape), out_dtype)
     assert not whole.isnan().any()
-    allowed = [m for m in range(1, 65) if m % kernel.row_multiple == 0 or (m >= 12 and kernel.row_multiple > 1)]
-    for num_rows in allowed:
-        start = (64 - num_rows) // 3
-        part = run(kernel, first_rows(case, args, start, start + num_rows), (num_rows, *shape[1:]), out_dtype)
-        assert torch.equal(part, whole[start : start + num_rows]), f"{num_rows} rows from {start}"
     torch.set_num_threads(1)
-    assert torch.equal(run(kernel, args, tuple(shape), out_dtype), whole), "1 thread"
+    is_cast_only = kernel.backend == "eager" and dtype != torch.float32  # the fp32 code and a cast
+    for num_rows in (1, 2, 3, 5, 8, 13, 34) if is_cast_only else range(1, 65):
+        if num_rows % kernel.row_multiple and num_rows < 12:
+            continue
+        start = (64 - num_rows) // 3
+        part = torch.empty_like(whole[:num_rows])
+        bind(kernel, first_rows(case, args, start, start + num_rows), part)()
+        assert torch.equal(part, whole[start : start + num_rows]), f"{num_rows} rows from {start}"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from tritium.kernels.kernel import Kernel, resolve
+from tritium.kernels.kernel import Kernel, Thunk, resolve
 
 Args = dict[str, Any]
 
@@ -35,13 +35,18 @@ def first_rows(case: Case, args: Args, start: int, end: int) -> Args:
     return {name: value[start:end] if name in case.rows else value for name, value in args.items()}
 
 
-def run(kernel: Kernel, args: Mapping[str, Any], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """The kernel's result, from a poisoned output whose surroundings are checked to stay untouched."""
+def bind(kernel: Kernel, args: Mapping[str, Any], out: torch.Tensor) -> Thunk:
+    """The kernel's thunk, with its weights packed."""
     packed = {name: resolve(target)(args[name]) for name, target in kernel.pack.items()}
+    return resolve(kernel.target)({**args, **packed}, [out])
+
+
+def run(kernel: Kernel, args: Mapping[str, Any], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """The kernel's result: from a poisoned output whose surroundings stay untouched, equal when it is called again."""
     size, guard = torch.Size(shape).numel(), 64
     storage = torch.full((size + 2 * guard,), float("nan"), dtype=dtype)
     out = storage[guard : guard + size].view(shape)
-    thunk = resolve(kernel.target)({**args, **packed}, [out])
+    thunk = bind(kernel, args, out)
     thunk()
     first = out.clone()
     out.fill_(float("nan"))
