@@ -1,0 +1,132 @@
+"""The cache of engines: its key, its memo, its lock, and who may use it."""
+
+import threading
+
+import pytest
+
+from tritium.config import BuildConfig
+from tritium.engine import cache, obtain
+from tritium.errors import CheckpointError, ConfigError, EngineError
+
+
+@pytest.fixture
+def engines(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITIUM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "engines"
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "some-model"
+    path.mkdir()
+    (path / "config.json").write_text('{"model_type": "llama"}')
+    (path / "model.safetensors").write_bytes(b"w" * 1000)
+    return path
+
+
+def fake_build(model, config, path):
+    path.mkdir()
+    (path / "manifest.json").write_text("{}")
+
+
+def test_the_key_changes_with_every_file_of_the_model_and_every_option(engines, model):
+    keys = {cache.engine_path(model, BuildConfig())}
+    keys.add(cache.engine_path(model, BuildConfig(dtype="bfloat16")))
+    keys.add(cache.engine_path(model, BuildConfig(invariance="fast")))
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
+        (model / name).write_text(f"other {name}")
+        keys.add(cache.engine_path(model, BuildConfig()))
+    assert len(keys) == 7
+    assert all(key.parent == engines and key.name.startswith("some-model-") for key in keys)
+
+
+def test_files_that_are_not_the_models_do_not_count(engines, model):
+    before = cache.engine_path(model, BuildConfig())
+    (model / "README.md").write_text("hello")
+    (model / "original").mkdir()
+    assert cache.engine_path(model, BuildConfig()) == before
+
+
+def test_unchanged_weights_are_not_read_again(engines, model, monkeypatch):
+    first = cache.engine_path(model, BuildConfig())
+    monkeypatch.setattr(cache, "record", lambda path: pytest.fail(f"{path} was read again"))
+    assert cache.engine_path(model, BuildConfig()) == first
+
+
+def test_a_damaged_memo_is_only_a_memo(engines, model):
+    first = cache.engine_path(model, BuildConfig())
+    (engines / "hashes.json").write_text("{not json")
+    assert cache.engine_path(model, BuildConfig()) == first
+
+
+def test_a_cache_that_others_may_write_is_refused(engines, model):
+    cache.engine_path(model, BuildConfig())
+    assert engines.stat().st_mode & 0o777 == 0o700
+    engines.chmod(0o777)
+    with pytest.raises(EngineError, match="writable by nobody else"):
+        cache.engine_path(model, BuildConfig())
+
+
+def test_two_that_want_the_same_engine_build_it_once(engines, model):
+    builds, entered, may_go_on = [], threading.Event(), threading.Event()
+
+    def slow_build(model, config, path):
+        builds.append(path)
+        entered.set()
+        assert may_go_on.wait(20)
+        fake_build(model, config, path)
+
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(obtain.obtain_engine(model, BuildConfig(), slow_build)))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    assert entered.wait(20)
+    may_go_on.set()
+    for thread in threads:
+        thread.join()
+    assert len(builds) == 1
+    assert results == [builds[0]] * 2
+
+
+def test_the_length_counts_only_for_models_that_compile_it_in(engines, model):
+    def path_for(length):
+        return obtain.obtain_engine(model, BuildConfig(max_model_len=length), fake_build)
+
+    assert path_for(100) == path_for(None)
+    (model / "config.json").write_text('{"rope_scaling": {"type": "dynamic", "factor": 2.0}}')
+    assert path_for(100) != path_for(200)
+    (model / "config.json").write_text('{"rope_parameters": {"rope_type": "dynamic"}}')
+    assert path_for(100) != path_for(None)
+
+
+def test_a_failing_build_is_not_remembered(engines, model):
+    def failing(model, config, path):
+        raise CheckpointError("broken")
+
+    with pytest.raises(CheckpointError):
+        obtain.obtain_engine(model, BuildConfig(), failing)
+    path = obtain.obtain_engine(model, BuildConfig(), fake_build)
+    assert [entry.path for entry in cache.cached_engines()] == [path]
+
+
+def test_an_empty_directory_holds_no_model(engines, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="holds no model"):
+        obtain.obtain_engine(tmp_path / "empty", BuildConfig(), fake_build)
+
+
+def test_options_that_contradict_a_given_engine_are_refused(tmp_path):
+    engine = tmp_path / "engine"
+    engine.mkdir()
+    (engine / "manifest.json").write_text(
+        '{"format": "tritium-engine", "version": 1, "backend": "cpu", "model": {}, "dtype": "bfloat16", '
+        '"max_model_len": 64, "vocab_size": 5}'
+    )
+    assert obtain.obtain_engine(engine, BuildConfig(), fake_build) == engine
+    with pytest.raises(ConfigError, match="computes in bfloat16"):
+        obtain.obtain_engine(engine, BuildConfig(dtype="float32"), fake_build)
+    with pytest.raises(ConfigError, match="built for 64"):
+        obtain.obtain_engine(engine, BuildConfig(max_model_len=65), fake_build)
