@@ -58,7 +58,7 @@ def test_a_bias_that_config_json_does_not_know_is_not_dropped_silently(tmp_path)
     path = tiny.make_checkpoint(tmp_path)
     damage(path, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}))
     message = error_of(path)
-    assert "1 tensors have no place in a LlamaForCausalLM with this config.json" in message
+    assert "1 of 31 tensors have no place in a LlamaForCausalLM with this config.json" in message
     assert "'model.layers.0.self_attn.q_proj.bias'" in message
 
 

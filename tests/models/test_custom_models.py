@@ -1,6 +1,7 @@
 """Models of one's own: plain torch with the checkpoint's names, or a built-in with one part changed."""
 
 import json
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -79,15 +80,17 @@ class NormedBlock(models.DecoderBlock):
 
 class NormedDecoder(models.Decoder):
     block_class = NormedBlock
+    checkpoint_names: ClassVar = {
+        "layers.*.attention.q_norm": "model.layers.*.self_attn.q_norm",
+        "layers.*.attention.k_norm": "model.layers.*.self_attn.k_norm",
+    }
 
 
 def test_a_subclass_with_one_part_changed_is_another_published_model(tmp_path):
     qwen3 = tiny.LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16}
     path = tiny.make_checkpoint(tmp_path, qwen3)
     config = models.parse_config(tiny.LLAMA, "a llama of the same shape")
-    module = models.create(config, NormedDecoder)
-    norms = {f"layers.*.attention.{n}": f"model.layers.*.self_attn.{n}" for n in ("q_norm", "k_norm")}
-    tiny.fill(module, SafetensorsSource(path), norms)
+    module = tiny.fill(models.create(config, NormedDecoder), SafetensorsSource(path))
     prompt = tiny.random_prompt(40)
     expected = tiny.reference_logits(tiny.reference_model(path), prompt)
     assert tiny.relative_error(tiny.our_logits(module, prompt), expected) <= 1e-4

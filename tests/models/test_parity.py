@@ -95,6 +95,15 @@ def test_dynamic_rope_equals_the_unscaled_one_up_to_its_original_length(tmp_path
     assert tiny.relative_error(tiny.our_logits(tiny.our_model(path, max_model_len=32), prompt), expected) <= 1e-4
 
 
+@pytest.mark.parametrize("length", [10, 32, 60])
+def test_frozen_dynamic_rope_is_the_formula_of_transformers_at_every_length(tmp_path, length):
+    path = tiny.make_checkpoint(tmp_path, "llama-dynamic")
+    prompt = tiny.random_prompt(length)
+    reference = tiny.freeze_dynamic_rope(tiny.reference_model(path), 90)
+    expected = tiny.reference_logits(reference, prompt)
+    assert tiny.relative_error(tiny.our_logits(tiny.our_model(path, max_model_len=90), prompt), expected) <= 1e-4
+
+
 @pytest.mark.parametrize("name", BASES)
 def test_greedy_decoding_of_the_tiny_models_does_not_repeat_itself(tmp_path, name):
     module = tiny.our_model(tiny.make_checkpoint(tmp_path, name))

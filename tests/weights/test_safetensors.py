@@ -1,6 +1,7 @@
 """Files that are not what they say: refused when opened, with file and tensor named, before tensor memory is taken."""
 
 import contextlib
+import itertools
 import json
 import struct
 
@@ -39,6 +40,12 @@ def error_of(path):
         SafetensorsSource(path.parent)
     assert str(caught.value).startswith(str(path.parent))
     return str(caught.value)
+
+
+def patch(path, position, value):
+    with path.open("r+b") as file:
+        file.seek(position)
+        file.write(bytes([value]))
 
 
 def is_unchanged(source):
@@ -93,17 +100,15 @@ def test_any_flipped_bit_of_length_and_header_is_refused_or_harmless_or_renames_
     whole = path.read_bytes()
     end = 8 + int.from_bytes(whole[:8], "little")
     refused = 0
-    for bit in range(8 * end):
-        flipped = bytearray(whole)
-        flipped[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(flipped)
+    for position, bit in itertools.product(range(end), range(8)):
+        patch(path, position, whole[position] ^ 1 << bit)
         try:
             source = SafetensorsSource(path.parent)
+            assert set(source.names) != set(TENSORS) or is_unchanged(source), (position, bit)
         except CheckpointError as error:
             assert str(path) in str(error)
             refused += 1
-            continue
-        assert set(source.names) != set(TENSORS) or is_unchanged(source), f"bit {bit}"
+        patch(path, position, whole[position])
     assert refused > 4 * end
 
 

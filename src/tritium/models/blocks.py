@@ -128,18 +128,23 @@ def make_norm(config: ModelConfig) -> nn.Module:
     return {"rms_norm": RMSNorm, "layer_norm": LayerNorm}[config.norm](config.hidden_size, config.norm_eps)
 
 
+def make_mlp(config: ModelConfig, mlp_class: type[nn.Module] | None = None) -> nn.Module:
+    """`mlp_class`, or else the MLP that `config.is_gated` names."""
+    return (mlp_class or (GatedMLP if config.is_gated else MLP))(config)
+
+
 class DecoderBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). A subclass changes a part by naming its class."""
 
     attention_class: ClassVar[type[nn.Module]] = Attention
-    mlp_class: ClassVar[type[nn.Module] | None] = None  # None: GatedMLP or MLP, as config.is_gated says
+    mlp_class: ClassVar[type[nn.Module] | None] = None  # None: GatedMLP or MLP, as config says
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = make_norm(config)
         self.attention = self.attention_class(config, layer)
         self.mlp_norm = make_norm(config)
-        self.mlp = (self.mlp_class or (GatedMLP if config.is_gated else MLP))(config)
+        self.mlp = make_mlp(config, self.mlp_class)
 
     def forward(self, x_TD: Tensor, cos_sin: Tensor | None) -> Tensor:
         x_TD = x_TD + self.attention(self.attention_norm(x_TD), cos_sin)
@@ -156,7 +161,7 @@ class ParallelDecoderBlock(nn.Module):
         super().__init__()
         self.norm = make_norm(config)
         self.attention = self.attention_class(config, layer)
-        self.mlp = (self.mlp_class or (GatedMLP if config.is_gated else MLP))(config)
+        self.mlp = make_mlp(config, self.mlp_class)
 
     def forward(self, x_TD: Tensor, cos_sin: Tensor | None) -> Tensor:
         h_TD = self.norm(x_TD)

@@ -32,10 +32,10 @@ def weight_recipes(
 ) -> dict[str, Recipe]:
     """How each parameter and buffer of `module` is computed, by its name in the module; tied ones under each name.
 
-    The first that applies: `mapping`, the family's naming (built-in decoders and their subclasses), and else a
-    parameter is the checkpoint's tensor of the same name. `mapping` goes from our name to the checkpoint's or to a
-    recipe; `*` stands for a layer's number, and `.weight` / `.bias` may be left out on both sides. Buffers with real
-    numbers are constants.
+    The first that applies: `mapping`, the module's own `checkpoint_names` (a class attribute of the same form), the
+    family's naming (built-in decoders and their subclasses), and else a parameter is the checkpoint's tensor of the
+    same name. A mapping goes from our name to the checkpoint's or to a recipe; `*` stands for a layer's number, and
+    `.weight` / `.bias` may be left out on both sides. Buffers with real numbers are constants.
 
     With `source`, everything is checked against it, without reading weights (but to compare a tied head): raises
     `CheckpointError` when tensors are missing, unexpected, of another shape, or contradict `tie_word_embeddings`.
@@ -45,10 +45,11 @@ def weight_recipes(
     family = family_named(config) if isinstance(module, Decoder) and isinstance(config, ModelConfig) else None
     rename = _Prefix(family, source)
     recipes: dict[str, Recipe] = {}
-    _check_mapping(mapping or {}, module)
+    mapping = {**getattr(module, "checkpoint_names", {}), **(mapping or {})}
+    _check_mapping(mapping, module)
     for name, parameter in module.named_parameters(remove_duplicate=False):
         shape = tuple(parameter.shape)
-        found = _look_up(name, mapping or {}, shape) or _look_up(name, family.names if family else {}, shape)
+        found = _look_up(name, mapping, shape) or _look_up(name, family.names if family else {}, shape)
         recipe = rename(found or Checkpoint(name, shape))
         recipes[name] = Cast(recipe, dtype_name(parameter.dtype))
     kept = constants(module)
@@ -163,8 +164,8 @@ def _check_leftovers(recipes: Mapping[str, Recipe], source: WeightSource, family
     unexpected = [name for name in left if not any(re.fullmatch(pattern, name) for pattern in family.ignored)]
     if unexpected:
         raise CheckpointError(
-            f"{source.where(unexpected[0])}: {len(unexpected)} tensors have no place in a {family.architecture} "
-            f"with this config.json: {_some(unexpected)}; it leaves something out (a bias, layers), or they must be "
+            f"{source.where(unexpected[0])}: {len(unexpected)} of {len(source.names)} tensors have no place in a "
+            f"{family.architecture} with this config.json: {_some(unexpected)}; it leaves something out (a bias, layers), or they must be "
             "removed"
         )
 

@@ -1,6 +1,6 @@
 """The model table: one row per family. A row says how its config.json is read and how its tensors are named.
 
-To add a family whose parts exist: write a reader and a naming below, and add the row. docs: "add a model".
+To add a family whose parts exist: write a reader and a naming below, and add the row; CONTRIBUTING.md has the steps.
 """
 
 from collections.abc import Callable, Mapping

@@ -16,6 +16,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tritium import models
 from tritium.weights.recipes import evaluate
@@ -201,6 +202,14 @@ def reference_model(path: str | Path, dtype: str = "float32") -> nn.Module:
 def reference_logits(model: nn.Module, token_ids: list[int] | Tensor) -> Tensor:
     """transformers' logits_TV of one sequence, float32."""
     return model(input_ids=torch.as_tensor(token_ids)[None], use_cache=False).logits[0].float()
+
+
+def freeze_dynamic_rope(model: Any, max_model_len: int) -> Any:
+    """transformers' model with dynamic RoPE as an engine built for `max_model_len` has it: the same at every length."""
+    rotary = model.model.rotary_emb
+    rotary.inv_freq, _ = ROPE_INIT_FUNCTIONS["dynamic"](model.config, "cpu", seq_len=max_model_len)
+    rotary.rope_type = "default"
+    return model
 
 
 def random_prompt(length: int, vocab_size: int = 199, seed: int = 0) -> list[int]:

@@ -8,6 +8,7 @@ memory is taken, and each problem names its file and tensor. Data is memory-mapp
 import json
 import math
 import mmap
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ DTYPES = {
     "I16": "int16", "I8": "int8", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64", "BOOL": "bool",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
+NO_RESERVE = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE: a file larger than memory can still be mapped
 AGAIN = "the file is damaged or incomplete: download it again"
 
 
@@ -83,8 +85,9 @@ class SafetensorsSource:
 
     def _map(self, path: Path) -> mmap.mmap:
         if path not in self._maps:
-            with path.open("rb") as file:  # ACCESS_COPY: torch wants a writable buffer; nothing is ever written back
-                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            with path.open("rb") as file:  # writable and private: torch wants it so; nothing is ever written back
+                protection = mmap.PROT_READ | mmap.PROT_WRITE
+                self._maps[path] = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | NO_RESERVE, prot=protection)
         return self._maps[path]
 
     def _open_shards(self, index: Path) -> None:
