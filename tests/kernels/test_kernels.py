@@ -74,6 +74,15 @@ def test_a_rows_bits_depend_on_no_other_row_and_not_on_threads(kernel: Kernel, c
         assert torch.equal(part, whole[start : start + num_rows]), f"{num_rows} rows from {start}"
 
 
+@pytest.mark.parametrize(("kernel", "case"), [p for p in PAIRS if p.values[0].backend in ("cpu", "onednn")])
+def test_a_batch_that_is_shared_by_threads_has_the_bits_of_one_thread(kernel: Kernel, case: Case) -> None:
+    args = case.make(700, torch.float32)
+    shape = tuple(case.exact(**in_double(args)).shape)
+    shared = run(kernel, args, shape, torch.float32)
+    torch.set_num_threads(1)
+    assert torch.equal(run(kernel, args, shape, torch.float32), shared)
+
+
 @pytest.mark.parametrize(
     "name", ["cpu.rms_norm", "cpu.layer_norm", "cpu.activation", "cpu.gated_activation", "cpu.rope"]
 )

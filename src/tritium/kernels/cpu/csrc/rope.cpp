@@ -22,7 +22,7 @@ struct RopeArgs {
   int32_t interleaved;
 };
 
-constexpr int64_t kCostOfAngle = 16;  // elements' worth of work: libm's sinf and cosf are scalar, right for any angle
+constexpr int64_t kCostOfAngle = 16;  // work of one pair: libm's sinf and cosf are scalar, right for any angle
 
 void rope_cos_sin(const RopeCosSinArgs& a) {
   for_rows(a.num_tokens, a.num_pairs * kCostOfAngle, [&](int64_t token) {
