@@ -196,3 +196,34 @@ def test_closing_ends_every_request_with_abort(harness):
     harness.loop.close()
     assert all(harness.heard[str(i)][-1].finish_reason == "abort" for i in range(len(PROMPTS)))
     harness.assert_pool_is_full()
+
+
+class BrokenTokenizer:
+    """Fails at one token."""
+
+    special_token_ids = frozenset()
+
+    def __init__(self, bad_token):
+        self._bad_token = bad_token
+
+    def decoding_stages(self):
+        return []
+
+    def token(self, token_id):
+        if token_id == self._bad_token:
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad byte")
+        return "t"
+
+
+@pytest.mark.parametrize("is_streaming", [True, False])
+def test_an_output_that_cannot_be_decoded_ends_alone(is_streaming):
+    harness = Harness()
+    harness.loop = EngineLoop(harness.loop.scheduler, harness.executor, BrokenTokenizer(expected_tokens([1], 3)[2]))
+    harness.submit("bad", [1], is_streaming=is_streaming)
+    harness.submit("good", [2], is_streaming=is_streaming)
+    harness.run()
+    assert harness.heard["bad"][-1].finish_reason == "error"
+    assert "UnicodeDecodeError" in harness.heard["bad"][-1].error
+    assert harness.tokens("good") == expected_tokens([2], 6)
+    assert "".join(output.text for output in harness.heard["good"]) == "tttttt"
+    harness.assert_pool_is_full()

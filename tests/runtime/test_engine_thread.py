@@ -136,3 +136,20 @@ def test_an_idle_engine_does_nothing(rig):
     steps = rig.executor.num_steps
     threading.Event().wait(0.05)
     assert rig.executor.num_steps == steps
+
+
+def test_everybody_hears_of_the_end_even_when_nothing_works_any_more(rig, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("bookkeeping")
+
+    may_go_on = threading.Event()
+    rig.executor.before_step = lambda batch: may_go_on.wait(TIMEOUT)
+    heard = [rig.submit(str(i), [i + 1], max_tokens=100) for i in range(3)]
+    scheduler = rig.thread.running_loop.scheduler
+    for method in ("schedule", "abort"):
+        monkeypatch.setattr(scheduler, method, broken)
+    may_go_on.set()
+    for queue in heard:
+        output = queue.get(timeout=TIMEOUT)
+        assert (output.finish_reason, output.error) == ("error", "ZeroDivisionError: bookkeeping")
+    assert rig.thread.is_alive

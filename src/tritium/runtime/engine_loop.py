@@ -7,18 +7,16 @@ finish_reason "error", their blocks return to the pool, and the loop goes on.
 import dataclasses
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.request import FinishReason, Request, SampledToken, ScheduledBatch
 from tritium.runtime.scheduler import Scheduler
-from tritium.text.detokenizer import IncrementalDetokenizer, TextDelta
+from tritium.runtime.stream import Listener, RequestStream
 from tritium.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("tritium")
-
-Listener = Callable[[StepOutput], None]
 
 
 class StepExecutor(Protocol):
@@ -45,7 +43,7 @@ class EngineLoop:
         self._seeds = random.Random(seed)
         self._executor = executor
         self._tokenizer = tokenizer
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, RequestStream] = {}
         self.is_stalled = False  # the last step found nothing that could run
 
     @property
@@ -61,7 +59,7 @@ class EngineLoop:
         if request.params.seed is None:
             request.params = dataclasses.replace(request.params, seed=self._seeds.getrandbits(64))
         self.scheduler.add(request)
-        self._streams[request.request_id] = _Stream(request, listener, self._tokenizer, is_streaming)
+        self._streams[request.request_id] = RequestStream(request, listener, self._tokenizer, is_streaming)
 
     def abort(self, request_id: str) -> None:
         """End the request now with finish_reason "abort"; unknown and finished ones are ignored."""
@@ -84,7 +82,7 @@ class EngineLoop:
             logger.exception("a step failed; its %d requests end with an error", len(batch.sequences))
             failed = self.scheduler.fail(batch)
             return ended + [out for r in failed for out in self._end(r.request_id, "error", error=_text(error))]
-        self._take(batch, tokens)
+        ended += self._take(batch, tokens)
         return ended + self._report(batch)
 
     def close(self) -> None:
@@ -96,14 +94,16 @@ class EngineLoop:
         """End every request with an error: the last resort when the scheduler itself cannot go on."""
         return [out for request_id in list(self._streams) for out in self._end(request_id, "error", error=_text(error))]
 
-    def _take(self, batch: ScheduledBatch, tokens: Sequence[SampledToken | None]) -> None:
+    def _take(self, batch: ScheduledBatch, tokens: Sequence[SampledToken | None]) -> list[StepOutput]:
         """Give the sampled tokens to the scheduler; requests whose logits were not numbers end first."""
+        ended: list[StepOutput] = []
         if any(token is None for token in tokens):
             sampled = [s.request.request_id for s in batch.sequences if s.is_sampled]
             for request_id, token in zip(sampled, tokens, strict=True):
                 if token is None:
-                    self._end(request_id, "error", error="the model's logits were not finite numbers")
+                    ended += self._end(request_id, "error", error="the model's logits were not finite numbers")
         self.scheduler.update(batch, [token if token is not None else SampledToken(0) for token in tokens])
+        return ended
 
     def _report(self, batch: ScheduledBatch) -> list[StepOutput]:
         """Detokenise where someone waits for text, honour stop strings, tell the listeners."""
@@ -113,7 +113,12 @@ class EngineLoop:
             if stream is None or not sequence.is_sampled:
                 continue
             request = stream.request
-            stop = stream.push() if stream.is_text_wanted else None
+            try:
+                stop = stream.push() if stream.is_text_wanted else None
+            except Exception as error:  # one output that cannot be decoded must not end the others
+                logger.exception("the text of request %r could not be made", request.request_id)
+                outputs += self._end(request.request_id, "error", error=_text(error))
+                continue
             if request.is_finished or stop is not None:
                 outputs += self._end(request.request_id, request.finish_reason or "stop", stop_reason=stop)
             elif stream.is_streaming:
@@ -128,16 +133,23 @@ class EngineLoop:
         stop_reason: str | None = None,
         error: str | None = None,
     ) -> list[StepOutput]:
-        """Finish the request in the scheduler (if it is not), send its last output, forget it."""
+        """Finish the request in the scheduler (if it is not), send its last output, forget it.
+
+        The listener hears of the end whatever fails on the way: somebody may be waiting for it.
+        """
         stream = self._streams.pop(request_id, None)
         if stream is None:
             return []
-        if not stream.request.is_finished:
-            self.scheduler.abort(request_id, reason=reason, stop_reason=stop_reason)
-        stream.finish()
-        return self._send(stream, stream.output(error=error))
+        try:
+            if not stream.request.is_finished:
+                self.scheduler.abort(request_id, reason=reason, stop_reason=stop_reason)
+            stream.finish()
+        except Exception as failure:
+            logger.exception("request %r could not be ended properly", request_id)
+            reason, error = "error", error or _text(failure)
+        return self._send(stream, stream.output(reason=reason, error=error))
 
-    def _send(self, stream: "_Stream", output: StepOutput) -> list[StepOutput]:
+    def _send(self, stream: RequestStream, output: StepOutput) -> list[StepOutput]:
         try:
             stream.listener(output)
         except Exception:  # a caller's listener must not end the loop
@@ -145,58 +157,6 @@ class EngineLoop:
             if self._streams.pop(stream.request.request_id, None) is not None:
                 self.scheduler.abort(stream.request.request_id)
         return [output]
-
-
-class _Stream:
-    """One request's way out: its listener, its text so far, how many tokens were sent."""
-
-    def __init__(self, request: Request, listener: Listener, tokenizer: Tokenizer | None, is_streaming: bool) -> None:
-        self.request = request
-        self.listener = listener
-        self.is_streaming = is_streaming
-        # Without a stop string and without a waiting reader the text is made once, at the end.
-        self.is_text_wanted = tokenizer is not None and (is_streaming or bool(request.params.stop))
-        self._stop: str | None = None
-        self._detokenizer = IncrementalDetokenizer(tokenizer, request.params) if tokenizer is not None else None
-        self._text = ""
-        self._num_pushed = 0
-        self._num_sent = 0
-
-    def push(self) -> str | None:
-        """Detokenise what is new; returns the stop string that it completes, if any."""
-        new = self.request.output_token_ids[self._num_pushed :]
-        if self._detokenizer is not None and new:
-            self._num_pushed += len(new)
-            self._take(self._detokenizer.push(new))
-        return self._stop
-
-    def finish(self) -> None:
-        """Detokenise the rest and let go of text held back. A stop string in the very last token counts."""
-        self.push()
-        if self._detokenizer is not None:
-            self._take(self._detokenizer.finish())
-
-    def output(self, *, error: str | None = None) -> StepOutput:
-        """What is new since the last call."""
-        request = self.request
-        text, self._text = self._text, ""
-        first, self._num_sent = self._num_sent, request.num_output_tokens
-        is_stopped = self._stop is not None and request.finish_reason in ("stop", "length")
-        return StepOutput(
-            request_id=request.request_id,
-            text=text,
-            token_ids=tuple(request.output_token_ids[first:]),
-            logprobs=tuple(request.output_logprobs[first:]),
-            finish_reason="stop" if is_stopped else request.finish_reason,
-            stop_reason=self._stop if is_stopped else request.stop_reason,
-            error=error,
-            num_cached_tokens=request.num_cached_tokens,
-            timings=request.timings,
-        )
-
-    def _take(self, delta: TextDelta) -> None:
-        self._text += delta.text
-        self._stop = self._stop or delta.stop
 
 
 def _text(error: BaseException) -> str:

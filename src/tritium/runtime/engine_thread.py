@@ -10,9 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from tritium.errors import EngineError, TritiumError
-from tritium.runtime.engine_loop import EngineLoop, Listener
+from tritium.runtime.engine_loop import EngineLoop
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.request import Request
+from tritium.runtime.stream import Listener
 
 logger = logging.getLogger("tritium")
 
