@@ -1,17 +1,19 @@
 // paged_attention: softmax(q k^T) v over a paged KV cache; one algorithm for prefill, chunks of it, and decode.
 //
-// A work item is (sequence, kv head, a run of query tokens); its rows are those tokens x the query heads that share the kv
-// head, token-major. It walks the keys in tiles of 64 that start at multiples of 64 of the absolute position:
+// A work item is (sequence, kv heads, a run of query tokens). Its rows under one kv head are those tokens x the query
+// heads that share it. It walks the keys in tiles of 64 that start at multiples of 64 of the absolute position:
 //   K of the tile is turned once into [H, 64], so that lanes are keys; scores = q k^T for up to 6 rows at a time;
 //   softmax runs online, per row (running maximum and sum); V is added with lanes along H.
 //
-// Numbers. What is done to a row depends on its position, the window and the keys alone: over H in order for a score,
-// over the tiles in order and over the keys of a tile in order for the output. Rows computed together share loads, never
-// sums; a tile or key that a row may not see is left out, not multiplied by zero. So bits do not depend on chunking, on
+// Numbers. What is done to a row depends on its position, the window and the keys alone: a score is summed over H in
+// order, the output over the tiles in order and over the keys of a tile in order. Rows computed together share loads,
+// never sums; a key that a row may not see is left out, not multiplied by zero. So bits do not depend on chunking, on
 // the number of rows, on the block size or on threads. With AVX512-BF16, bf16 scores are summed by its pair products.
 //
 // Memory. Keys at or past an item's last position and keys before its first row's window are never read: their slots
 // may hold NaN, and their block table entries anything.
+#include <omp.h>
+
 #include "attention_tile.h"
 
 namespace {
@@ -27,78 +29,123 @@ struct PagedAttentionArgs {
   float scale, softcap;
 };
 
-constexpr int64_t kItemRows = 64;  // rows an item aims at: enough to pay for the tile's transposition, small enough for L2
+constexpr int64_t kItemRows = 64;  // rows an item aims at: enough to pay for transposing a tile, few enough for L2
 
-template <class T> struct Item {
-  const PagedAttentionArgs& a;
-  int64_t group, tokens_per_item;  // query heads per kv head; query tokens in a full item
+template <class T> class Batch {
+ public:
+  explicit Batch(const PagedAttentionArgs& args)
+      : a(args), group_(a.num_heads / a.num_kv_heads), tokens_per_item_(std::max<int64_t>(1, kItemRows / group_)) {
+    // Neighbouring kv heads lie side by side in a block: an item that takes several reads long runs, at which the
+    // hardware's prefetching is good. As many as leave each thread some items to choose from.
+    const int64_t wanted = 4 * static_cast<int64_t>(omp_get_max_threads());
+    const int64_t num_heads = num_tiles() * a.num_kv_heads;
+    while (heads_per_item_ < a.num_kv_heads && num_heads / (heads_per_item_ + 1) >= wanted) ++heads_per_item_;
+    while (a.num_kv_heads % heads_per_item_ != 0) --heads_per_item_;
+  }
 
-  explicit Item(const PagedAttentionArgs& args)
-      : a(args), group(a.num_heads / a.num_kv_heads), tokens_per_item(std::max<int64_t>(1, kItemRows / group)) {}
+  int64_t num_items() const { return num_tiles() * (a.num_kv_heads / heads_per_item_); }
 
-  // Items are numbered so that sequence s starts at first(s); some numbers in between stand for nothing.
-  int64_t first(int64_t s) const { return a.cu_seqlens_q[s] / tokens_per_item + s; }
-
-  void run(int64_t index, int64_t num_sequences, Scratch& memory) const {
-    const int64_t kv_head = index % a.num_kv_heads;
-    index /= a.num_kv_heads;
+  void run(int64_t item, Scratch& memory) const {
+    const int64_t head_parts = a.num_kv_heads / heads_per_item_, head = item % head_parts * heads_per_item_;
+    const int64_t index = item / head_parts;
     int64_t s = 0;
-    for (int64_t count = num_sequences; count > 1;) {  // the last s with first(s) <= index
+    for (int64_t count = a.batch_counts[0]; count > 1;) {  // the last s with first(s) <= index
       const int64_t half = count / 2;
       if (first(s + half) <= index) s += half, count -= half; else count = half;
     }
     const int64_t query_len = a.cu_seqlens_q[s + 1] - a.cu_seqlens_q[s];
-    const int64_t begin = (index - first(s)) * tokens_per_item;
-    if (begin < query_len) run(s, kv_head, begin, std::min(tokens_per_item, query_len - begin), query_len, memory);
+    const int64_t begin = (index - first(s)) * tokens_per_item_;
+    if (begin >= query_len) return;
+    const int64_t num_tokens = std::min(tokens_per_item_, query_len - begin);
+    const int64_t together = num_tokens * group_ * heads_per_item_ <= std::max(kItemRows, group_) ? heads_per_item_ : 1;
+    for (int64_t h = 0; h < heads_per_item_; h += together)
+      attend(s, head + h, together, begin, num_tokens, query_len, memory);
   }
 
-  void run(int64_t s, int64_t kv_head, int64_t begin, int64_t num_tokens, int64_t query_len, Scratch& memory) const {
+ private:
+  // Query tiles are numbered so that sequence s starts at first(s); some numbers in between stand for nothing.
+  int64_t first(int64_t s) const { return a.cu_seqlens_q[s] / tokens_per_item_ + s; }
+  int64_t num_tiles() const { return first(a.batch_counts[0]); }
+
+  void attend(int64_t s, int64_t kv_head, int64_t num_kv_heads, int64_t begin, int64_t num_tokens, int64_t query_len,
+              Scratch& memory) const {
     const int64_t token = a.cu_seqlens_q[s] + begin, position = a.context_lens[s] - query_len + begin;
-    const int64_t H = a.head_size, num_rows = num_tokens * group;
-    Tile<T> tile(H, std::max(kItemRows, group), memory);
-    const T* q = static_cast<const T*>(a.q) + token * a.q_stride_token + kv_head * group * a.q_stride_head;
+    const int64_t H = a.head_size, rows_per_head = num_tokens * group_, num_rows = rows_per_head * num_kv_heads;
+    const int64_t plane = a.block_size * H;
+    Tile<T> tile(H, a.num_kv_heads * plane, std::max(kItemRows, group_), memory);
+    // Rows are numbered by kv head, then token, then query head of its group.
+    const auto element = [&](int64_t row, int64_t stride_token, int64_t stride_head) {
+      const int64_t h = row / rows_per_head, t = row % rows_per_head / group_, g = row % group_;
+      return (token + t) * stride_token + ((kv_head + h) * group_ + g) * stride_head;
+    };
     for (int64_t r = 0; r < num_rows; ++r)
-      tile.set_query(r, q + r / group * a.q_stride_token + r % group * a.q_stride_head);
+      tile.set_query(r, static_cast<const T*>(a.q) + element(r, a.q_stride_token, a.q_stride_head));
 
     const int64_t key_begin = a.window > 0 ? std::max<int64_t>(0, position - a.window + 1) : 0;
     const int64_t key_end = position + num_tokens;
     const int32_t* table = a.block_table + s * a.table_stride;
-    const int64_t plane = a.block_size * H, v_offset = a.num_kv_heads * plane;
     const T* cache = static_cast<const T*>(a.cache) + kv_head * plane;
-    for (int64_t base = key_begin / kTile * kTile; base < key_end; base += kTile) {
-      const int64_t low = std::max(base, key_begin), high = std::min(base + kTile, key_end);
-      for (int64_t key = low; key < high; ++key) {
-        const T* k = cache + table[key / a.block_size] * a.stride_block + key % a.block_size * H;
-        tile.set_key(key - base, k, k + v_offset);
+    // Addresses of the keys of the tile at `base`, block by block: a division costs as much as a key's arithmetic.
+    const auto find_keys = [&](int64_t base, int64_t h) {
+      const int64_t end = std::min(base + kTile, key_end);
+      for (int64_t key = std::max(base, key_begin), count; key < end; key += count) {
+        const int64_t block = key / a.block_size, offset = key - block * a.block_size;
+        count = std::min(a.block_size - offset, end - key);
+        const T* k = cache + table[block] * a.stride_block + offset * H + h * plane;
+        tile.set_keys(key - base, count, k);
       }
-      tile.load(low - base, high - base, num_rows);
+    };
+    const int64_t first_base = key_begin / kTile * kTile;
+    find_keys(first_base, 0);
+    for (int64_t base = first_base; base < key_end; base += kTile) {
+      const int64_t low = std::max(base, key_begin), high = std::min(base + kTile, key_end);
       // Rows that see a key of this tile: those at or after its first key and with a window that reaches it.
-      const int64_t row_begin = std::max<int64_t>(0, base - position) * group;
-      int64_t row_end = num_rows;
-      if (a.window > 0) row_end = std::min(num_rows, (base + kTile - 1 + a.window - position) * group);
-      tile.attend(row_begin, row_end, [&](int64_t row) {
-        const int64_t p = position + row / group;
-        const int64_t first_key = a.window > 0 ? std::max<int64_t>(0, p - a.window + 1) : 0;
-        return Range{static_cast<int>(std::max(first_key, base) - base), static_cast<int>(std::min(p + 1, base + kTile) - base)};
-      }, a.scale, a.softcap);
+      const int64_t row_begin = std::max<int64_t>(0, base - position) * group_;
+      int64_t row_end = rows_per_head;
+      if (a.window > 0) row_end = std::min(row_end, (base + kTile - 1 + a.window - position) * group_);
+      const auto keys_of = [&](int64_t row) {
+        const int64_t p = position + row % rows_per_head / group_, window_begin = a.window > 0 ? p - a.window + 1 : 0;
+        return Range{static_cast<int>(std::max(window_begin - base, int64_t{0})),
+                     static_cast<int>(std::min(p + 1 - base, int64_t{kTile}))};
+      };
+      for (int64_t h = 0; h < num_kv_heads; ++h) {
+        tile.next();
+        if (h + 1 < num_kv_heads) find_keys(base, h + 1);
+        else if (base + kTile < key_end) find_keys(base + kTile, 0);
+        tile.load(low - base, high - base, rows_per_head);
+        tile.attend(h * rows_per_head + row_begin, h * rows_per_head + row_end, keys_of, a.scale, a.softcap);
+      }
     }
-    T* out = static_cast<T*>(a.out) + token * a.out_stride_token + kv_head * group * a.out_stride_head;
     for (int64_t r = 0; r < num_rows; ++r)
-      tile.finish(r, out + r / group * a.out_stride_token + r % group * a.out_stride_head);
+      tile.finish(r, static_cast<T*>(a.out) + element(r, a.out_stride_token, a.out_stride_head));
   }
+
+  const PagedAttentionArgs& a;
+  const int64_t group_, tokens_per_item_;  // query heads per kv head; query tokens in a full item
+  int64_t heads_per_item_ = 1;
 };
 
+// Multiply-adds of a batch, and what one thread does of them while a parallel region starts and ends (microseconds).
+int64_t work(const PagedAttentionArgs& a) {
+  int64_t keys = 0;
+  for (int64_t s = 0; s < a.batch_counts[0]; ++s) {
+    const int64_t seen = a.window > 0 ? std::min(a.context_lens[s], a.window) : a.context_lens[s];
+    keys += seen * (a.cu_seqlens_q[s + 1] - a.cu_seqlens_q[s]);
+  }
+  return keys * a.num_heads * a.head_size * 2;
+}
+constexpr int64_t kSerialWork = 1 << 18;
+
 template <class T> void paged_attention(const PagedAttentionArgs& a) {
-  const int64_t num_sequences = a.batch_counts[0];
-  if (num_sequences <= 0) return;
-  const Item<T> item(a);
-  const int64_t num_items = item.first(num_sequences) * a.num_kv_heads;
-#pragma omp parallel
+  if (a.batch_counts[0] <= 0) return;
+  const Batch<T> batch(a);
+  const int64_t num_items = batch.num_items();
+#pragma omp parallel if (work(a) > kSerialWork)
   {
     static thread_local Scratch memory;
     // From the last item to the first: prefill chunks stand behind decodes, and the longest should start first.
 #pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t i = 0; i < num_items; ++i) item.run(num_items - 1 - i, num_sequences, memory);
+    for (int64_t i = num_items - 1; i >= 0; --i) batch.run(i, memory);
   }
 }
 

@@ -27,11 +27,14 @@ inline f32x16 exp_nonpositive(f32x16 x) {
 
 inline float exp_nonpositive(float x) { return exp_nonpositive(splat(x))[0]; }
 
-// The largest lane; NaN lanes are skipped in favour of numbers where both orders of a comparison allow it.
+// The largest lane of numbers; which one NaN lanes give is unspecified.
 inline float max_lane(f32x16 x) {
-  float best = x[0];
-  for (int i = 1; i < kLanes; ++i) best = x[i] > best ? x[i] : best;
-  return best;
+  const auto larger = [](float a, float b) { return a > b ? a : b; };
+  float s[8];
+  for (int i = 0; i < 8; ++i) s[i] = larger(x[i], x[i + 8]);
+  for (int half = 4; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) s[i] = larger(s[i], s[i + half]);
+  return s[0];
 }
 
 // Memory of one thread that grows to the largest call it has seen and is never given back to the system in between.
