@@ -165,8 +165,8 @@ def _check_leftovers(recipes: Mapping[str, Recipe], source: WeightSource, family
     if unexpected:
         raise CheckpointError(
             f"{source.where(unexpected[0])}: {len(unexpected)} of {len(source.names)} tensors have no place in a "
-            f"{family.architecture} with this config.json: {_some(unexpected)}; it leaves something out (a bias, layers), or they must be "
-            "removed"
+            f"{family.architecture} with this config.json: {_some(unexpected)}; it leaves something out (a bias, "
+            "layers), or they must be removed"
         )
 
 
