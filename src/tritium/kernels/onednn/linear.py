@@ -20,7 +20,7 @@ def supports(args: Mapping[str, Any]) -> str | None:
     if not torch.backends.mkldnn.is_available():
         return "this torch has no oneDNN"
     if len({t.dtype for t in (x, weight, bias) if t is not None}) > 1:
-        return f"the dtypes differ: x {x.dtype}, weight {weight.dtype}, bias {bias and bias.dtype}"
+        return f"the dtypes differ: x {x.dtype}, weight {weight.dtype}, bias {getattr(bias, 'dtype', None)}"
     if x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return None
     return f"oneDNN has no fast {str(x.dtype)[6:]} on this CPU"
