@@ -144,8 +144,9 @@ def available_memory() -> int:
     """Bytes this process may still allocate: what the machine has free, cut by the cgroup's memory limit."""
     info = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(info["MemAvailable"].split()[0]) * 1024
-    limit, used = _cgroup_number("memory.max", "memory/memory.limit_in_bytes"), _cgroup_number(
-        "memory.current", "memory/memory.usage_in_bytes"
+    limit, used = (
+        _cgroup_number("memory.max", "memory/memory.limit_in_bytes"),
+        _cgroup_number("memory.current", "memory/memory.usage_in_bytes"),
     )
     if limit is not None and limit < 1 << 60:
         free = min(free, int(limit - (used or 0)))

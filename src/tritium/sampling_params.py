@@ -85,7 +85,8 @@ class SamplingParams:
         for name in keywords:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                raise RequestError(f"unknown sampling option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise RequestError(f"unknown sampling option {name!r}{hint}")
         return cls(**keywords)
 
 
@@ -97,7 +98,8 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 def _check_float(name: str, value: object, low: float, high: float, *, above_low: bool = False) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not low <= value <= high or (above_low and value == low):  # type: ignore[operator]
-        raise RequestError(f"{name} must be a finite number {'above' if above_low else 'from'} {low} to {high}, not {value!r}")
+        start = "above" if above_low else "from"
+        raise RequestError(f"{name} must be a finite number {start} {low} to {high}, not {value!r}")
 
 
 def _as_tuple(name: str, value: object, kind: type) -> tuple[Any, ...]:
