@@ -76,6 +76,26 @@ def test_a_lower_priority_number_runs_sooner_and_equal_ones_in_order_of_arrival(
     assert order == ["d", "b", "e", "a", "c"]
 
 
+def test_a_better_priority_does_not_wait_for_the_rest_of_a_long_prompt():
+    scheduler, kv = make_scheduler(), ShadowKV(4, (0,))
+    scheduler.add(make_request("long", range(20)))
+    run_step(scheduler, one, kv)
+    scheduler.add(make_request("equal", [1, 2]))
+    scheduler.add(make_request("urgent", [3, 4, 5], priority=-1))
+    assert shape(run_step(scheduler, one, kv)[0]) == [("urgent", 0, 3, True), ("long", 8, 5, False)]
+    assert shape(run_step(scheduler, one, kv)[0]) == [("urgent", 3, 1, True), ("long", 13, 7, True)]
+    assert shape(run_step(scheduler, one, kv)[0])[2:] == [("equal", 0, 2, True)]
+
+
+def test_prefills_that_get_no_budget_keep_their_blocks_and_take_nobody_elses():
+    scheduler = make_scheduler()
+    for name, priority in (("last", 1), ("middle", 0), ("first", -1)):
+        scheduler.add(make_request(name, [ord(name[0]), *range(19)], priority=priority))
+        batch, _ = run_step(scheduler, one)
+        assert shape(batch) == [(name, 0, 8, False)] and batch.preempted == ()
+    assert scheduler.stats.num_running == 3
+
+
 def test_without_work_a_step_is_empty():
     scheduler = make_scheduler()
     assert not scheduler.has_work
@@ -416,6 +436,31 @@ def test_guaranteed_no_evict_admits_what_max_tokens_lets_fit():
     for name in "ab":
         scheduler.add(make_request(name, [1, 2, 3, 4], max_tokens=5))  # 8 tokens in the cache: 2 of 4 blocks
     assert len(run_step(scheduler, one)[0].sequences) == 2
+
+
+def test_guaranteed_no_evict_does_not_count_on_shared_blocks_that_part_behind_a_window():
+    scheduler = make_scheduler(
+        max_num_seqs=2, max_num_batched_tokens=2, windows=(8,), num_blocks=6, policy="guaranteed_no_evict"
+    )
+    kv, first, second = ShadowKV(4, (8,)), *(make_request(name, range(9)) for name in ("first", "second"))
+    scheduler.add(first)
+    while not first.output_token_ids:
+        run_step(scheduler, one, kv)
+    scheduler.add(second)  # 3 blocks each of 5; two of them are shared now, none later
+    while not first.is_finished:
+        assert ids(s.request for s in run_step(scheduler, one, kv)[0].sequences) == ["first"]
+    run_all(scheduler, one, kv)
+    assert (second.num_tokens, scheduler.stats.num_preemptions) == (32, 0)
+
+
+def test_max_utilization_keeps_a_block_for_each_running_request_before_it_admits_another():
+    scheduler = make_scheduler(num_blocks=6)  # 5 usable
+    for name in "abc":
+        scheduler.add(make_request(name, [ord(name), 1, 2], max_tokens=17))  # 2 blocks each to start
+    assert ids(s.request for s in run_step(scheduler, one)[0].sequences) == ["a", "b"]
+    batch, _ = run_step(scheduler, one)
+    assert ids(s.request for s in batch.sequences) == ["a", "b"]  # 3 free, but one each is for a and b
+    assert scheduler.stats.num_blocks_used == 2
 
 
 # -- the prefix cache --------------------------------------------------------------------------------------------------

@@ -43,10 +43,12 @@ class PrefixCache:
 
     def extend(self, digests: list[bytes], token_ids: Sequence[int], salt: str, num_blocks: int) -> None:
         """Append the digests of a sequence's blocks to those already there until there are `num_blocks`."""
-        size = self._block_size
+        size, first = self._block_size, len(digests)
         parent = digests[-1] if digests else self._root(salt)
-        for start in range(len(digests) * size, num_blocks * size, size):
-            parent = sha256(parent + array("q", token_ids[start : start + size]).tobytes()).digest()
+        data = array("q", token_ids[first * size : num_blocks * size]).tobytes()
+        num_bytes = size * 8
+        for start in range(0, (num_blocks - first) * num_bytes, num_bytes):
+            parent = sha256(parent + data[start : start + num_bytes]).digest()
             digests.append(parent)
 
     def lookup(self, digests: Sequence[bytes]) -> PrefixHit:

@@ -1,10 +1,10 @@
 """Decides, step by step, which tokens of which requests are computed next. Pure Python; knows no tensors.
 
 Each step has one budget of tokens. Running requests that decode come first (one token each), then prefill chunks of the
-running ones, then waiting requests are admitted, strictly in order of (priority, arrival): nobody overtakes the first
-in line, so nobody starves within a priority. Under `max_utilization` a request is admitted when its known tokens fit,
-and when blocks run out the last in that order gives its own up and is recomputed later; under `guaranteed_no_evict` it
-is admitted when it fits up to its last possible token, and nobody is ever preempted.
+running ones and of waiting requests that are admitted, strictly in order of (priority, arrival): nobody overtakes the
+first in line, so nobody starves within a priority. Under `max_utilization` a request is admitted when its known tokens
+fit, and when blocks run out the last in that order gives its own up and is recomputed later; under
+`guaranteed_no_evict` it is admitted when it fits up to its last possible token, and nobody is ever preempted.
 
 A step always makes progress: the first running request in order can take the blocks of all others, alone it fits
 (checked by `add`), and with nothing running the first waiting request is admitted.
@@ -125,9 +125,9 @@ class Scheduler:
         draft = BatchDraft(self.config.max_num_batched_tokens)
         prefills = self._continue_decodes(draft)
         for request in prefills:
+            self._admit_waiting(draft, ahead_of=request)
             self._continue_prefill(request, draft)
-        if not draft.preempted:
-            self._admit_waiting(draft)
+        self._admit_waiting(draft)
         batch = draft.seal(self._ended)
         self._ended = []
         self._in_flight = batch
@@ -209,11 +209,18 @@ class Scheduler:
         insort(self._waiting, request, key=queue_key)
         draft.drop(request)
 
-    def _admit_waiting(self, draft: BatchDraft) -> None:
-        """Start waiting requests, in order, while there are seats, budget and blocks that are not spoken for."""
+    def _admit_waiting(self, draft: BatchDraft, ahead_of: Request | None = None) -> None:
+        """Start waiting requests, in order, while there are seats, budget and blocks that are not spoken for.
+
+        ahead_of: only those of a better priority than this running one, which has not had its turn.
+        """
+        if draft.preempted or not self._waiting:
+            return
         available = self._unreserved_blocks()
         while self._waiting and draft.budget and available > 0 and len(self._running) < self.config.max_num_seqs:
             request = self._waiting[0]
+            if ahead_of is not None and request.queue_key > ahead_of.queue_key:
+                return
             hit = self._kv.lookup(request)
             request.num_reserved_blocks = self._blocks_to_reserve(request)
             cost = request.num_reserved_blocks - (0 if self._is_reserving else self._kv.num_shared(hit))
@@ -234,12 +241,15 @@ class Scheduler:
         return min(peak, self._kv.pool.num_usable)  # alone it may use smaller chunks
 
     def _unreserved_blocks(self) -> int:
-        """Blocks that no running request will ask for (max_utilization: soon; each decode counts for one per group)."""
+        """What may be reserved for new ones.
+
+        max_utilization keeps one block per group for each running request, lest the newcomer is preempted at once.
+        guaranteed_no_evict counts a shared block for each of its users: behind a window they part.
+        """
         pool = self._kv.pool
         if self._is_reserving:
             return pool.num_usable - sum(request.num_reserved_blocks for request in self._running)
-        least = len(self.config.windows)
-        return pool.num_free - sum(max(least, r.num_reserved_blocks - r.num_held_blocks) for r in self._running)
+        return pool.num_free - len(self._running) * len(self.config.windows)
 
     def _note_start(self, request: Request) -> None:
         request.status = RUNNING

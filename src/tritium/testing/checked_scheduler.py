@@ -159,7 +159,7 @@ class CheckedScheduler:
         assert len(running) <= self.config.max_num_seqs
         assert not (started and waiting) or max(started) < min(waiting)
         if batch.preempted:
-            assert self.config.policy == "max_utilization" and not started
+            assert self.config.policy == "max_utilization"
             assert max(running) < min(request.queue_key for request in batch.preempted)
 
     def _check_batch(self, batch: ScheduledBatch, decodes: set[Request]) -> None:
