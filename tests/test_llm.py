@@ -102,6 +102,8 @@ def test_chat_answers_conversations_rendered_by_the_template(llm):
     assert outputs[0].prompt == "user: hello\nassistant:"
     assert outputs[1].prompt == "user: hello\nassistant: yes\nassistant:"
     assert llm.chat(one, GREEDY)[0].outputs[0].token_ids == outputs[0].outputs[0].token_ids
+    with pytest.raises(RequestError, match="messages is empty"):
+        llm.chat([])
 
 
 def test_repeated_prefixes_are_reused_and_change_nothing(llm):

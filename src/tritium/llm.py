@@ -59,7 +59,7 @@ class LLM:
         self.tokenizer: Tokenizer | None = None
         if (self.engine.path / "tokenizer.json").is_file():
             self.tokenizer = Tokenizer.from_directory(self.engine.path, model_vocab_size=self.engine.plan.vocab_size)
-        self._ids = map(str, itertools.count())
+        self._ids = map("request-{}".format, itertools.count())
         self._mailboxes: dict[asyncio.AbstractEventLoop, AsyncMailbox] = {}
         self._thread = EngineThread(partial(make_loop, self.engine, self.config, self.tokenizer))
         weakref.finalize(self, self._thread.close)  # also when the interpreter ends: no thread computes while it dies
@@ -98,7 +98,9 @@ class LLM:
         messages: {"role": ..., "content": ...}, as chat templates take them. template_options: for the template
         (`tools`, `add_generation_prompt`, ...). Raises as `generate` does.
         """
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        if not messages:
+            raise RequestError("messages is empty: a conversation needs at least one message")
+        conversations = [messages] if isinstance(messages[0], Mapping) else messages
         params = _as_params(sampling_params, len(conversations))
         tokenizer = self._need_tokenizer("chat() needs a tokenizer")
         requests = []

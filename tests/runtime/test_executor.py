@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 
+import msgspec
 import pytest
 import torch
 
@@ -116,6 +117,17 @@ def test_logits_have_the_same_bits_alone_in_a_crowd_in_chunks_and_after_preempti
         assert torch.equal(logits(crowd, f"again-{i}"), logits(alone, str(i)))
 
 
+def test_only_bitwise_engines_pay_for_row_multiples(llama):
+    fast = dataclasses.replace(llama, manifest=msgspec.structs.replace(llama.manifest, invariance="fast"))
+    buckets = {}
+    for name, engine in (("bitwise", llama), ("fast", fast)):
+        executor = Run(engine).recorder.executor
+        buckets[name] = set(executor._token_thunks)
+    assert buckets == {"bitwise": {2}, "fast": {1}}
+    expected = [output.token_ids for output in Run(llama).generate(prompts_of())]
+    assert [output.token_ids for output in Run(fast).generate(prompts_of())] == expected
+
+
 def test_nan_ends_its_own_request_and_poisons_neither_neighbours_nor_reused_blocks(tmp_path):
     path = make_checkpoint(tmp_path / "model", "llama")
     good = build(path, output_dir=tmp_path / "good")
@@ -181,7 +193,6 @@ def test_null_kernels_run_the_host_side_only(llama):
 def test_dummy_weights_are_generated_and_the_same_each_time(tmp_path):
     path = make_checkpoint(tmp_path / "model", "llama")
     engine = build(path, output_dir=tmp_path / "engine", weights="dummy")
-    assert dataclasses.asdict(engine)["manifest"] is not None
     outputs = [Run(engine).generate(prompts_of()) for _ in range(2)]
     assert [o.token_ids for o in outputs[0]] == [o.token_ids for o in outputs[1]]
     assert len({t for o in outputs[0] for t in o.token_ids}) > 8

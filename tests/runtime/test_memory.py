@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tritium.config import RuntimeConfig
 from tritium.engine.plan import KVGroup
-from tritium.errors import OutOfMemory
+from tritium.errors import EngineError, OutOfMemory
 from tritium.runtime.kv_cache import KVCache, block_bytes
 from tritium.runtime.memory import blocks_needed, longest_sequence, plan_memory
 
@@ -114,3 +114,13 @@ def test_groups_of_unequal_layers_get_blocks_of_the_larger_ones_size():
     cache.layer(1).fill_(2)
     assert cache.storage[2].count_nonzero() == 2 * 16 * 8  # bf16 2.0 has one byte of zeros
     assert cache.layer(1).stride(0) * 2 == BLOCK
+
+
+def test_memory_that_the_system_refuses_is_said_with_its_size():
+    with pytest.raises(OutOfMemory, match=f"refuses {BLOCK * 2**40:,} bytes"):
+        KVCache([FULL], 2**40, 16)
+
+
+def test_a_layer_without_a_group_is_a_damaged_plan():
+    with pytest.raises(EngineError, match="attention layer 7"):
+        KVCache([FULL], 2, 16).layer(7)

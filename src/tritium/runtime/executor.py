@@ -59,7 +59,8 @@ class Executor:
         self._plan = plan
         self._is_null = is_null
         self._kernels = choose_kernels(plan)
-        self._multiples = {phase: self._row_multiple(phase) for phase in ("tokens", "rows")}
+        is_bitwise = engine.manifest.invariance == "bitwise"
+        self._multiples = {phase: self._row_multiple(phase) if is_bitwise else 1 for phase in ("tokens", "rows")}
         self._largest = Sizes(
             tokens=bucket(config.max_num_batched_tokens, self._multiples["tokens"]),
             sequences=config.max_num_seqs,

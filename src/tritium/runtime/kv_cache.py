@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from tritium.engine.plan import KVGroup
-from tritium.errors import EngineError
+from tritium.errors import EngineError, OutOfMemory
 
 
 def layer_block_bytes(group: KVGroup, block_size: int) -> int:
@@ -34,10 +34,15 @@ class KVCache:
     """
 
     def __init__(self, groups: Sequence[KVGroup], num_blocks: int, block_size: int) -> None:
+        """Raises `OutOfMemory` when the system refuses even the addresses."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         size = block_bytes(groups, block_size)
-        self.storage = torch.empty((num_blocks, size), dtype=torch.uint8)
+        try:
+            self.storage = torch.empty((num_blocks, size), dtype=torch.uint8)
+        except RuntimeError as error:
+            total = num_blocks * size
+            raise OutOfMemory(f"the system refuses {total:,} bytes for the KV cache; give kv_cache_memory") from error
         self._layers = {
             layer: _layer_view(self.storage, group, index, block_size)
             for group in groups
