@@ -102,6 +102,22 @@ def test_the_length_counts_only_for_models_that_compile_it_in(engines, model):
     assert path_for(100) != path_for(None)
 
 
+def test_a_length_beyond_what_the_model_claims_reaches_the_build(engines, model):
+    asked = []
+
+    def build(model, config, path):
+        asked.append(config.max_model_len)
+        fake_build(model, config, path)
+
+    (model / "config.json").write_text('{"max_position_embeddings": 128}')
+    for length in (128, 129):
+        obtain.obtain_engine(model, BuildConfig(max_model_len=length), build)
+    assert asked == [None, 129]
+    (model / "config.json").write_text("[]")
+    obtain.obtain_engine(model, BuildConfig(max_model_len=500), build)
+    assert asked[2:] == [None]
+
+
 def test_a_failing_build_is_not_remembered(engines, model):
     def failing(model, config, path):
         raise CheckpointError("broken")

@@ -27,7 +27,7 @@ def obtain_engine(model: str | Path, config: BuildConfig, build: Build) -> Path:
         _check_agrees(Path(model), config)
         return Path(model)
     model_dir = model_directory(model)
-    if config.max_model_len is not None and not _is_length_compiled_in(model_dir):
+    if config.max_model_len is not None and not _is_length_compiled_in(model_dir, config.max_model_len):
         config = replace(config, max_model_len=None)  # only the runtime needs it: one engine serves every length
     path = cache.engine_path(model_dir, config)
     with cache.build_lock(path):
@@ -39,12 +39,21 @@ def obtain_engine(model: str | Path, config: BuildConfig, build: Build) -> Path:
     return path
 
 
-def _is_length_compiled_in(model_dir: Path) -> bool:
-    """True when the engine depends on the length it is built for: dynamic RoPE scaling is frozen for it."""
+def _is_length_compiled_in(model_dir: Path, max_model_len: int) -> bool:
+    """True when an engine of the model's own length would not do.
+
+    Dynamic RoPE scaling is frozen for a length; and a length beyond what config.json claims must reach the build, which
+    allows it (rotary positions do not end) or refuses it (learned ones do).
+    """
     try:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
         return False  # the build will say what is wrong with it
+    claimed = config.get("max_position_embeddings", config.get("n_positions"))
+    if isinstance(claimed, int) and max_model_len > claimed:
+        return True
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return isinstance(rope, dict) and "dynamic" in (rope.get("rope_type"), rope.get("type"))
 
