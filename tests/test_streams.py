@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from tritium.runtime.outputs import StepOutput
+from tritium.runtime.stream import ListenerGone
 from tritium.streams import AsyncMailbox
 
 
@@ -51,5 +52,5 @@ def test_posting_to_a_closed_event_loop_raises_every_time():
     mailbox = AsyncMailbox(loop)
     loop.close()
     for i in range(2):
-        with pytest.raises(RuntimeError, match="closed"):
+        with pytest.raises(ListenerGone, match="closed"):
             mailbox.post(asyncio.Queue(), output(i))

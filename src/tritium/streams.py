@@ -5,6 +5,7 @@ import threading
 from collections import deque
 
 from tritium.runtime.outputs import StepOutput
+from tritium.runtime.stream import ListenerGone
 
 
 class AsyncMailbox:
@@ -17,7 +18,7 @@ class AsyncMailbox:
         self._is_awake = False
 
     def post(self, queue: "asyncio.Queue[StepOutput]", output: StepOutput) -> None:
-        """Put `output` into `queue`, soon. Raises RuntimeError when the event loop is closed."""
+        """Put `output` into `queue`, soon. Raises `ListenerGone` when the event loop is closed."""
         with self._lock:
             self._posted.append((queue, output))
             is_awake, self._is_awake = self._is_awake, True
@@ -25,9 +26,9 @@ class AsyncMailbox:
             return
         try:
             self._loop.call_soon_threadsafe(self._deliver)
-        except RuntimeError:
+        except RuntimeError as error:
             self._is_awake = False  # so that whoever posts next hears of it too
-            raise
+            raise ListenerGone(str(error)) from error
 
     def _deliver(self) -> None:
         with self._lock:

@@ -8,6 +8,7 @@ from tritium.errors import RequestError, RequestTooLarge
 from tritium.runtime.engine_loop import EngineLoop
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.request import Request
+from tritium.runtime.stream import ListenerGone
 from tritium.sampling_params import SamplingParams
 from tritium.testing.fake_executor import FakeExecutor, expected_tokens, make_scheduler
 
@@ -140,15 +141,17 @@ def test_an_abort_ends_one_request_at_any_moment(harness, num_steps):
     harness.assert_pool_is_full()
 
 
-def test_a_listener_that_raises_ends_its_own_request(harness):
+@pytest.mark.parametrize(("error", "is_logged"), [(OSError("a bug"), True), (ListenerGone("closed"), False)])
+def test_a_listener_that_raises_ends_its_own_request(harness, caplog, error, is_logged):
     def broken(output):
-        raise OSError("the client is gone")
+        raise error
 
     harness.loop.submit(Request("gone", [1], SamplingParams(max_tokens=50)), broken, is_streaming=True)
     harness.submit("stays", [2])
     harness.run()
     assert harness.tokens("stays") == expected_tokens([2], 6)
     assert harness.executor.num_steps == 6
+    assert bool(caplog.records) == is_logged
     harness.assert_pool_is_full()
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.request import FinishReason, Request, SampledToken, ScheduledBatch
 from tritium.runtime.scheduler import Scheduler
-from tritium.runtime.stream import Listener, RequestStream
+from tritium.runtime.stream import Listener, ListenerGone, RequestStream
 from tritium.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("tritium")
@@ -152,8 +152,9 @@ class EngineLoop:
     def _send(self, stream: RequestStream, output: StepOutput) -> list[StepOutput]:
         try:
             stream.listener(output)
-        except Exception:  # a caller's listener must not end the loop
-            logger.exception("the listener of request %r failed; the request ends", stream.request.request_id)
+        except Exception as error:  # a caller's listener must not end the loop
+            if not isinstance(error, ListenerGone):
+                logger.exception("the listener of request %r failed; the request ends", stream.request.request_id)
             if self._streams.pop(stream.request.request_id, None) is not None:
                 self.scheduler.abort(stream.request.request_id)
         return [output]

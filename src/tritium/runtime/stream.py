@@ -10,6 +10,10 @@ from tritium.text.tokenizer import Tokenizer
 Listener = Callable[[StepOutput], None]
 
 
+class ListenerGone(Exception):
+    """A listener raises it when nobody waits for its request any more: the request ends, quietly."""
+
+
 class RequestStream:
     """Text and tokens of one request, from the last output sent on."""
 
