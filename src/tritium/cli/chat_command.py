@@ -20,7 +20,7 @@ def run(
 ) -> None:
     """Answer each line until the input ends or /exit. With JSON: one object a line, the configuration first."""
     params = until_stop(SamplingParams.from_keywords(dict(sampling)))
-    with LLM(model, **config) as llm:
+    with asyncio.Runner() as runner, LLM(model, **config) as llm:  # the event loop outlives the engine's last word
         if llm.tokenizer is None or not llm.tokenizer.has_chat_template:
             raise RequestError(f"{model} has no chat template; use `tritium run` with a prompt")
         resolved = resolved_config(llm)
@@ -37,7 +37,11 @@ def run(
                 continue
             conversation.append({"role": "user", "content": line})
             try:
-                answer, finish_reason = asyncio.run(_answer(llm, conversation, params, is_shown=not is_json))
+                answer, finish_reason = runner.run(_answer(llm, conversation, params, is_shown=not is_json))
+            except KeyboardInterrupt:  # ends the answer, not the conversation
+                conversation.pop()
+                say("\nstopped; the message is forgotten")
+                continue
             except RequestError as error:  # too long, or refused by the template: the conversation stays as it was
                 conversation.pop()
                 say(f"error: {error}")

@@ -35,16 +35,16 @@ def run(
     if (input is None) != (output is None):
         raise ConfigError("--input and --output belong together")
     params = SamplingParams.from_keywords(dict(sampling))  # refuse wrong values before the model is loaded
-    with LLM(model, **config) as llm:
+    with asyncio.Runner() as runner, LLM(model, **config) as llm:  # the event loop outlives the engine's last word
         resolved = resolved_config(llm)
         say_config(describe(resolved), is_json=is_json)
         if input is not None and output is not None:
-            _run_file(llm, input, output, sampling, resolved, is_json=is_json)
+            _run_file(runner, llm, input, output, sampling, resolved, is_json=is_json)
         elif is_json:
             outputs = llm.generate(prompts, params, use_progress=False)
             print_json({"config": resolved, "outputs": [record(str(i), out) for i, out in enumerate(outputs)]})
         else:
-            asyncio.run(_stream(llm, prompts, params))
+            runner.run(_stream(llm, prompts, params))
 
 
 def record(job_id: str, out: RequestOutput) -> dict[str, Any]:
@@ -116,14 +116,21 @@ async def _stream(llm: LLM, prompts: list[str], params: SamplingParams) -> None:
 
 
 def _run_file(
-    llm: LLM, source: Path, target: Path, defaults: Mapping[str, Any], resolved: Mapping[str, Any], *, is_json: bool
+    runner: asyncio.Runner,
+    llm: LLM,
+    source: Path,
+    target: Path,
+    defaults: Mapping[str, Any],
+    resolved: Mapping[str, Any],
+    *,
+    is_json: bool,
 ) -> None:
     done = read_done(target)
     counts = {"completed": 0, "failed": 0, "skipped": 0}
     start = time.perf_counter()
     try:
         with target.open("a", encoding="utf-8") as file:
-            num_tokens = asyncio.run(_complete_all(llm, source, defaults, done, file, counts))
+            num_tokens = runner.run(_complete_all(llm, source, defaults, done, file, counts))
     except OSError as error:
         raise ConfigError(f"{target} cannot be written: {error}") from error
     seconds = time.perf_counter() - start
