@@ -137,6 +137,11 @@ def test_permutations_sink_below_broadcasting_arithmetic():
     assert last.target is torch.ops.aten.permute.default
 
 
+def test_permutations_of_values_that_differ_in_layout_stay():
+    """Moving them would only put a new one in front of the other value, for ever."""
+    check_pass(sink_permutes, lambda a, b: a.view(-1, 2, 3).permute(1, 0, 2) + b, [x(), x(2, 8, 3)], matches=0)
+
+
 def test_casts_do_not_sink_below_arithmetic():
     check_pass(sink_casts, lambda a: (a.to(bf16) * 3.0)[:, 1:], [x()], matches=0)
 

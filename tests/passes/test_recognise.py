@@ -1,4 +1,4 @@
-"""recognise and its relatives: plain torch becomes our ops, whatever its sizes and attributes, only where it is equal."""
+"""recognise and its relatives: plain torch becomes our ops, whatever its sizes and attributes, where it is equal."""
 
 import inspect
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tritium.errors import CaptureError
 from tritium.graph.edit import Target, arguments, insert, insert_inferred, normalise, replace
 from tritium.graph.spec import args_of, has_spec, spec_of
 from tritium.passes.casts import sink_casts
@@ -41,16 +42,20 @@ CASTS = {
 }  # fmt: skip
 
 
+MAX_ROUNDS = 1000  # a rule moves something one call down a round; models have come to rest within 20
 RULES = (canonicalise_views, sink_leading_ones, sink_permutes, sink_casts)
 
 
 def canonicalise(graph: fx.Graph) -> PassResult:
     """See the module's docstring."""
     count = _calls(graph)
-    while changed := sum(rule(graph).num_matches for rule in RULES):
+    for _ in range(MAX_ROUNDS):
+        changed = sum(rule(graph).num_matches for rule in RULES)
+        if not changed:
+            return PassResult(count)
         count += changed
         remove_dead_code(graph)  # what is dead still looks like a match
-    return PassResult(count)
+    raise CaptureError(f"the graph's normal form was not reached in {MAX_ROUNDS} rounds: please report this model")
 
 
 def _calls(graph: fx.Graph) -> int:

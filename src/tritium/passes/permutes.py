@@ -1,15 +1,14 @@
 """Move permutations down, so that heads-first and tokens-first code become one graph.
 
 Matches: an element-wise op, a slice or a concatenation, of which an argument is `aten.permute(x, dims)`.
-Replaces with: `aten.permute(op(x, ...), dims)`; an element-wise op's other arguments are permuted back, which is a mere
-    view where they broadcast. What follows is most often the opposite permutation, and both go (views.py).
+Replaces with: `aten.permute(op(x, ...), dims)`, where an element-wise op's other arguments have the same permutation
+    or broadcast along what it moves. What follows is most often the opposite permutation, and both go (views.py).
 """
-
-from typing import Any
 
 import torch
 from torch import fx
 
+from tritium.engine.plan import Extent
 from tritium.graph.edit import insert_inferred, replace
 from tritium.graph.spec import args_of, has_spec, spec_of
 from tritium.graph.vocabulary import POINTWISE
@@ -53,32 +52,39 @@ def _sunk(node: fx.Node) -> fx.Node | None:
 def _pointwise(node: fx.Node) -> fx.Node | None:
     """The op on the arguments before their permutation, then permuted."""
     rank = spec_of(node).rank
-    permuted = [a for a in node.args if _is_permute(a) and spec_of(a).rank == rank]  # type: ignore[arg-type]
-    if not permuted:
+    tensors = [a for a in args_of(node) if has_spec(a)]
+    dims = next((args_of(a)[1] for a in tensors if _is_permute(a) and spec_of(a).rank == rank), None)
+    if dims is None or not all(_moves_nothing(a, dims) for a in tensors):
         return None
-    dims = args_of(permuted[0])[1]  # type: ignore[arg-type]
-    back = [dims.index(i) for i in range(rank)]
-    args = tuple(_unpermuted(node, a, back) if has_spec(a) else a for a in args_of(node))
-    if any(a is None for a, old in zip(args, node.args, strict=True) if old is not None):
-        return None
+    args = tuple(_unpermuted(node, a, dims) if has_spec(a) else a for a in args_of(node))
     inner = insert_inferred(node.graph, node.target, args, like=node, kwargs=node.kwargs)
     return insert_inferred(node.graph, PERMUTE, (inner, dims), like=node)
 
 
-def _unpermuted(node: fx.Node, arg: fx.Node, back: list[int]) -> fx.Node | None:
+def _moves_nothing(arg: fx.Node, dims: list[int]) -> bool:
+    """True when undoing the permutation on `arg` puts no new one in its place: else the rule would never end."""
+    if _is_permute(arg) and args_of(arg)[1] == dims:
+        return True
+    spec = spec_of(arg)
+    shape = (1,) * (len(dims) - spec.rank) + spec.shape
+    kept = [i for i in _inverse(dims) if shape[i] != 1]
+    return kept == sorted(kept) and len(spec.batch_dims) <= 1
+
+
+def _unpermuted(node: fx.Node, arg: fx.Node, dims: list[int]) -> fx.Node:
     """`arg`, broadcast to the op's rank, with the permutation undone."""
-    if _is_permute(arg) and [args_of(arg)[1].index(i) for i in range(len(back))] == back:
+    if _is_permute(arg) and args_of(arg)[1] == dims:
         return args_of(arg)[0]
     spec = spec_of(arg)
-    if not spec.shape or all(size == 1 for size in spec.shape):
+    if all(size == 1 for size in spec.shape):
         return arg
-    x: Any = arg
-    if spec.rank < len(back):
-        if len(spec.batch_dims) > 1:
-            return None
-        shape = [1] * (len(back) - spec.rank) + [-1 if i in spec.batch_dims else d for i, d in enumerate(spec.shape)]
-        x = insert_inferred(node.graph, VIEW, (arg, shape), like=node)
-    return insert_inferred(node.graph, PERMUTE, (x, back), like=node)
+    shape = (1,) * (len(dims) - spec.rank) + spec.shape
+    sizes = [-1 if isinstance(shape[i], Extent) else shape[i] for i in _inverse(dims)]
+    return insert_inferred(node.graph, VIEW, (arg, sizes), like=node)
+
+
+def _inverse(dims: list[int]) -> list[int]:
+    return [dims.index(i) for i in range(len(dims))]
 
 
 def _is_permute(node: object) -> bool:
