@@ -23,6 +23,7 @@ from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.engine.obtain import obtain_engine
 from tritium.errors import ConfigError, RequestError
+from tritium.mailbox import AsyncMailbox
 from tritium.progress import progress_bar
 from tritium.runtime.assemble import make_loop
 from tritium.runtime.engine_thread import EngineThread
@@ -30,7 +31,6 @@ from tritium.runtime.outputs import CompletionOutput, RequestOutput, StepOutput
 from tritium.runtime.request import Request
 from tritium.runtime.scheduler_config import SchedulerConfig, SchedulerStats
 from tritium.sampling_params import SamplingParams
-from tritium.streams import AsyncMailbox
 from tritium.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput"]

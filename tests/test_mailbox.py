@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
+from tritium.mailbox import AsyncMailbox
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.stream import ListenerGone
-from tritium.streams import AsyncMailbox
 
 
 def output(number):
