@@ -5,11 +5,12 @@ that a step's queries see is compared with what it ought to be, so a block that 
 handed out twice shows at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tritium.runtime.request import Request, SampledToken, ScheduledBatch
 from tritium.runtime.scheduler import Scheduler
+from tritium.runtime.scheduler_config import SchedulerConfig
 from tritium.sampling_params import SamplingParams
 
 
@@ -67,11 +68,32 @@ class ShadowKV:
         return table[position // self._block_size], position % self._block_size
 
 
+def make_scheduler(**changes: Any) -> Scheduler:
+    """4 seats, 8 tokens a step, 32 blocks of 4 tokens, contexts of 32; `changes` are fields of `SchedulerConfig`."""
+    sizes = {"max_num_seqs": 4, "max_num_batched_tokens": 8, "max_model_len": 32, "block_size": 4, "num_blocks": 33}
+    return Scheduler(SchedulerConfig(**(sizes | changes)), FakeClock())
+
+
 def make_request(
     request_id: str, prompt: Sequence[int], *, priority: int = 0, eos: tuple[int, ...] = (), **params: Any
 ) -> Request:
     """A request whose sampling parameters are keywords."""
     return Request(request_id, prompt, SamplingParams(**params), priority=priority, eos_token_ids=eos)
+
+
+def ids(requests: Iterable[Request]) -> list[str]:
+    """Their request ids."""
+    return [request.request_id for request in requests]
+
+
+def shape(batch: ScheduledBatch) -> list[tuple[str, int, int, bool]]:
+    """(request id, start, number of tokens, whether sampled) of each sequence."""
+    return [(s.request.request_id, s.start, s.num_tokens, s.is_sampled) for s in batch.sequences]
+
+
+def always_one(request: Request) -> int:
+    """A model that knows one token."""
+    return 1
 
 
 def run_step(
