@@ -85,7 +85,8 @@ def gemm_rates() -> list[dict]:
             bf16 = median_ms(lambda i, x=x16, w=w16: x @ w[i % len(w)].t())
             rows.append(
                 {
-                    "gemm": name, "m": m, "n": n, "k": k, "fp8_tflops": flops / fp8 / 1e9, "rowwise_tflops": flops / rowwise / 1e9,
+                    "gemm": name, "m": m, "n": n, "k": k,
+                    "fp8_tflops": flops / fp8 / 1e9, "rowwise_tflops": flops / rowwise / 1e9,
                     "bf16_tflops": flops / bf16 / 1e9, "fp8_weight_tbps": n * k / fp8 / 1e9,
                 }
             )  # fmt: skip
