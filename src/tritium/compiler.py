@@ -130,8 +130,10 @@ def _write(resolved: ResolvedModel, compiled: Compiled, config: BuildConfig, out
         def report(name: str, done: int, total: int) -> None:
             clock.report("write", done, total)
 
+        start = time.perf_counter()
         source = resolved.source or DictSource({})
         bind.bind(trees, specs, source, path, constants=compiled.constants, progress=report)
+        clock.record("write", start)
 
     manifest = Manifest(
         backend=config.device,
@@ -146,7 +148,7 @@ def _write(resolved: ResolvedModel, compiled: Compiled, config: BuildConfig, out
         dummy_seed=DUMMY_SEED if is_dummy else None,
         build=dataclasses.asdict(config),
         versions={"tritium": tritium.__version__, "torch": str(torch.__version__)},
-        timings={stage: round(seconds, 3) for stage, seconds in clock.seconds.items()},
+        timings=clock.seconds,  # the same dict: "write" is in it by the time the manifest, the last file, is written
         matches=compiled.matches,
     )
     return write_engine(
@@ -209,5 +211,9 @@ class _Clock:
         self.report(name, 0, 1)
         start = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - start
+        self.record(name, start)
         self.report(name, 1, 1)
+
+    def record(self, name: str, start: float) -> None:
+        """Note the seconds since `start`."""
+        self.seconds[name] = round(time.perf_counter() - start, 3)
