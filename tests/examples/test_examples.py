@@ -20,7 +20,7 @@ def test_the_demo_completes_every_prompt_and_ends_with_its_speed() -> None:
     finished = [line for line in lines if re.search(r"\(\d+ tokens, (length|stop)\)$", line)]
     assert len(finished) == 12
     status = [line for line in lines if "requests in flight" in line]
-    assert any(re.search(r"8 requests in flight \+ 4 waiting .* KV blocks [1-9]\d* of 128$", line) for line in status)
+    assert any(re.search(r"8 requests in flight \+ 4 waiting .* KV blocks [1-9]\d* of 256$", line) for line in status)
     assert "engine " in lines[0]
 
 
