@@ -72,6 +72,26 @@ REFUSED = {
         "every token with every other",
     ),
     "an outer difference": (lambda m, x, p: x + (p[:, None] - p[None]).float().sum(1, True), "sub", "every other"),
+    "hand-written attention in a batch": (
+        lambda m, x, p: ((x[None] @ x[None].transpose(1, 2)).float().softmax(-1) @ x[None])[0],
+        "matmul",
+        "Attention is to be written as",
+    ),
+    "hand-written attention with a mask": (
+        lambda m, x, p: (
+            (x[None] * 2 @ x[None].mT)
+            .masked_fill(torch.ones(x.shape[0], x.shape[0], device=x.device).tril()[None] == 0, -1e9)
+            .softmax(-1)
+            @ x[None]
+        )[0],
+        "matmul",
+        "Attention is to be written as",
+    ),
+    "a batch of differences": (
+        lambda m, x, p: x + (p[None, :, None] - p[None, None]).float().view(1, x.shape[0], -1).sum(-1).t(),
+        "sub",
+        "T x T",
+    ),
     "tokens folded into features": (lambda m, x, p: x.t().contiguous().view(-1, D), "view", "folds the tokens"),
     "appended tokens": (lambda m, x, p: torch.cat((x, x), 0), "cat", "appends to the tokens"),
     "attention to the future": (

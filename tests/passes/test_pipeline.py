@@ -159,6 +159,14 @@ def test_a_second_run_of_the_normalising_passes_changes_nothing():
     assert [row.run(graph).num_matches for row in pipeline.NORMALISE] == [0] * len(pipeline.NORMALISE)
 
 
+def test_an_optional_pass_can_be_left_out():
+    with torch.device("meta"):
+        module = PlainLlama()
+    groups = pipeline.optimise(capture(module).graph, disabled=("read_shared_heads",)).kv_groups
+    assert [group.num_kv_heads for group in groups] == [4]
+    assert [group.num_kv_heads for group in pipeline.optimise(capture(module).graph).kv_groups] == [2]
+
+
 def test_only_optional_passes_can_be_disabled():
     graph = capture(models.create(TINY)).graph
     with pytest.raises(ConfigError, match="'canonicalise' is not an optional pass"):

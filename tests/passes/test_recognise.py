@@ -5,12 +5,15 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tritium import ops
+from tritium.graph.capture import capture
 from tritium.passes.canonicalise import canonicalise
 from tritium.passes.dead_code import remove_duplicates
 from tritium.passes.recognise import recognise
 from tritium.passes.recognise_attention import read_shared_heads, recognise_attention
+from tritium.passes.recognise_products import recognise_products
 from tritium.passes.recognise_rotary import recognise_rotary
 from tritium.testing.graphs import calls, check_pass, evaluate, graph_of
 
@@ -125,6 +128,32 @@ def test_an_op_covers_the_calls_it_stands_for():
     (node,) = [n for n in graph.nodes if n.op == "call_function"]
     assert {"pow_1", "mean", "rsqrt"} <= set(node.meta["covers"])
     assert node.meta["source"].place
+
+
+def test_linears_written_as_products_are_recognised():
+    class Products(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.b, self.v = (nn.Parameter(torch.randn(*shape)) for shape in ((12, 5), (5,), (7, 5)))
+            self.embed = nn.Embedding(50, 12)
+
+        def forward(self, input_ids, positions):
+            h = torch.addmm(self.b, self.embed(input_ids), self.w)
+            return h @ self.v.t() + torch.matmul(h[None], self.v.mT)[0]
+
+    module = Products()
+    graph = capture(module).graph
+    canonicalise(graph)
+    assert recognise_products(graph).num_matches == 3
+    assert recognise_products(graph).num_matches == 0
+    assert calls(graph).count("linear") == 3
+    ids = torch.arange(8)
+    (result,) = evaluate(graph, {**dict(module.named_parameters()), "input_ids": ids, "positions": ids})
+    torch.testing.assert_close(result, module(ids, ids))
+
+
+def test_products_of_tokens_are_no_linears():
+    check_pass(recognise_products, lambda a, b: (a @ b.t()) @ b, [x(), x()], matches=0)
 
 
 def attend(q, k, v, **more):

@@ -17,7 +17,7 @@ from torch import fx
 from tritium.errors import CaptureError
 from tritium.graph import vocabulary
 from tritium.graph.edit import Target, arguments
-from tritium.graph.spec import Spec, args_of, has_spec, spec_of
+from tritium.graph.spec import NUM_TOKENS, Spec, args_of, has_spec, spec_of
 
 aten = torch.ops.aten
 TokenDim = int | None  # index of the dimension that runs over the tokens; None: the value is the same for all
@@ -25,6 +25,7 @@ Dims = dict[fx.Node, TokenDim]
 
 POSITIONS_HINT = "what depends on the place in the sequence must be computed from the argument `positions`"
 
+ATTENTION_HINT = "Attention is to be written as tritium.ops.attention, or torch's scaled_dot_product_attention"
 CUT = "takes some of the tokens (a shift, or a cut)"
 
 
@@ -80,7 +81,7 @@ def _pointwise(node: fx.Node, dims: Dims) -> TokenDim:
         if dim is not None:
             found.setdefault(dim - spec_of(arg).rank, arg)
     if len(found) > 1:
-        raise _Mixes("combines every token with every other: its arguments run over the tokens in different dimensions")
+        raise _Mixes(f"combines every token with every other (T x T). {ATTENTION_HINT}")
     (place,) = found
     for arg in node.all_input_nodes:
         spec = spec_of(arg)
@@ -136,7 +137,11 @@ def _product(node: fx.Node, dims: Dims) -> TokenDim:
     factors = args_of(node)[1:3] if node.target is aten.addmm.default else args_of(node)[:2]
     left, right = factors
     both = dims[left] is not None and dims[right] is not None
-    reason = "multiplies tokens with tokens (T x T)" if both else "has the tokens on the right of a product"
+    reason = (
+        f"multiplies tokens with tokens (T x T). {ATTENTION_HINT}"
+        if both
+        else "has the tokens on the right of a product"
+    )
     place = _only(node, left, dims, reason)
     if place == spec_of(left).rank - 1:
         raise _Mixes("sums over the tokens")
@@ -209,7 +214,11 @@ def _lookup(node: fx.Node, dims: Dims) -> TokenDim:
 def _tokens_first(node: fx.Node, dims: Dims) -> TokenDim:
     """Our ops on [T, ...] values: rope, rope_cos_sin, attention."""
     for name, arg in arguments(node).items():
-        if isinstance(arg, fx.Node) and name != "inv_freq_P" and dims[arg] != 0:
+        if (
+            isinstance(arg, fx.Node)
+            and name != "inv_freq_P"
+            and (dims[arg] != 0 or spec_of(arg).shape[0] != NUM_TOKENS)
+        ):
             raise _Mixes(f"needs {name} to have the tokens in front")
     return 0
 

@@ -35,7 +35,10 @@ def sink_casts(graph: fx.Graph) -> PassResult:
 def _moved(node: fx.Node) -> tuple[Any, ...] | None:
     """The arguments of the same call without the casts."""
     args = args_of(node)
-    if node.target in (aten.view.default, aten.slice.Tensor) and args[0].target is CAST:
+    moves = (
+        node.target in (aten.view.default, aten.slice.Tensor) and len(node.all_input_nodes) == 1
+    )  # sizes are numbers
+    if moves and args[0].target is CAST:
         return (args_of(args[0])[0], *args[1:])
     if node.target is aten.cat.default and all(t.target is CAST for t in args[0]):
         inputs = [args_of(t)[0] for t in args[0]]

@@ -26,7 +26,7 @@ def sink_leading_ones(graph: fx.Graph) -> PassResult:
     """See the module's docstring."""
     count = 0
     for node in list(graph.nodes):
-        if node.op != "call_function" or not has_spec(node):
+        if node.op != "call_function" or not has_spec(node) or _is_irregular(node):
             continue
         with graph.inserting_before(node):
             new = _without_ones(node) or _narrower(node)
@@ -35,6 +35,11 @@ def sink_leading_ones(graph: fx.Graph) -> PassResult:
             replace(node, new)
             count += 1
     return PassResult(count)
+
+
+def _is_irregular(node: fx.Node) -> bool:
+    """True where two sizes depend on the batch: views of such values cannot be written with one -1."""
+    return any(has_spec(n) and len(spec_of(n).batch_dims) > 1 for n in (node, *node.all_input_nodes))
 
 
 def _without_ones(node: fx.Node) -> fx.Node | None:

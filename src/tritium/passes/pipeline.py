@@ -19,6 +19,7 @@ from tritium.passes.insert_kv import insert_kv
 from tritium.passes.lower import lower
 from tritium.passes.recognise import recognise
 from tritium.passes.recognise_attention import read_shared_heads, recognise_attention
+from tritium.passes.recognise_products import recognise_products
 from tritium.passes.recognise_rotary import recognise_rotary
 from tritium.passes.result import PassResult
 
@@ -49,10 +50,11 @@ NORMALISE = (
     Pass(name="remove_duplicates", run=remove_duplicates),  # before matching: a pattern names each value once
     Pass(name="recognise_attention", run=recognise_attention),
     Pass(name="canonicalise_heads", run=canonicalise),  # its permutations meet the model's own
-    Pass(name="read_shared_heads", run=read_shared_heads),
+    Pass(name="read_shared_heads", run=read_shared_heads, is_required=False),
     Pass(name="recognise_rotary", run=recognise_rotary),  # before recognise: gives cos and sin the form that rope reads
     Pass(name="canonicalise_rotary", run=canonicalise),
     Pass(name="remove_duplicates_rotary", run=remove_duplicates),
+    Pass(name="recognise_products", run=recognise_products),
     Pass(name="recognise", run=recognise),
     Pass(name="canonicalise_recognised", run=canonicalise),
     Pass(name="remove_duplicates_again", run=remove_duplicates),  # each layer recognised its own rope_cos_sin
