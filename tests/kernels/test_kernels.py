@@ -161,3 +161,13 @@ def test_eager_paged_attention_gives_a_row_the_same_bits_in_every_batch_and_chun
     assert torch.equal(call([0, 1, 8], [length, 9], torch.cat((q[-1:], q[:7])))[:1], whole[-1:])
     torch.set_num_threads(1)
     assert torch.equal(call([0, length], [length], q), whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+def test_an_embedding_of_an_id_without_a_row_is_nan_and_reads_no_other_memory(dtype: torch.dtype) -> None:
+    (kernel,) = (k for k in KERNELS if k.name == "cpu.embedding")
+    table = torch.randn(10, 24).to(dtype)
+    ids = torch.tensor([0, 3, 4, -1, 1 << 40, 2])
+    out = run(kernel, {"ids_T": ids, "weight_VD": table[:4]}, (6, 24), dtype)
+    assert torch.equal(out[[0, 1, 5]], table[[0, 3, 2]])
+    assert out[2:5].isnan().all()

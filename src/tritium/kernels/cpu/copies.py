@@ -17,7 +17,7 @@ class GatherRowsArgs(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "rows", "out")),
-        *((name, ctypes.c_int64) for name in ("num_rows", "stride_row", "row_bytes")),
+        *((name, ctypes.c_int64) for name in ("num_rows", "stride_row", "row_bytes", "num_source_rows")),
     ]
 
 
@@ -43,12 +43,12 @@ def supports_gather_rows(args: Mapping[str, Any]) -> str | None:
 
 
 def bind_embedding(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
-    """ops.embedding(ids, weight) into outputs[0]. Ids are not checked: requests were."""
+    """ops.embedding(ids, weight) into outputs[0]. An id that the weight has no row for gives a row of NaN."""
     return _bind_gather(args["weight_VD"], args["ids_T"], outputs[0])
 
 
 def bind_gather_rows(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
-    """ops.gather_rows(x, rows) into outputs[0]. Row numbers are not checked."""
+    """ops.gather_rows(x, rows) into outputs[0]. A number that x has no row for gives a row of NaN."""
     return _bind_gather(args["x_TD"], args["rows_R"], outputs[0])
 
 
@@ -81,7 +81,7 @@ def bind_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> T
 def _bind_gather(x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> Thunk:
     reads, out, size = Reads(), dense_output(out), x.element_size()
     x, rows = reads.adjacent(x), reads.dense(rows)
-    shape = (rows.shape[0], x.stride(0) * size, x.shape[1] * size)
+    shape = (rows.shape[0], x.stride(0) * size, x.shape[1] * size, x.shape[0])
     struct = GatherRowsArgs(*(t.data_ptr() for t in (x, rows, out)), *shape)
     return reads.before(library.thunk("gather_rows", None, struct, x, rows, out))
 

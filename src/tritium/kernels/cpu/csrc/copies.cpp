@@ -8,7 +8,7 @@ struct GatherRowsArgs {
   const char* x;
   const int64_t* rows;
   char* out;  // dense
-  int64_t num_rows, stride_row, row_bytes;
+  int64_t num_rows, stride_row, row_bytes, num_source_rows;
 };
 
 struct KVStoreArgs {
@@ -23,7 +23,12 @@ constexpr int64_t kBytesPerWork = 4;  // a copy is bound by memory: count it as 
 
 void gather_rows(const GatherRowsArgs& a) {
   for_rows(a.num_rows, a.row_bytes / kBytesPerWork, [&](int64_t row) {
-    std::memcpy(a.out + row * a.row_bytes, a.x + a.rows[row] * a.stride_row, static_cast<size_t>(a.row_bytes));
+    const int64_t source = a.rows[row];
+    char* to = a.out + row * a.row_bytes;
+    const auto size = static_cast<size_t>(a.row_bytes);
+    // A row that is not there (a position past a learned table) is NaN in every float type: it ends its own request.
+    if (source < 0 || source >= a.num_source_rows) std::memset(to, 0xff, size);
+    else std::memcpy(to, a.x + source * a.stride_row, size);
   });
 }
 
