@@ -22,7 +22,11 @@ def build_in_child(model: str | Path, config: BuildConfig, output_dir: Path) -> 
     """Run the build in a child process and wait. A designed error of the child is raised here as the same class."""
     request = {"model": str(model), "output_dir": str(output_dir), "build": dataclasses.asdict(config)}
     child = subprocess.run(
-        [sys.executable, "-m", "tritium.build_child"], input=json.dumps(request), stdout=subprocess.PIPE, text=True
+        # -P: the working directory, perhaps a model's, is no place to import from
+        [sys.executable, "-P", "-m", "tritium.build_child"],
+        input=json.dumps(request),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         reply = json.loads(child.stdout)
