@@ -137,6 +137,7 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"x": {**F32, "shape": [2.0]}}, "has shape [2.0]"),
         ({"x": {**F32, "shape": [True, 2]}}, "has shape [True, 2]"),
         ({"x": {**F32, "shape": "2"}}, "has shape 2"),
+        ({"x": {**F32, "shape": [1] * 65}}, "tensor 'x' has shape [1, 1, "),
         ({"x": {**F32, "dtype": "Q4"}}, "tensor 'x' has dtype 'Q4'"),
         ({"x": {**F32, "dtype": ["F32"]}}, "tensor 'x' has dtype ['F32']"),
         ({"x": {"dtype": "F32", "shape": [2]}}, "tensor 'x' is described by"),

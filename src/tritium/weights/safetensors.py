@@ -23,6 +23,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 MAX_INDEX_BYTES = 100_000_000
+MAX_DIMS = 64  # torch's own limit; the product of a million sizes would take hours
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64", "BOOL": "bool",
@@ -157,8 +158,10 @@ def _entry(path: Path, name: str, fields: Any, data_start: int, size: int) -> En
             f"{path}: tensor {name!r} has dtype {dtype!r}, which is not one of {', '.join(DTYPES)}: {AGAIN}, or use an "
             "unquantised checkpoint"
         )
-    if not isinstance(shape, list) or not all(_is_size(n) for n in [*shape, begin, end]):
-        raise CheckpointError(f"{path}: tensor {name!r} has shape {shape} and offsets {[begin, end]}; {AGAIN}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(_is_size(n) for n in [*shape, begin, end]):
+        raise CheckpointError(
+            f"{path}: tensor {name!r} has shape {str(shape)[:100]} and offsets {str([begin, end])[:100]}; {AGAIN}"
+        )
     needed = math.prod(shape) * getattr(torch, DTYPES[dtype]).itemsize
     if end - begin != needed:
         raise CheckpointError(
