@@ -7,7 +7,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from tritium.errors import CheckpointError
 
-FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja")
+FILES = ("*.safetensors", "*.json", "tokenizer*", "*.jinja")
+OTHER_FORMATS = ("*/*", "consolidated*")  # the same weights once more, as other programs want them
 
 
 def model_directory(model: str | Path) -> Path:
@@ -25,7 +26,11 @@ def model_directory(model: str | Path) -> Path:
             f"{model} {what}: expected a model directory with config.json and safetensors, or a hub id"
         )
     try:
-        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=list(FILES)))
+        return Path(
+            huggingface_hub.snapshot_download(
+                str(model), allow_patterns=list(FILES), ignore_patterns=list(OTHER_FORMATS)
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(
