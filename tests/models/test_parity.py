@@ -9,8 +9,11 @@ from tritium.weights.source import DictSource
 
 PROMPT_LEN = 60  # beyond every window and every original_max_position_embeddings of TINY_MODELS
 SCALED = [name for name, config in tiny.TINY_MODELS.items() if "rope_scaling" in config]
-BASES = ("llama", "mistral", "qwen2-window", "gpt2", "gptj")
-PERTURBED = ("llama-mha-biased", "llama-tied", "mistral", "qwen2-window", "gpt2", "gpt2-untied", "gptj", "gptj-tied")
+BASES = ("llama", "mistral", "qwen2-window", "qwen3", "gpt2", "gptj")
+PERTURBED = (
+    *("llama-mha-biased", "llama-tied", "mistral", "qwen2-window", "qwen3", "qwen3-biased"),
+    *("gpt2", "gpt2-untied", "gptj", "gptj-tied"),
+)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -33,7 +36,7 @@ def test_the_prompt_is_long_enough_for_the_scaling_to_matter(tmp_path, name):
     assert tiny.relative_error(tiny.our_logits(scaled, prompt), tiny.our_logits(unscaled, prompt)) > 0.05
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2-window"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2-window", "qwen3"])
 def test_the_prompt_is_long_enough_for_the_window_to_matter(tmp_path, name):
     wide = {**tiny.TINY_MODELS[name], "sliding_window": 4096}
     prompt = tiny.random_prompt(PROMPT_LEN)

@@ -6,6 +6,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from tritium import models
 from tritium.errors import ConfigError
@@ -26,11 +27,20 @@ PARAMETERS = {  # in millions, as the model cards say; embeddings counted once w
     "qwen2.5-0.5b": 494,
     "qwen2.5-1.5b": 1544,
     "qwen2.5-7b": 7616,
+    "qwen3-0.6b": 596,
+    "qwen3-8b": 8191,
     "gpt2": 124,
     "gpt2-medium": 355,
     "gpt2-large": 774,
     "gpt2-xl": 1558,
     "gpt-j-6b": 6051,
+}
+
+ROTARY = {
+    "llama": LlamaRotaryEmbedding,
+    "mistral": MistralRotaryEmbedding,
+    "qwen2": Qwen2RotaryEmbedding,
+    "qwen3": Qwen3RotaryEmbedding,
 }
 
 
@@ -55,8 +65,7 @@ def test_the_loader_asks_for_exactly_the_tensors_transformers_has(name):
 @pytest.mark.parametrize("name", [name for name in models.PRESETS if not name.startswith("gpt")])
 def test_rotary_frequencies_equal_those_of_transformers_bit_for_bit(name):
     config, reference = models.preset(name), hf_config(name)
-    rotary = {"llama": LlamaRotaryEmbedding, "mistral": MistralRotaryEmbedding, "qwen2": Qwen2RotaryEmbedding}
-    expected = rotary[config.family](reference)
+    expected = ROTARY[config.family](reference)
     found, scaling = rope_frequencies(config.rope, config.default_model_len)
     assert torch.equal(found, expected.inv_freq)
     assert scaling == expected.attention_scaling

@@ -66,6 +66,10 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.hidden_size, kv_size, bias=config.has_qkv_bias)
         self.v_proj = Linear(config.hidden_size, kv_size, bias=config.has_qkv_bias)
         self.o_proj = Linear(q_size, config.hidden_size, bias=config.has_output_bias)
+        self.has_qk_norm = config.has_qk_norm
+        if self.has_qk_norm:
+            self.q_norm = RMSNorm(config.head_size, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_size, config.norm_eps)
 
     def forward(self, x_TD: Tensor, cos_sin: Tensor | None) -> Tensor:
         q_TNH, k_TKH, v_TKH = self.project(x_TD)
@@ -76,10 +80,12 @@ class Attention(nn.Module):
         return self.o_proj(out_TNH.view(-1, self.num_heads * self.head_size))
 
     def project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q_TNH, k_TKH, v_TKH before rotation; the place to norm or clip them in a subclass."""
+        """q_TNH, k_TKH, v_TKH before rotation, normed by head if config says; a subclass may change them here."""
         q_TNH = self.q_proj(x_TD).view(-1, self.num_heads, self.head_size)
         k_TKH = self.k_proj(x_TD).view(-1, self.num_kv_heads, self.head_size)
         v_TKH = self.v_proj(x_TD).view(-1, self.num_kv_heads, self.head_size)
+        if self.has_qk_norm:
+            q_TNH, k_TKH = self.q_norm(q_TNH), self.k_norm(k_TKH)
         return q_TNH, k_TKH, v_TKH
 
 

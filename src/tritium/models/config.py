@@ -59,6 +59,7 @@ class ModelConfig:
     family: the row of `families.FAMILIES` that names its tensors in a checkpoint; "" for a model of your own.
     windows: per layer, how many keys a query sees at most, itself included; 0: all.
     rope: None means learned position embeddings. attention_scales: per layer; None means head_size ** -0.5.
+    has_qk_norm: each head's queries and keys go through an RMS norm before they are rotated.
     is_gated: the MLP is act(gate(x)) * up(x), else act(up(x)).
     is_parallel: attention and MLP read the same norm's output.
     max_model_len: prompt plus output the model is built for; freezes "dynamic" RoPE; None takes `default_model_len`.
@@ -83,6 +84,7 @@ class ModelConfig:
     windows: tuple[int, ...] = ()
     attention_scales: tuple[float, ...] | None = None
     has_qkv_bias: bool = False
+    has_qk_norm: bool = False
     has_output_bias: bool = False
     has_mlp_bias: bool = False
     has_lm_head_bias: bool = False

@@ -3,7 +3,7 @@
 To add a family whose parts exist: write a reader and a naming below, and add the row; CONTRIBUTING.md has the steps.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +48,13 @@ def _head_size(fields: Fields, hidden: int, heads: int) -> int:
     return hidden // heads
 
 
-def _llama_like(fields: Fields, *, kv_heads: int | None, max_positions: int) -> dict[str, Any]:
-    """What Llama, Mistral and Qwen2 share. kv_heads, max_positions: transformers' defaults for absent fields."""
+def _llama_like(
+    fields: Fields, *, kv_heads: int | None, max_positions: int, head_size: int | None = None
+) -> dict[str, Any]:
+    """What Llama and its successors share. The keywords are transformers' defaults for absent fields."""
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads", high=1 << 14)
-    head_size = fields.optional_integer("head_dim", high=1 << 14) or _head_size(fields, hidden, heads)
+    if head_size is None or "head_dim" in fields.data:
+        head_size = fields.optional_integer("head_dim", high=1 << 14) or _head_size(fields, hidden, heads)
     name, value = fields.get("num_key_value_heads", default=kv_heads)
     kv = heads if value is None else fields.integer(name, high=heads, default=kv_heads)
     if heads % kv:
@@ -89,26 +92,45 @@ def _read_mistral(fields: Fields) -> dict[str, Any]:
     return found | {"windows": (window,) * found["num_layers"]}
 
 
-def _read_qwen2(fields: Fields) -> dict[str, Any]:
+def _layer_types(fields: Fields, window: int, layers: int, default: Sequence[int]) -> tuple[int, ...]:
+    """Each layer's window: by `layer_types` when there is one, else `default`."""
+    types = fields.get("layer_types", default=None)[1]
+    if types is None:
+        return tuple(default)
+    allowed = ("full_attention", "sliding_attention") if window else ("full_attention",)
+    if not isinstance(types, list) or len(types) != layers or any(kind not in allowed for kind in types):
+        expected = f"{layers} times {' or '.join(map(repr, allowed))}"
+        raise fields.error("layer_types", f"is {str(types)[:200]}, expected {expected} (sliding window: {window})")
+    return tuple(window if kind == "sliding_attention" else 0 for kind in types)
+
+
+def _qwen_windows(fields: Fields, layers: int) -> tuple[int, ...]:
     """Layers from max_window_layers on have the sliding window, if it is used at all; `layer_types` overrides."""
-    fields.refuse("use_mrope", (False,), "multimodal RoPE has no formula in Tritium")
-    found = _llama_like(fields, kv_heads=32, max_positions=32768)
-    layers, window = found["num_layers"], 0
+    window = 0
     if (
         fields.boolean("use_sliding_window", default=False)
         and fields.get("sliding_window", default=4096)[1] is not None
     ):
         window = fields.integer("sliding_window", default=4096)
     first = fields.integer("max_window_layers", low=0, default=28)
-    windows = tuple(window if layer >= first else 0 for layer in range(layers))
-    types = fields.get("layer_types", default=None)[1]
-    if types is not None:
-        allowed = ("full_attention", "sliding_attention") if window else ("full_attention",)
-        if not isinstance(types, list) or len(types) != layers or any(kind not in allowed for kind in types):
-            expected = f"{layers} times {' or '.join(map(repr, allowed))}"
-            raise fields.error("layer_types", f"is {str(types)[:200]}, expected {expected} (sliding window: {window})")
-        windows = tuple(window if kind == "sliding_attention" else 0 for kind in types)
-    return found | {"windows": windows, "has_qkv_bias": True}
+    return _layer_types(fields, window, layers, [window if layer >= first else 0 for layer in range(layers)])
+
+
+def _read_qwen2(fields: Fields) -> dict[str, Any]:
+    fields.refuse("use_mrope", (False,), "multimodal RoPE has no formula in Tritium")
+    found = _llama_like(fields, kv_heads=32, max_positions=32768)
+    return found | {"windows": _qwen_windows(fields, found["num_layers"]), "has_qkv_bias": True}
+
+
+def _read_qwen3(fields: Fields) -> dict[str, Any]:
+    found = _llama_like(fields, kv_heads=32, max_positions=32768, head_size=128)
+    has_bias = fields.boolean("attention_bias", default=False)
+    return found | {
+        "windows": _qwen_windows(fields, found["num_layers"]),
+        "has_qk_norm": True,
+        "has_qkv_bias": has_bias,
+        "has_output_bias": has_bias,
+    }
 
 
 def _gpt_like(fields: Fields, *, max_positions: int) -> dict[str, Any]:
@@ -175,6 +197,11 @@ LLAMA_NAMES: dict[str, str | Conv1D] = {
     "lm_head": "lm_head",
 }
 
+QWEN3_NAMES = LLAMA_NAMES | {
+    "layers.*.attention.q_norm": "model.layers.*.self_attn.q_norm",
+    "layers.*.attention.k_norm": "model.layers.*.self_attn.k_norm",
+}
+
 GPT2_NAMES: dict[str, str | Conv1D] = {
     "embed_tokens": "transformer.wte",
     "embed_positions": "transformer.wpe",
@@ -226,6 +253,13 @@ FAMILIES = (
         architecture="Qwen2ForCausalLM",
         read=_read_qwen2,
         names=LLAMA_NAMES,
+        ignored=ROTARY_BUFFERS,
+    ),
+    Family(
+        name="qwen3",
+        architecture="Qwen3ForCausalLM",
+        read=_read_qwen3,
+        names=QWEN3_NAMES,
         ignored=ROTARY_BUFFERS,
     ),
     Family(

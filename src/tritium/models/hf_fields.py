@@ -1,6 +1,5 @@
 """Reading fields of a Hugging Face config.json. Each is checked when it is read, before anything is made of it."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,8 +62,8 @@ class Fields:
     def number(self, *names: str, low: float = 0.0, high: float = 1e12, default: Any = REQUIRED) -> float:
         """A finite number in (low, high]."""
         name, value = self.get(*names, default=default)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (is_number and low < value <= high):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and low < value <= high):  # NaN is in no range; a huge int has no float to ask isfinite of
             raise self.error(name, f"is {value!r}, expected a number above {low:g} and at most {high:g}")
         return float(value)
 

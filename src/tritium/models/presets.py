@@ -58,6 +58,11 @@ def _qwen2(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: in
     }
 
 
+def _qwen3(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
+    names = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 128, "vocab_size": 151_936}
+    return _qwen2(layers, hidden, intermediate, heads, kv_heads, max_position_embeddings=40_960) | names | more
+
+
 def _gpt2(layers: int, hidden: int, heads: int) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -90,6 +95,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": _qwen2(24, 896, 4864, 14, 2, vocab_size=151_936, tie_word_embeddings=True),
     "qwen2.5-1.5b": _qwen2(28, 1536, 8960, 12, 2, vocab_size=151_936, tie_word_embeddings=True),
     "qwen2.5-7b": _qwen2(28, 3584, 18_944, 28, 4),
+    "qwen3-0.6b": _qwen3(28, 1024, 3072, 16, 8, tie_word_embeddings=True),
+    "qwen3-8b": _qwen3(36, 4096, 12_288, 32, 8),
     "gpt2": _gpt2(12, 768, 12),
     "gpt2-medium": _gpt2(24, 1024, 16),
     "gpt2-large": _gpt2(36, 1280, 20),

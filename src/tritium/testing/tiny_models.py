@@ -54,6 +54,7 @@ QWEN2 = LLAMA | {
     "sliding_window": 13,
     "max_window_layers": 1,
 }
+QWEN3 = QWEN2 | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 24}
 GPT2: dict[str, Any] = {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -99,6 +100,8 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
     "qwen2": QWEN2,
     "qwen2-window": QWEN2 | {"use_sliding_window": True},
     "qwen2-tied": QWEN2 | {"tie_word_embeddings": True},
+    "qwen3": QWEN3 | {"use_sliding_window": True},
+    "qwen3-biased": QWEN3 | {"attention_bias": True, "tie_word_embeddings": True},
     "gpt2": GPT2,
     "gpt2-scaled-by-layer": GPT2 | {"scale_attn_by_inverse_layer_idx": True, "n_inner": 72},
     "gpt2-untied": GPT2 | {"tie_word_embeddings": False},
