@@ -1,7 +1,6 @@
 """How one request's tokens are chosen, and when it stops: one validated value shared by API, server and runtime."""
 
 import difflib
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -96,7 +95,8 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 
 
 def _check_float(name: str, value: object, low: float, high: float, *, above_low: bool = False) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # NaN is in no range; and a huge int has no float, so that math.isfinite would raise
     if not is_number or not low <= value <= high or (above_low and value == low):  # type: ignore[operator]
         start = "above" if above_low else "from"
         raise RequestError(f"{name} must be a finite number {start} {low} to {high}, not {value!r}")
