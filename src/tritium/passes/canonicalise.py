@@ -50,11 +50,11 @@ def canonicalise(graph: fx.Graph) -> PassResult:
     """See the module's docstring."""
     count = _calls(graph)
     for _ in range(MAX_ROUNDS):
+        remove_dead_code(graph)  # what is dead still looks like a match
         changed = sum(rule(graph).num_matches for rule in RULES)
         if not changed:
             return PassResult(count)
         count += changed
-        remove_dead_code(graph)  # what is dead still looks like a match
     raise CaptureError(f"the graph's normal form was not reached in {MAX_ROUNDS} rounds: please report this model")
 
 
