@@ -17,7 +17,7 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, days in (("new-1", 1), ("old-2", 40)):
         path = tmp_path / "engines" / name
         path.mkdir(parents=True)
-        (path / "manifest.json").write_text("{}")
+        (path / "manifest.json").write_text('{"format": "tritium-engine"}')
         os.utime(path, (time.time() - days * 86_400,) * 2)
     (tmp_path / "engines" / "not-an-engine").mkdir()
     return tmp_path / "engines"
