@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tritium import models
 from tritium.errors import CheckpointError, ConfigError, TritiumError, UnsupportedModel
-from tritium.testing.tiny_models import GPT2, GPTJ, LLAMA, MISTRAL, QWEN2, QWEN3, TINY_MODELS
+from tritium.testing.tiny_models import GEMMA2, GPT2, GPTJ, LLAMA, MISTRAL, QWEN2, QWEN3, TINY_MODELS
 from tritium.weights.source import DictSource
 
 
@@ -75,6 +75,18 @@ def test_qwen3_norms_queries_and_keys_of_heads_that_are_128_wide_unless_said():
     assert parse(QWEN3 | {"attention_bias": True}).has_output_bias
 
 
+def test_gemma2_windows_every_other_layer_and_caps_scores_and_logits():
+    config = parse(GEMMA2)
+    assert (config.windows, config.attention_softcap, config.logit_softcap) == ((12, 0, 12), 2.0, 6.0)
+    assert (config.attention_scale(0), config.embedding_scale) == (20**-0.5, 8.0)
+    assert (config.norm, config.has_post_norms, config.activation) == ("offset_rms_norm", True, "gelu_tanh")
+    absent = parse(without(GEMMA2, "attn_logit_softcapping", "final_logit_softcapping"))
+    assert (absent.attention_softcap, absent.logit_softcap) == (50.0, 30.0)  # transformers' defaults
+    assert parse(GEMMA2 | {"attn_logit_softcapping": None}).attention_softcap == 0
+    types = ["full_attention", "full_attention", "sliding_attention"]
+    assert parse(GEMMA2 | {"layer_types": types}).windows == (0, 0, 12)
+
+
 PUBLISHED = {  # with the fields that say nothing about the shape, as the files of these models have them
     "gpt2": (
         {
@@ -137,6 +149,20 @@ PUBLISHED = {  # with the fields that say nothing about the shape, as the files 
             "transformers_version": "4.51.0", "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
         },
         {"head_size": 128, "has_qk_norm": True, "has_qkv_bias": False, "windows": (0,) * 28, "dtype": "bfloat16"},
+    ),
+    "gemma-2-27b": (
+        {
+            "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+            "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": 1,
+            "final_logit_softcapping": 30.0, "head_dim": 128, "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 4608, "initializer_range": 0.02,
+            "intermediate_size": 36864, "max_position_embeddings": 8192, "model_type": "gemma2",
+            "num_attention_heads": 32, "num_hidden_layers": 46, "num_key_value_heads": 16, "pad_token_id": 0,
+            "query_pre_attn_scalar": 144, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
+            "sliding_window_size": 4096, "torch_dtype": "float32", "transformers_version": "4.42.0.dev0",
+            "use_cache": True, "vocab_size": 256000,
+        },
+        {"head_size": 128, "windows": (4096, 0) * 23, "attention_scales": (1 / 12,) * 46, "tie_word_embeddings": True},
     ),
 }  # fmt: skip
 
@@ -307,7 +333,7 @@ def test_the_model_type_stands_in_for_a_missing_architecture():
 
 
 @pytest.mark.parametrize("odd", [[1, 2], {"a": 1}, "rope", 0.1, -3, 10**30, None, True, float("nan"), ""], ids=repr)
-@pytest.mark.parametrize("name", ["llama-yarn-mscale", "mistral", "qwen2-window", "gpt2", "gptj"])
+@pytest.mark.parametrize("name", ["llama-yarn-mscale", "mistral", "qwen2-window", "qwen3", "gemma2", "gpt2", "gptj"])
 def test_any_odd_value_in_any_field_is_read_or_refused_by_design(name, odd):
     for field in TINY_MODELS[name]:
         try:

@@ -9,10 +9,10 @@ from tritium.weights.source import DictSource
 
 PROMPT_LEN = 60  # beyond every window and every original_max_position_embeddings of TINY_MODELS
 SCALED = [name for name, config in tiny.TINY_MODELS.items() if "rope_scaling" in config]
-BASES = ("llama", "mistral", "qwen2-window", "qwen3", "gpt2", "gptj")
+BASES = ("llama", "mistral", "qwen2-window", "qwen3", "gemma2", "gpt2", "gptj")
 PERTURBED = (
     *("llama-mha-biased", "llama-tied", "mistral", "qwen2-window", "qwen3", "qwen3-biased"),
-    *("gpt2", "gpt2-untied", "gptj", "gptj-tied"),
+    *("gemma2", "gemma2-no-caps", "gpt2", "gpt2-untied", "gptj", "gptj-tied"),
 )
 
 
@@ -36,7 +36,7 @@ def test_the_prompt_is_long_enough_for_the_scaling_to_matter(tmp_path, name):
     assert tiny.relative_error(tiny.our_logits(scaled, prompt), tiny.our_logits(unscaled, prompt)) > 0.05
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2-window", "qwen3"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2-window", "qwen3", "gemma2"])
 def test_the_prompt_is_long_enough_for_the_window_to_matter(tmp_path, name):
     wide = {**tiny.TINY_MODELS[name], "sliding_window": 4096}
     prompt = tiny.random_prompt(PROMPT_LEN)
@@ -45,6 +45,14 @@ def test_the_prompt_is_long_enough_for_the_window_to_matter(tmp_path, name):
     window = tiny.TINY_MODELS[name]["sliding_window"]
     assert torch.equal(narrow[:window], full[:window])
     assert tiny.relative_error(narrow[window:], full[window:]) > 0.05
+
+
+@pytest.mark.parametrize("cap", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_the_soft_caps_of_gemma_2_are_reached(tmp_path, cap):
+    prompt = tiny.random_prompt(PROMPT_LEN)
+    capped = tiny.our_model(tiny.make_checkpoint(tmp_path / "capped", "gemma2"))
+    free = tiny.our_model(tiny.make_checkpoint(tmp_path / "free", tiny.GEMMA2 | {cap: None}))
+    assert tiny.relative_error(tiny.our_logits(capped, prompt), tiny.our_logits(free, prompt)) > 0.05
 
 
 @pytest.mark.parametrize("name", PERTURBED)

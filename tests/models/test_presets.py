@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
@@ -29,6 +30,9 @@ PARAMETERS = {  # in millions, as the model cards say; embeddings counted once w
     "qwen2.5-7b": 7616,
     "qwen3-0.6b": 596,
     "qwen3-8b": 8191,
+    "gemma-2-2b": 2614,
+    "gemma-2-9b": 9242,
+    "gemma-2-27b": 27227,
     "gpt2": 124,
     "gpt2-medium": 355,
     "gpt2-large": 774,
@@ -41,6 +45,7 @@ ROTARY = {
     "mistral": MistralRotaryEmbedding,
     "qwen2": Qwen2RotaryEmbedding,
     "qwen3": Qwen3RotaryEmbedding,
+    "gemma2": Gemma2RotaryEmbedding,
 }
 
 

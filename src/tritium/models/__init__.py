@@ -9,8 +9,10 @@ from tritium.models.blocks import (
     Head,
     LayerNorm,
     Linear,
+    OffsetRMSNorm,
     ParallelDecoderBlock,
     RMSNorm,
+    SandwichDecoderBlock,
 )
 from tritium.models.checkpoint import Naming, constants, weight_recipes
 from tritium.models.config import ModelConfig, RopeConfig
@@ -32,9 +34,11 @@ __all__ = [
     "Linear",
     "ModelConfig",
     "Naming",
+    "OffsetRMSNorm",
     "ParallelDecoderBlock",
     "RMSNorm",
     "RopeConfig",
+    "SandwichDecoderBlock",
     "constants",
     "create",
     "parse_config",

@@ -41,6 +41,17 @@ class RMSNorm(nn.Module):
         return ops.rms_norm(x, self.weight, self.eps)
 
 
+class OffsetRMSNorm(RMSNorm):
+    """x / rms(x) times (1 + weight), cast once (Gemma)."""
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__(size, eps)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps, 1.0, False)
+
+
 class LayerNorm(nn.Module):
     """(x - mean) / std · weight + bias."""
 
@@ -60,6 +71,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_size = config.num_heads, config.num_kv_heads, config.head_size
         self.scale, self.window = config.attention_scale(layer), config.windows[layer]
+        self.softcap = config.attention_softcap
         self.is_interleaved = config.rope is not None and config.rope.is_interleaved
         q_size, kv_size = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
         self.q_proj = Linear(config.hidden_size, q_size, bias=config.has_qkv_bias)
@@ -76,7 +88,7 @@ class Attention(nn.Module):
         if cos_sin is not None:
             q_TNH = ops.rope(q_TNH, cos_sin, self.is_interleaved)
             k_TKH = ops.rope(k_TKH, cos_sin, self.is_interleaved)
-        out_TNH = ops.attention(q_TNH, k_TKH, v_TKH, self.scale, window=self.window)
+        out_TNH = ops.attention(q_TNH, k_TKH, v_TKH, self.scale, window=self.window, softcap=self.softcap)
         return self.o_proj(out_TNH.view(-1, self.num_heads * self.head_size))
 
     def project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,21 +129,30 @@ class MLP(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits. With tied embeddings it has no weight of its own and takes the embedding's."""
+    """Logits, perhaps soft-capped. With tied embeddings it has no weight of its own and takes the embedding's."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         shape = (config.vocab_size, config.hidden_size)
         self.weight = None if config.tie_word_embeddings else nn.Parameter(torch.randn(shape) * shape[1] ** -0.5)
         self.bias = nn.Parameter(torch.zeros(shape[0])) if config.has_lm_head_bias else None
+        self.softcap = config.logit_softcap
 
     def forward(self, x_TD: Tensor, embedding_VD: Tensor) -> Tensor:
-        return ops.linear(x_TD, embedding_VD if self.weight is None else self.weight, self.bias)
+        logits_TV = ops.linear(x_TD, embedding_VD if self.weight is None else self.weight, self.bias)
+        return torch.tanh(logits_TV / self.softcap) * self.softcap if self.softcap else logits_TV
+
+
+NORMS: dict[str, type[nn.Module]] = {
+    "rms_norm": RMSNorm,
+    "offset_rms_norm": OffsetRMSNorm,
+    "layer_norm": LayerNorm,
+}
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
     """The norm that `config.norm` names."""
-    return {"rms_norm": RMSNorm, "layer_norm": LayerNorm}[config.norm](config.hidden_size, config.norm_eps)
+    return NORMS[config.norm](config.hidden_size, config.norm_eps)
 
 
 def make_mlp(config: ModelConfig, mlp_class: type[nn.Module] | None = None) -> nn.Module:
@@ -157,6 +178,18 @@ class DecoderBlock(nn.Module):
         return x_TD + self.mlp(self.mlp_norm(x_TD))
 
 
+class SandwichDecoderBlock(DecoderBlock):
+    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x))): a norm before and after each part (Gemma 2)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.attention_post_norm, self.mlp_post_norm = make_norm(config), make_norm(config)
+
+    def forward(self, x_TD: Tensor, cos_sin: Tensor | None) -> Tensor:
+        x_TD = x_TD + self.attention_post_norm(self.attention(self.attention_norm(x_TD), cos_sin))
+        return x_TD + self.mlp_post_norm(self.mlp(self.mlp_norm(x_TD)))
+
+
 class ParallelDecoderBlock(nn.Module):
     """x + attention(norm(x)) + mlp(norm(x)), one norm for both (GPT-J)."""
 
@@ -172,3 +205,10 @@ class ParallelDecoderBlock(nn.Module):
     def forward(self, x_TD: Tensor, cos_sin: Tensor | None) -> Tensor:
         h_TD = self.norm(x_TD)
         return self.attention(h_TD, cos_sin) + self.mlp(h_TD) + x_TD
+
+
+def block_for(config: ModelConfig) -> type[nn.Module]:
+    """The layer that `config` names."""
+    if config.is_parallel:
+        return ParallelDecoderBlock
+    return SandwichDecoderBlock if config.has_post_norms else DecoderBlock

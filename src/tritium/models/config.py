@@ -62,6 +62,9 @@ class ModelConfig:
     has_qk_norm: each head's queries and keys go through an RMS norm before they are rotated.
     is_gated: the MLP is act(gate(x)) * up(x), else act(up(x)).
     is_parallel: attention and MLP read the same norm's output.
+    has_post_norms: what attention and MLP put out is normed too.
+    embedding_scale: token embeddings are multiplied by it, rounded to dtype. attention_softcap, logit_softcap: scores
+    or logits s become cap · tanh(s / cap); 0: they stay.
     max_model_len: prompt plus output the model is built for; freezes "dynamic" RoPE; None takes `default_model_len`.
     dtype: of weights and activations.
     """
@@ -75,11 +78,15 @@ class ModelConfig:
     head_size: int
     max_position_embeddings: int
     family: str = ""
-    norm: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    norm: Literal["rms_norm", "offset_rms_norm", "layer_norm"] = "rms_norm"
     norm_eps: float = 1e-6
     activation: str = "silu"
     is_gated: bool = True
     is_parallel: bool = False
+    has_post_norms: bool = False
+    embedding_scale: float = 1.0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
     rope: RopeConfig | None = None
     windows: tuple[int, ...] = ()
     attention_scales: tuple[float, ...] | None = None
@@ -98,7 +105,9 @@ class ModelConfig:
         check_int("num_layers", self.num_layers, 1, MAX_LAYERS)
         for name in ("num_heads", "num_kv_heads", "head_size"):
             check_int(name, getattr(self, name), 1, 1 << 14)
-        check_choice("norm", self.norm, ("rms_norm", "layer_norm"))
+        check_choice("norm", self.norm, ("rms_norm", "offset_rms_norm", "layer_norm"))
+        if self.is_parallel and self.has_post_norms:
+            raise ConfigError("is_parallel and has_post_norms cannot both be true: no block has both")
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("dtype", self.dtype, COMPUTE_DTYPES)
         if self.num_heads % self.num_kv_heads:

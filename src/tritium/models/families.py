@@ -49,7 +49,12 @@ def _head_size(fields: Fields, hidden: int, heads: int) -> int:
 
 
 def _llama_like(
-    fields: Fields, *, kv_heads: int | None, max_positions: int, head_size: int | None = None
+    fields: Fields,
+    *,
+    kv_heads: int | None,
+    max_positions: int,
+    head_size: int | None = None,
+    activation: tuple[str, str] = ("hidden_act", "silu"),
 ) -> dict[str, Any]:
     """What Llama and its successors share. The keywords are transformers' defaults for absent fields."""
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads", high=1 << 14)
@@ -70,7 +75,7 @@ def _llama_like(
         "head_size": head_size,
         "max_position_embeddings": max_positions,
         "norm_eps": fields.number("rms_norm_eps", high=1.0, default=1e-6),
-        "activation": fields.activation("hidden_act", default="silu"),
+        "activation": fields.activation(activation[0], default=activation[1]),
         "rope": read_rope(fields, head_size, max_positions),
         "tie_word_embeddings": fields.boolean("tie_word_embeddings", default=False),
     }
@@ -130,6 +135,34 @@ def _read_qwen3(fields: Fields) -> dict[str, Any]:
         "has_qk_norm": True,
         "has_qkv_bias": has_bias,
         "has_output_bias": has_bias,
+    }
+
+
+def _read_gemma2(fields: Fields) -> dict[str, Any]:
+    """Layers 0, 2, ... have the sliding window unless `layer_types` says otherwise; a null soft-cap is none."""
+    fields.refuse("use_bidirectional_attention", (False,), "only causal attention is supported")
+    found = _llama_like(
+        fields, kv_heads=4, max_positions=8192, head_size=256, activation=("hidden_activation", "gelu_pytorch_tanh")
+    )
+    layers, hidden = found["num_layers"], found["hidden_size"]
+    is_windowed = fields.get("sliding_window", default=4096)[1] is not None
+    window = fields.integer("sliding_window", default=4096) if is_windowed else 0
+    caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # transformers' defaults
+    attention_cap, logit_cap = (
+        fields.optional_number(name) if name in fields.data else default for name, default in caps.items()
+    )
+    has_bias = fields.boolean("attention_bias", default=False)
+    return found | {
+        "windows": _layer_types(fields, window, layers, [0 if layer % 2 else window for layer in range(layers)]),
+        "attention_scales": (fields.number("query_pre_attn_scalar", default=256) ** -0.5,) * layers,
+        "attention_softcap": attention_cap or 0.0,
+        "logit_softcap": logit_cap or 0.0,
+        "embedding_scale": hidden**0.5,
+        "norm": "offset_rms_norm",
+        "has_post_norms": True,
+        "has_qkv_bias": has_bias,
+        "has_output_bias": has_bias,
+        "tie_word_embeddings": fields.boolean("tie_word_embeddings", default=True),
     }
 
 
@@ -202,6 +235,12 @@ QWEN3_NAMES = LLAMA_NAMES | {
     "layers.*.attention.k_norm": "model.layers.*.self_attn.k_norm",
 }
 
+GEMMA2_NAMES = LLAMA_NAMES | {
+    "layers.*.attention_post_norm": "model.layers.*.post_attention_layernorm",
+    "layers.*.mlp_norm": "model.layers.*.pre_feedforward_layernorm",
+    "layers.*.mlp_post_norm": "model.layers.*.post_feedforward_layernorm",
+}
+
 GPT2_NAMES: dict[str, str | Conv1D] = {
     "embed_tokens": "transformer.wte",
     "embed_positions": "transformer.wpe",
@@ -260,6 +299,13 @@ FAMILIES = (
         architecture="Qwen3ForCausalLM",
         read=_read_qwen3,
         names=QWEN3_NAMES,
+        ignored=ROTARY_BUFFERS,
+    ),
+    Family(
+        name="gemma2",
+        architecture="Gemma2ForCausalLM",
+        read=_read_gemma2,
+        names=GEMMA2_NAMES,
         ignored=ROTARY_BUFFERS,
     ),
     Family(

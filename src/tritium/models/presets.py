@@ -63,6 +63,26 @@ def _qwen3(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: in
     return _qwen2(layers, hidden, intermediate, heads, kv_heads, max_position_embeddings=40_960) | names | more
 
 
+def _gemma2(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
+    shape = _llama(layers, hidden, intermediate, heads, kv_heads)
+    del shape["hidden_act"]
+    return shape | {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "vocab_size": 256_000,
+        "max_position_embeddings": 8192,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-6,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "tie_word_embeddings": True,
+        **more,
+    }
+
+
 def _gpt2(layers: int, hidden: int, heads: int) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -97,6 +117,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen2.5-7b": _qwen2(28, 3584, 18_944, 28, 4),
     "qwen3-0.6b": _qwen3(28, 1024, 3072, 16, 8, tie_word_embeddings=True),
     "qwen3-8b": _qwen3(36, 4096, 12_288, 32, 8),
+    "gemma-2-2b": _gemma2(26, 2304, 9216, 8, 4),
+    "gemma-2-9b": _gemma2(42, 3584, 14_336, 16, 8),
+    "gemma-2-27b": _gemma2(46, 4608, 36_864, 32, 16, head_dim=128, query_pre_attn_scalar=144),
     "gpt2": _gpt2(12, 768, 12),
     "gpt2-medium": _gpt2(24, 1024, 16),
     "gpt2-large": _gpt2(36, 1280, 20),

@@ -55,6 +55,17 @@ QWEN2 = LLAMA | {
     "max_window_layers": 1,
 }
 QWEN3 = QWEN2 | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 24}
+GEMMA2 = {name: value for name, value in LLAMA.items() if name != "hidden_act"} | {
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "head_dim": 24,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 12,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 6.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+}
 GPT2: dict[str, Any] = {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -102,6 +113,9 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
     "qwen2-tied": QWEN2 | {"tie_word_embeddings": True},
     "qwen3": QWEN3 | {"use_sliding_window": True},
     "qwen3-biased": QWEN3 | {"attention_bias": True, "tie_word_embeddings": True},
+    "gemma2": GEMMA2,
+    "gemma2-no-caps": GEMMA2
+    | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True},
     "gpt2": GPT2,
     "gpt2-scaled-by-layer": GPT2 | {"scale_attn_by_inverse_layer_idx": True, "n_inner": 72},
     "gpt2-untied": GPT2 | {"tie_word_embeddings": False},
@@ -117,6 +131,8 @@ GAINS = {
     **dict.fromkeys(("o_proj", "out_proj", "attn.c_proj"), 6.0),
     **dict.fromkeys(("down_proj", "fc_out", "mlp.c_proj"), 4.0),
 }
+
+POST_NORM_GAIN = 10.0  # Gemma 2 multiplies its embedding by sqrt(D), and no layer puts out more than its last norm does
 
 
 def make_checkpoint(
@@ -162,7 +178,8 @@ def draw_tensors(path: str | Path, seed: int) -> dict[str, Tensor]:
         noise = torch.randn(shape, generator=generator)
         is_linear = len(shape) == 2 and "wte" not in name and "embed" not in name and "wpe" not in name
         if len(shape) == 1:
-            tensors[name] = 0.3 * noise + (0.0 if name.endswith("bias") else 1.0)
+            gain = POST_NORM_GAIN if "post_feedforward_layernorm" in name else 1.0
+            tensors[name] = gain * (0.3 * noise + (0.0 if name.endswith("bias") else 1.0))
         elif name == head:
             tensors[name] = noise * (3 * shape[1] ** -0.5)
         elif is_linear:
