@@ -27,6 +27,7 @@ from tritium.testing.tiny_models import (
 LIMITS = {"max_num_seqs": 8, "max_num_batched_tokens": 48, "num_threads": 1, "max_model_len": 96}
 LENGTHS = (1, 2, 7, 16, 33, 47, 60, 21)
 NUM_OUTPUTS = 8
+NUM_PARITY = 32  # greedy outputs compared with transformers: the longest prompt and they fit in `max_model_len`
 
 
 class Recorder:
@@ -82,12 +83,13 @@ def logits(run, name):
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_logits_in_flight_are_those_of_transformers(name, tmp_path):
+def test_logits_and_greedy_tokens_in_flight_are_those_of_transformers(name, tmp_path):
     path = make_checkpoint(tmp_path / "model", name)
     engine = build(path, output_dir=tmp_path / "engine", max_model_len=96)
     run, reference = Run(engine), reference_model(path)
     prompts = prompts_of()
-    for i, (prompt, output) in enumerate(zip(prompts, run.generate(prompts), strict=True)):
+    for i, (prompt, output) in enumerate(zip(prompts, run.generate(prompts, NUM_PARITY), strict=True)):
+        assert len(output.token_ids) == NUM_PARITY
         known = [*prompt, *output.token_ids[:-1]]
         filled = [*known, *[3] * (96 - len(known))]  # changes nothing before it, but dynamic RoPE sees the full length
         expected = reference_logits(reference, filled)[len(prompt) - 1 : len(known)]
