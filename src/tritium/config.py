@@ -134,38 +134,67 @@ def compiler_command() -> str:
 
 
 def available_threads() -> int:
-    """CPUs this process may really use: its affinity, cut by the cgroup's CPU quota."""
+    """CPUs this process may really use: its affinity, cut by the CPU quotas of its cgroup and of those above it."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_number("cpu.max", "cpu/cpu.cfs_quota_us")
-    return max(1, min(cpus, math.ceil(quota) if quota else cpus))
+    quotas = [quota for path in cgroups("cpu") if (quota := _cpu_quota(path)) is not None]
+    return max(1, min([cpus, *map(math.ceil, quotas)]))
 
 
 def available_memory() -> int:
-    """Bytes this process may still allocate: what the machine has free, cut by the cgroup's memory limit."""
+    """Bytes this process may still allocate: what the machine has free, cut by its cgroups' memory limits.
+
+    Page cache counts as free, in a cgroup as in the machine: weights that were just read or written would otherwise
+    make the KV cache small.
+    """
     info = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(info["MemAvailable"].split()[0]) * 1024
-    limit, used = (
-        _cgroup_number("memory.max", "memory/memory.limit_in_bytes"),
-        _cgroup_number("memory.current", "memory/memory.usage_in_bytes"),
+    rooms = [room for path in cgroups("memory") if (room := _memory_room(path)) is not None]
+    return max(0, min([int(info["MemAvailable"].split()[0]) * 1024, *rooms]))
+
+
+def cgroups(controller: str, proc: Path = Path("/proc/self"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """This process's cgroup directory for a controller and all above it: each may have a limit. Empty without any.
+
+    In a container the path in /proc/self/cgroup may lie outside of what is mounted; what is mounted is then the limit.
+    """
+    try:
+        lines = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines() if line.count(":") >= 2]
+    except OSError:
+        return []
+    found = []
+    for _, controllers, path in lines:
+        if controllers == "" or controller in controllers.split(","):
+            top = root / (controllers and controller)
+            own = top / path.lstrip("/")
+            found += [p for p in (own, *own.parents) if p.is_relative_to(top) and p.is_dir()]
+    return found
+
+
+def _cpu_quota(cgroup: Path) -> float | None:
+    """CPUs: v2 `cpu.max` holds "quota period", v1 has a file for each; no limit is "max" or -1."""
+    parts = _read(cgroup / "cpu.max") or f"{_read(cgroup / 'cpu.cfs_quota_us')} {_read(cgroup / 'cpu.cfs_period_us')}"
+    quota, _, period = parts.partition(" ")
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None
+
+
+def _memory_room(cgroup: Path) -> int | None:
+    """Bytes that may still be allocated in a cgroup (v2, else v1); None when it has no limit."""
+    limit = _read(cgroup / "memory.max") or _read(cgroup / "memory.limit_in_bytes")
+    used = _read(cgroup / "memory.current") or _read(cgroup / "memory.usage_in_bytes")
+    if not limit.isdecimal() or not used.isdecimal() or int(limit) >= 1 << 60:
+        return None
+    stat = dict(line.split(" ", 1) for line in _read(cgroup / "memory.stat").splitlines() if " " in line)
+    names = (
+        ("total_inactive_file", "total_active_file")
+        if "total_inactive_file" in stat
+        else ("inactive_file", "active_file")
     )
-    if limit is not None and limit < 1 << 60:
-        free = min(free, int(limit - (used or 0)))
-    return max(0, free)
+    cached = sum(int(stat.get(name, "0")) for name in names)
+    return int(limit) - max(0, int(used) - cached)
 
 
-def _cgroup_number(v2_name: str, v1_name: str) -> float | None:
-    """A number from this process's cgroup (v2, else v1); `quota period` pairs are divided; None when unlimited."""
-    root = Path("/sys/fs/cgroup")
-    for path in (root / v2_name, root / v1_name):
-        try:
-            parts = path.read_text().split()
-        except OSError:
-            continue
-        if not parts or parts[0] in ("max", "-1"):
-            return None
-        if len(parts) == 2:
-            return float(parts[0]) / float(parts[1])
-        if v1_name.endswith("quota_us"):
-            return float(parts[0]) / float((root / "cpu/cpu.cfs_period_us").read_text())
-        return float(parts[0])
-    return None
+def _read(path: Path) -> str:
+    """The file's text; empty when it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,72 @@
+"""What the machine allows, read from a cgroup tree made for the test."""
+
+from pathlib import Path
+
+import pytest
+
+from tritium import config
+
+GB = 1 << 30
+
+
+def put(directory: Path, **files: object) -> None:
+    """Files by name, `__` for a dot."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (directory / name.replace("__", ".")).write_text(f"{text}\n")
+
+
+@pytest.fixture
+def proc_and_root(tmp_path, monkeypatch):
+    proc, root = tmp_path / "proc", tmp_path / "cgroup"
+    proc.mkdir()
+    root.mkdir()
+    real = config.cgroups
+    monkeypatch.setattr(config, "cgroups", lambda controller: real(controller, proc, root))
+    return proc, root
+
+
+def test_page_cache_in_a_cgroup_counts_as_free(proc_and_root):
+    proc, root = proc_and_root
+    put(proc, cgroup="0::/")
+    put(root, memory__max=GB, memory__current=GB - 1000, memory__stat="anon 5\nactive_file 4000\ninactive_file 6000")
+    assert config.available_memory() == 11_000
+
+
+def test_the_tightest_limit_on_the_way_to_the_root_counts(proc_and_root):
+    proc, root = proc_and_root
+    put(proc, cgroup="0::/user.slice/job")
+    put(root / "user.slice", memory__max=5000, memory__current=1000, cpu__max="100000 100000")
+    put(root / "user.slice" / "job", memory__max="max", memory__current=900, cpu__max="max 100000")
+    assert config.available_memory() == 4000
+    assert config.available_threads() == 1
+
+
+def test_version_1_has_a_tree_for_each_controller_and_totals_of_its_own(proc_and_root):
+    proc, root = proc_and_root
+    put(proc, cgroup="4:memory:/job\n3:cpu,cpuacct:/outside/of/this/container\n0::/")
+    put(root / "memory", memory__limit_in_bytes=(1 << 63) - 4096, memory__usage_in_bytes=7)
+    put(
+        root / "memory" / "job",
+        memory__limit_in_bytes=9000,
+        memory__usage_in_bytes=8000,
+        memory__stat="inactive_file 1\ntotal_inactive_file 500\ntotal_active_file 20",
+    )
+    put(root / "cpu", cpu__cfs_quota_us=50_000, cpu__cfs_period_us=100_000)
+    assert config.available_memory() == 1520
+    assert config.available_threads() == 1
+
+
+@pytest.mark.parametrize("line", ["0::/", "", "0::/gone"])
+def test_without_limits_the_machine_decides(proc_and_root, line):
+    proc, _ = proc_and_root
+    put(proc, cgroup=line)
+    assert config.available_memory() > 1 << 20
+    assert config.available_threads() >= 1
+
+
+def test_memory_used_beyond_the_limit_leaves_none(proc_and_root):
+    proc, root = proc_and_root
+    put(proc, cgroup="0::/")
+    put(root, memory__max=1000, memory__current=2000)
+    assert config.available_memory() == 0
