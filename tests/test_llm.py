@@ -228,6 +228,33 @@ def test_a_bad_prompt_is_refused_and_its_neighbours_are_not_disturbed(llm, refer
     assert_pool_is_full(llm)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "params", "words"),
+    [
+        (5, GREEDY, "prompts must be text.* not 5"),
+        (b"x", GREEDY, "not b'x'"),
+        ({"text": "x"}, GREEDY, r"not \{'text': 'x'\}"),
+        (["x", None], GREEDY, r"prompts\[1\] must be text or a list of token ids, not None"),
+        (["x", 2.5], GREEDY, r"prompts\[1\] .* not 2.5"),
+        ("x", {"temperature": 0}, r"one SamplingParams or a list of them, not \{'temperature': 0\}"),
+        (["x"], [{"top_k": 1}], r"not \{'top_k': 1\}"),
+    ],
+)
+def test_what_is_no_prompt_or_no_params_is_refused_with_its_value(llm, prompts, params, words):
+    before = llm.stats.num_steps
+    with pytest.raises(RequestError, match=words):
+        llm.generate(prompts, params)
+    assert llm.stats.num_steps == before
+    assert_pool_is_full(llm)
+
+
+def test_an_array_of_ids_is_the_list_it_holds(llm):
+    ids = torch.tensor([5, 6, 7])
+    expected = [5, 6, 7]
+    for prompts in (ids, ids.numpy(), [ids], [ids.numpy()]):
+        assert [output.prompt_token_ids for output in llm.generate(prompts, GREEDY)] == [expected]
+
+
 def test_a_refused_stream_raises_where_it_is_read(llm):
     async def read():
         async for _ in llm.generate_async(list(range(3, 131)), GREEDY):

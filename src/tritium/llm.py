@@ -260,13 +260,23 @@ def _output(prompt: str | None, request: Request, steps: Sequence[StepOutput]) -
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt becomes a list of one."""
+    """One prompt becomes a list of one. Arrays (numpy, torch) count as the lists they hold."""
+    prompts = _as_list(prompts)
     if isinstance(prompts, str):
         return [prompts]
-    many = list(prompts)
+    if not isinstance(prompts, (list, tuple)):
+        raise RequestError(f"prompts must be text, a list of token ids or a list of those, not {prompts!r:.100}")
+    many = [_as_list(prompt) for prompt in prompts]
     if many and all(isinstance(item, int) for item in many):
-        return [many]  # type: ignore[list-item]
-    return many  # type: ignore[return-value]
+        return [many]
+    for i, prompt in enumerate(many):
+        if not isinstance(prompt, (str, list, tuple)):
+            raise RequestError(f"prompts[{i}] must be text or a list of token ids, not {prompt!r:.100}")
+    return many
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _as_params(params: Params, count: int) -> list[SamplingParams]:
@@ -275,6 +285,9 @@ def _as_params(params: Params, count: int) -> list[SamplingParams]:
         params = SamplingParams()
     if isinstance(params, SamplingParams):
         return [params] * count
+    for given in params if isinstance(params, (list, tuple)) else [params]:
+        if not isinstance(given, SamplingParams):
+            raise RequestError(f"sampling_params must be one SamplingParams or a list of them, not {given!r:.100}")
     if len(params) != count:
         raise RequestError(f"{count} prompts need one SamplingParams, or {count}, not {len(params)}")
     return list(params)
