@@ -51,12 +51,24 @@ def test_a_refusal_lists_each_kernel_that_was_tried_and_why() -> None:
     assert "eager.rms_norm: backend eager is not available (cpu is)" in text
 
 
-def test_unknown_ops_and_kernels_are_refused_by_name() -> None:
+def test_unknown_ops_are_refused_by_name() -> None:
     with pytest.raises(KernelError, match=r"no kernel implements aten.cumsum.default\(self=bfloat16\[\?, 4\], dim=0\)"):
         select.choose("aten.cumsum.default", {"self": _spec(None, 4), "dim": 0}, available=ALL)
-    with pytest.raises(KernelError, match=r"no kernel named 'cpu\.magic'"):
-        select.named("cpu.magic")
-    assert select.named("cpu.rope").op == "rope"
+
+
+def test_a_plans_kernel_is_kept_where_it_can_run_and_an_eager_one_never_binds() -> None:
+    linear = {"x": _spec(None, 64), "weight_NK": _spec(32, 64), "bias": None}
+    halves = {n: a and _spec(*a.shape, dtype=torch.float16) for n, a in linear.items()}
+
+    def chosen(args: dict, preferred: str, available: frozenset[str] = ALL) -> str:
+        return select.choose("linear", args, available=available, preferred=preferred).name
+
+    assert chosen(linear, "onednn.linear") == "onednn.linear"
+    assert chosen(halves, "onednn.linear") == "eager.linear"  # built where oneDNN had the dtype
+    assert chosen(linear, "onednn.linear", frozenset({"eager"})) == "eager.linear"
+    assert chosen(linear, "eager.linear") == "onednn.linear"  # built where there was no oneDNN
+    assert chosen(linear, "cpu.rope") == "onednn.linear"  # of another op
+    assert chosen(linear, "cpu.magic") == "onednn.linear"
 
 
 @pytest.mark.parametrize(

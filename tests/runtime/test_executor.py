@@ -174,8 +174,8 @@ def test_without_the_compiled_library_torch_runs_the_same_plan_and_says_so_once(
     finally:
         kernel_choice.available_backends.cache_clear()
     assert {kernel.backend for kernel in runs[0].recorder.executor._kernels} <= {"eager", "onednn"}
-    assert [r.getMessage() for r in caplog.records if "CXX is empty" in r.getMessage()] != []
-    assert len(caplog.records) == 1
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING)
+    assert "CXX is empty" in warning
     found = runs[0].generate(prompts_of())
     assert [output.token_ids for output in found] == [output.token_ids for output in expected]
 

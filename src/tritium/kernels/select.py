@@ -1,4 +1,4 @@
-"""Choosing a kernel for a step: the first row of the table that is available here and supports the arguments."""
+"""Choosing a kernel for a step: the row a plan prefers, else the first that is available and supports the arguments."""
 
 from collections.abc import Mapping, Set
 from typing import Any
@@ -8,12 +8,16 @@ from tritium.kernels.kernel import Kernel, TensorSpec, resolve
 from tritium.kernels.table import KERNELS
 
 
-def choose(op: str, args: Mapping[str, Any], *, available: Set[str]) -> Kernel:
-    """The preferred kernel for `op` with these `TensorSpec`s and literals among the backends in `available`.
+def choose(op: str, args: Mapping[str, Any], *, available: Set[str], preferred: str = "") -> Kernel:
+    """The kernel for `op` with these `TensorSpec`s and literals among the backends in `available`.
+
+    That is the row named `preferred`, if it can run here, else the first of the table that can. An eager row is never
+    preferred: that a plan names one only says that where it was built nothing better could run.
 
     Raises `KernelError` with every kernel that was tried and why it was refused.
     """
     rows = [kernel for kernel in KERNELS if kernel.op == op]
+    rows.sort(key=lambda kernel: kernel.name != preferred or kernel.backend == "eager")
     refusals = []
     for kernel in rows:
         reason = _refusal(kernel, args, available)
@@ -26,14 +30,6 @@ def choose(op: str, args: Mapping[str, Any], *, available: Set[str]) -> Kernel:
             f"no kernel implements {call}: add a row to kernels/table.py, or write the model with its ops"
         )
     raise KernelError(f"no kernel can run {call}. Tried:\n" + "\n".join(refusals))
-
-
-def named(name: str) -> Kernel:
-    """The row of that name; `KernelError` when a plan names one that this version does not have."""
-    for kernel in KERNELS:
-        if kernel.name == name:
-            return kernel
-    raise KernelError(f"this version has no kernel named {name!r}: build the engine again")
 
 
 def _refusal(kernel: Kernel, args: Mapping[str, Any], available: Set[str]) -> str | None:

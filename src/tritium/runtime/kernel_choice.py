@@ -12,7 +12,6 @@ from tritium.errors import EngineError
 from tritium.kernels.cpu import library
 from tritium.kernels.kernel import Kernel, TensorSpec
 from tritium.kernels.select import choose
-from tritium.kernels.table import KERNELS
 
 logger = logging.getLogger("tritium")
 
@@ -33,15 +32,8 @@ def available_backends() -> frozenset[str]:
 def choose_kernels(plan: Plan) -> list[Kernel]:
     """One kernel per step. Raises `KernelError` when nothing can run a step, `EngineError` for an unknown value."""
     values = {value.name: value for value in plan.values}
-    rows = {kernel.name: kernel for kernel in KERNELS}
     available = available_backends()
-    kernels = []
-    for step in plan.steps:
-        kernel = rows.get(step.kernel)
-        if kernel is None or kernel.op != step.op or kernel.backend not in available:
-            kernel = choose(step.op, _specs(step, values), available=available)
-        kernels.append(kernel)
-    return kernels
+    return [choose(step.op, _specs(step, values), available=available, preferred=step.kernel) for step in plan.steps]
 
 
 def _specs(step: Step, values: Mapping[str, Value]) -> dict[str, Any]:
