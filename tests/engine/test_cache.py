@@ -26,7 +26,7 @@ def model(tmp_path):
 
 def fake_build(model, config, path):
     path.mkdir()
-    (path / "manifest.json").write_text("{}")
+    (path / "manifest.json").write_text('{"format": "tritium-engine"}')
 
 
 def test_the_key_changes_with_every_file_of_the_model_and_every_option(engines, model):
@@ -144,5 +144,9 @@ def test_options_that_contradict_a_given_engine_are_refused(tmp_path):
     assert obtain.obtain_engine(engine, BuildConfig(), fake_build) == engine
     with pytest.raises(ConfigError, match="computes in bfloat16"):
         obtain.obtain_engine(engine, BuildConfig(dtype="float32"), fake_build)
+    with pytest.raises(ConfigError, match="is bitwise"):
+        obtain.obtain_engine(engine, BuildConfig(invariance="fast"), fake_build)
+    with pytest.raises(ConfigError, match="disabled_passes"):
+        obtain.obtain_engine(engine, BuildConfig(disabled_passes=("recognise",)), fake_build)
     with pytest.raises(ConfigError, match="built for 64"):
         obtain.obtain_engine(engine, BuildConfig(max_model_len=65), fake_build)

@@ -9,8 +9,8 @@ import sys
 import msgspec
 import pytest
 
-from tritium.engine.engine import Engine, is_engine
-from tritium.engine.manifest import Manifest
+from tritium.engine.engine import Engine
+from tritium.engine.manifest import Manifest, is_engine
 from tritium.engine.plan import KVGroup, Plan, Ref, Step, Value
 from tritium.engine.serialise import write_engine
 from tritium.errors import EngineError
@@ -103,6 +103,22 @@ def test_a_directory_that_is_no_engine_is_never_replaced(tmp_path):
     with pytest.raises(EngineError, match="precious exists and is not an engine"):
         write(tmp_path / "precious")
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "x"
+
+
+def test_a_directory_with_another_programs_manifest_is_no_engine_and_never_replaced(tmp_path):
+    page = tmp_path / "public"
+    page.mkdir()
+    (page / "manifest.json").write_text('{"name": "a web page"}')
+    assert not is_engine(page)
+    with pytest.raises(EngineError, match="public exists and is not an engine"):
+        write(page)
+    assert [path.name for path in page.iterdir()] == ["manifest.json"]
+
+
+def test_an_engine_with_a_damaged_manifest_can_be_built_again(engine_dir):
+    (engine_dir / "manifest.json").write_bytes(b"")
+    assert is_engine(engine_dir)
+    Engine.load(write(engine_dir))
 
 
 def test_a_killed_build_is_cleaned_up_by_the_next_and_never_looks_like_an_engine(tmp_path):

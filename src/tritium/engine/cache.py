@@ -20,8 +20,7 @@ import msgspec
 
 from tritium import __version__
 from tritium.config import BuildConfig, cache_dir
-from tritium.engine.engine import is_engine
-from tritium.engine.manifest import MANIFEST_VERSION, record
+from tritium.engine.manifest import MANIFEST_VERSION, is_engine, record
 from tritium.engine.plan import PLAN_VERSION
 from tritium.errors import CheckpointError, EngineError
 

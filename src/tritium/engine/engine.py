@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 
-from tritium.engine.manifest import MANIFEST_NAME, Manifest, check_files, read_manifest
+from tritium.engine.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, check_files, read_manifest
 from tritium.engine.plan import PLAN_VERSION, Plan
-from tritium.engine.serialise import PLAN_NAME, WEIGHTS_NAME
+from tritium.engine.serialise import WEIGHTS_NAME
 from tritium.errors import EngineError
 
 BACKENDS = ("cpu",)
@@ -55,11 +55,6 @@ class Engine:
     def weights_path(self) -> Path | None:
         """The safetensors file, or None when every weight is generated (`manifest.dummy_seed`)."""
         return self.path / WEIGHTS_NAME if WEIGHTS_NAME in self.manifest.files else None
-
-
-def is_engine(path: str | Path) -> bool:
-    """True when the directory has the manifest of an engine; says nothing about whether it is whole."""
-    return (Path(path) / MANIFEST_NAME).is_file()
 
 
 def _read_plan(path: Path) -> Plan:

@@ -15,6 +15,7 @@ from tritium.errors import EngineError
 
 MANIFEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+PLAN_NAME = "plan.json"
 FORMAT = "tritium-engine"
 HASH_ALWAYS_BELOW = 32 << 20  # bytes; larger files are hashed only on request: 16 GB of weights would take 10 s
 
@@ -69,6 +70,14 @@ def record(path: Path) -> FileRecord:
 def encode(manifest: Manifest) -> bytes:
     """The manifest as people read it: indented JSON with a final newline."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def is_engine(path: str | Path) -> bool:
+    """True for the directory of an engine, be it damaged; not for what else has a `manifest.json`, as web pages do."""
+    manifest = Path(path) / MANIFEST_NAME
+    if not manifest.is_file():
+        return False
+    return manifest.with_name(PLAN_NAME).is_file() or FORMAT.encode() in manifest.read_bytes()
 
 
 def read_manifest(directory: Path) -> Manifest:

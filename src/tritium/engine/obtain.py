@@ -8,8 +8,7 @@ from pathlib import Path
 
 from tritium.config import BuildConfig
 from tritium.engine import cache
-from tritium.engine.engine import is_engine
-from tritium.engine.manifest import read_manifest
+from tritium.engine.manifest import is_engine, read_manifest
 from tritium.errors import ConfigError
 from tritium.weights.hub import model_directory
 
@@ -47,7 +46,7 @@ def _is_length_compiled_in(model_dir: Path, max_model_len: int) -> bool:
     """
     try:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
         return False  # the build will say what is wrong with it
@@ -63,6 +62,15 @@ def _check_agrees(path: Path, config: BuildConfig) -> None:
     manifest = read_manifest(path)
     if config.dtype not in ("auto", manifest.dtype):
         raise ConfigError(f"dtype={config.dtype!r}: the engine {path} computes in {manifest.dtype}; build another one")
+    if config.invariance not in (BuildConfig().invariance, manifest.invariance):
+        raise ConfigError(
+            f"invariance={config.invariance!r}: the engine {path} is {manifest.invariance}; build another"
+        )
+    if config.disabled_passes and list(config.disabled_passes) != manifest.build.get("disabled_passes"):
+        raise ConfigError(
+            f"disabled_passes={config.disabled_passes!r}: the engine {path} was built with "
+            f"{manifest.build.get('disabled_passes')!r}; build another"
+        )
     if config.max_model_len is not None and config.max_model_len > manifest.max_model_len:
         raise ConfigError(
             f"max_model_len={config.max_model_len}: the engine {path} was built for {manifest.max_model_len}; "

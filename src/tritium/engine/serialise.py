@@ -8,21 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from tritium.engine.manifest import MANIFEST_NAME, Manifest, encode, record
+from tritium.engine.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, encode, is_engine, record
 from tritium.engine.plan import Plan
 from tritium.errors import EngineError
+from tritium.text.tokenizer_files import TOKENIZER_FILES
 
-PLAN_NAME = "plan.json"
 WEIGHTS_NAME = "weights.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "config.json",
-)
 
 
 def write_engine(
@@ -72,7 +63,7 @@ def write_engine(
 
 def _check_target(output_dir: Path) -> None:
     is_free = not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir()))
-    if not is_free and not (output_dir / MANIFEST_NAME).is_file():
+    if not is_free and not is_engine(output_dir):
         raise EngineError(f"{output_dir} exists and is not an engine: choose another output directory")
 
 
