@@ -1,6 +1,10 @@
 """`tritium run` and `tritium chat` on the demo model: what they print is what the library answers."""
 
 import json
+import resource
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,6 +43,28 @@ def test_one_prompt_prints_its_completion_and_nothing_else(expected: list[str]) 
 def test_several_prompts_are_printed_in_their_order(expected: list[str]) -> None:
     result = tritium("run", DEMO, "--prompt", PROMPTS[0], "--prompt", PROMPTS[1], *GREEDY, *SMALL)
     assert result.stdout == "".join(f"--- {p}\n{t}\n" for p, t in zip(PROMPTS, expected, strict=True))
+
+
+def test_a_reader_that_leaves_early_ends_it_quietly() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tritium",
+        "run",
+        DEMO,
+        "--prompt",
+        "import",
+        "--max-tokens",
+        "500",
+        "--ignore-eos",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        log = process.stderr.read()
+    assert process.returncode == 141
+    assert "Traceback" not in log and "rror" not in log
 
 
 def test_json_holds_configuration_and_outputs(expected: list[str]) -> None:
@@ -95,6 +121,17 @@ def test_a_file_is_completed_with_one_error_per_bad_line_and_resumed(expected: l
     assert target.read_text().startswith(before)
     (added,) = map(json.loads, target.read_text()[len(before) :].splitlines())
     assert (added["id"], added["text"]) == ("b", expected[1])
+
+
+def test_a_full_disk_ends_the_job_with_one_line(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": "import", "max_tokens": 200}) + "\n" for _ in range(4)))
+    command = [sys.executable, "-m", "tritium", "run", DEMO, "--input", source, "--output", target, *SMALL]
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (300, 300))  # bytes a file may have
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {target} cannot be written: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_chat_keeps_its_history_until_it_is_reset() -> None:

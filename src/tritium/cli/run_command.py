@@ -98,9 +98,8 @@ async def _stream(llm: LLM, prompts: list[str], params: SamplingParams) -> None:
         queue.put_nowait(None)
 
     errors = []
-    async with asyncio.TaskGroup() as tasks:
-        for prompt, queue in zip(prompts, queues, strict=True):
-            tasks.create_task(feed(prompt, queue))
+    tasks = [asyncio.create_task(feed(prompt, queue)) for prompt, queue in zip(prompts, queues, strict=True)]
+    try:
         for prompt, queue in zip(prompts, queues, strict=True):
             if len(prompts) > 1:
                 print(f"--- {prompt}")
@@ -111,6 +110,9 @@ async def _stream(llm: LLM, prompts: list[str], params: SamplingParams) -> None:
                 sys.stdout.write(item)
                 sys.stdout.flush()
             print(flush=True)
+    finally:
+        for task in tasks:
+            task.cancel()
     if errors:
         raise errors[0]
 
@@ -169,15 +171,18 @@ async def _complete_all(
         finally:
             room.release()
 
-    async with asyncio.TaskGroup() as tasks:
-        for job in read_jobs(source, defaults):
-            if job.job_id in done:
-                counts["skipped"] += 1
-            elif isinstance(job, BadLine):
-                write({"id": job.job_id, "line": job.line_number, "error": error_record(job.error)})
-            else:
-                await room.acquire()
-                tasks.create_task(complete(job))
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for job in read_jobs(source, defaults):
+                if job.job_id in done:
+                    counts["skipped"] += 1
+                elif isinstance(job, BadLine):
+                    write({"id": job.job_id, "line": job.line_number, "error": error_record(job.error)})
+                else:
+                    await room.acquire()
+                    tasks.create_task(complete(job))
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
     return num_tokens
 
 
