@@ -12,7 +12,7 @@ LENGTHS = (3, 40)  # the second is longer than every window of TINY_MODELS
 LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": 24, "num_threads": 1}
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "stablelm"])
 def test_an_answer_of_32_tokens_is_that_of_transformers(name, tmp_path):
     path = make_checkpoint(tmp_path / "model", name)
     prompts = [random_prompt(length, seed=length) for length in LENGTHS]

@@ -9,10 +9,10 @@ from tritium.weights.source import DictSource
 
 PROMPT_LEN = 60  # beyond every window and every original_max_position_embeddings of TINY_MODELS
 SCALED = [name for name, config in tiny.TINY_MODELS.items() if "rope_scaling" in config]
-BASES = ("llama", "mistral", "qwen2-window", "qwen3", "gemma2", "gpt2", "gptj")
+BASES = ("llama", "mistral", "qwen2-window", "qwen3", "gemma2", "stablelm", "gpt2", "gptj")
 PERTURBED = (
     *("llama-mha-biased", "llama-tied", "mistral", "qwen2-window", "qwen3", "qwen3-biased"),
-    *("gemma2", "gemma2-no-caps", "gpt2", "gpt2-untied", "gptj", "gptj-tied"),
+    *("gemma2", "gemma2-no-caps", "stablelm", "stablelm-biased-tied", "gpt2", "gpt2-untied", "gptj", "gptj-tied"),
 )
 
 

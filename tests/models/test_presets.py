@@ -8,6 +8,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+from transformers.models.stablelm.modeling_stablelm import StableLmRotaryEmbedding
 
 from tritium import models
 from tritium.errors import ConfigError
@@ -33,6 +34,8 @@ PARAMETERS = {  # in millions, as the model cards say; embeddings counted once w
     "gemma-2-2b": 2614,
     "gemma-2-9b": 9242,
     "gemma-2-27b": 27227,
+    "stablelm-3b": 2795,
+    "stablelm-2-1.6b": 1645,
     "gpt2": 124,
     "gpt2-medium": 355,
     "gpt2-large": 774,
@@ -46,6 +49,7 @@ ROTARY = {
     "qwen2": Qwen2RotaryEmbedding,
     "qwen3": Qwen3RotaryEmbedding,
     "gemma2": Gemma2RotaryEmbedding,
+    "stablelm": StableLmRotaryEmbedding,
 }
 
 

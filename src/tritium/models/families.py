@@ -55,6 +55,7 @@ def _llama_like(
     max_positions: int,
     head_size: int | None = None,
     activation: tuple[str, str] = ("hidden_act", "silu"),
+    rotated_part: float | None = None,
 ) -> dict[str, Any]:
     """What Llama and its successors share. The keywords are transformers' defaults for absent fields."""
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads", high=1 << 14)
@@ -76,7 +77,7 @@ def _llama_like(
         "max_position_embeddings": max_positions,
         "norm_eps": fields.number("rms_norm_eps", high=1.0, default=1e-6),
         "activation": fields.activation(activation[0], default=activation[1]),
-        "rope": read_rope(fields, head_size, max_positions),
+        "rope": read_rope(fields, head_size, max_positions, rotated_part=rotated_part),
         "tie_word_embeddings": fields.boolean("tie_word_embeddings", default=False),
     }
 
@@ -163,6 +164,16 @@ def _read_gemma2(fields: Fields) -> dict[str, Any]:
         "has_qkv_bias": has_bias,
         "has_output_bias": has_bias,
         "tie_word_embeddings": fields.boolean("tie_word_embeddings", default=True),
+    }
+
+
+def _read_stablelm(fields: Fields) -> dict[str, Any]:
+    fields.refuse("qk_layernorm", (False,), "layer norms on queries and keys are not supported")
+    fields.refuse("use_parallel_residual", (False,), "StableLM's parallel residual is not supported")
+    return _llama_like(fields, kv_heads=32, max_positions=4096, rotated_part=0.25) | {
+        "norm": "layer_norm",
+        "norm_eps": fields.number("layer_norm_eps", high=1.0, default=1e-5),
+        "has_qkv_bias": fields.boolean("use_qkv_bias", default=False),
     }
 
 
@@ -306,6 +317,13 @@ FAMILIES = (
         architecture="Gemma2ForCausalLM",
         read=_read_gemma2,
         names=GEMMA2_NAMES,
+        ignored=ROTARY_BUFFERS,
+    ),
+    Family(
+        name="stablelm",
+        architecture="StableLmForCausalLM",
+        read=_read_stablelm,
+        names=LLAMA_NAMES,
         ignored=ROTARY_BUFFERS,
     ),
     Family(

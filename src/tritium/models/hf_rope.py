@@ -6,8 +6,12 @@ from tritium.models.hf_fields import Fields
 RENAMED = {"su": "longrope", "mrope": "multimodal RoPE"}
 
 
-def read_rope(fields: Fields, head_size: int, max_position_embeddings: int) -> RopeConfig:
+def read_rope(
+    fields: Fields, head_size: int, max_position_embeddings: int, *, rotated_part: float | None = None
+) -> RopeConfig:
     """The RoPE of a Llama-like model: all of each head is rotated, halves against each other.
+
+    rotated_part: for families that rotate the first part of a head, the default of `partial_rotary_factor`.
 
     Precedence as in transformers: `rope_scaling` over `rope_parameters`; a `rope_theta` inside them over one beside
     them; `original_max_position_embeddings` beside them over one inside. Raises `UnsupportedModel` for a type without
@@ -24,6 +28,16 @@ def read_rope(fields: Fields, head_size: int, max_position_embeddings: int) -> R
         also = f" ({RENAMED[kind]})" if isinstance(kind, str) and kind in RENAMED else ""
         known = f"this RoPE type{also} has no formula in Tritium; known types are {', '.join(ROPE_TYPES)}"
         raise inner.unsupported(name, kind, known)
+    if rotated_part is not None:
+        holder = inner if "partial_rotary_factor" in inner.data else fields
+        rotated_part = holder.number("partial_rotary_factor", high=1.0, default=rotated_part)
+        dim = int(head_size * rotated_part)
+        if dim < 2 or dim % 2:
+            problem = f"is {rotated_part:g}: {dim} dimensions of a head of {head_size} cannot be rotated in pairs"
+            raise holder.error("partial_rotary_factor", problem)
+        if kind != "default":
+            raise inner.unsupported(name, kind, "families that rotate part of a head have no scaled RoPE in Tritium")
+        return RopeConfig(dim=dim, theta=inner.number("rope_theta", low=1.0, default=outer_theta))
     for part in (fields, inner):
         part.refuse("partial_rotary_factor", (1, 1.0), "this family rotates whole heads")
     if head_size % 2:

@@ -83,6 +83,18 @@ def _gemma2(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: i
     }
 
 
+def _stablelm(layers: int, hidden: int, intermediate: int, heads: int, **more: Any) -> dict[str, Any]:
+    shape = _llama(layers, hidden, intermediate, heads, heads)
+    del shape["rms_norm_eps"]
+    return shape | {
+        "architectures": ["StableLmForCausalLM"],
+        "model_type": "stablelm",
+        "layer_norm_eps": 1e-5,
+        "partial_rotary_factor": 0.25,
+        **more,
+    }
+
+
 def _gpt2(layers: int, hidden: int, heads: int) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -120,6 +132,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gemma-2-2b": _gemma2(26, 2304, 9216, 8, 4),
     "gemma-2-9b": _gemma2(42, 3584, 14_336, 16, 8),
     "gemma-2-27b": _gemma2(46, 4608, 36_864, 32, 16, head_dim=128, query_pre_attn_scalar=144),
+    "stablelm-3b": _stablelm(32, 2560, 6912, 32, vocab_size=50_304),
+    "stablelm-2-1.6b": _stablelm(24, 2048, 5632, 32, vocab_size=100_352, use_qkv_bias=True),
     "gpt2": _gpt2(12, 768, 12),
     "gpt2-medium": _gpt2(24, 1024, 16),
     "gpt2-large": _gpt2(36, 1280, 20),

@@ -66,6 +66,12 @@ GEMMA2 = {name: value for name, value in LLAMA.items() if name != "hidden_act"} 
     "hidden_activation": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
 }
+STABLELM = {name: value for name, value in LLAMA.items() if name != "rms_norm_eps"} | {
+    "architectures": ["StableLmForCausalLM"],
+    "model_type": "stablelm",
+    "layer_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.25,
+}
 GPT2: dict[str, Any] = {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -116,6 +122,9 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
     "gemma2": GEMMA2,
     "gemma2-no-caps": GEMMA2
     | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True},
+    "stablelm": STABLELM,
+    "stablelm-biased-tied": STABLELM
+    | {"use_qkv_bias": True, "partial_rotary_factor": 0.5, "tie_word_embeddings": True},
     "gpt2": GPT2,
     "gpt2-scaled-by-layer": GPT2 | {"scale_attn_by_inverse_layer_idx": True, "n_inner": 72},
     "gpt2-untied": GPT2 | {"tie_word_embeddings": False},
