@@ -1,6 +1,7 @@
 """Capture: what a module becomes, what stays as it was, what is said when it cannot be."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import sympy
@@ -12,6 +13,7 @@ from tritium.errors import CaptureError
 from tritium.graph import dump
 from tritium.graph.annotate import fixed_sizes, symbolic_sizes
 from tritium.graph.capture import capture
+from tritium.graph.conditions import holds_for_every_length
 from tritium.graph.spec import IRREGULAR, NUM_TOKENS, Spec, spec_of
 from tritium.testing.plain_models import PlainLlama
 
@@ -159,3 +161,25 @@ def test_the_dump_for_people_says_what_is_not_default():
     assert "weight scale: float32[12]" in text and "input input_ids: int64[T]" in text
     assert "[head]\n  linear: float32[T, 50] = aten.linear(dropout, head.weight)" in text
     assert "return linear" in text
+
+
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    [
+        (lambda size: torch.sym_min(size * 16, size * 32) == size * 16, True),
+        (lambda size: size * 3 >= size, True),
+        (lambda size: size != 12, False),
+        (lambda size: size > 4, False),
+        (lambda size: size <= 4096, False),
+    ],
+    ids=["a true one that torch cannot prove", "a trivial one", "all but one", "long ones", "short ones"],
+)
+def test_conditions_that_hold_for_every_length_are_no_restriction(condition, holds):
+    """Built by hand: which ones torch.export cannot prove depends on its version."""
+    tokens = sympy.Symbol("s0", positive=True, integer=True)
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = SimpleNamespace(shape=[SimpleNamespace(node=SimpleNamespace(expr=tokens)), 12])
+    size = torch.fx.Proxy(graph.call_function(torch.ops.aten.sym_size.int, (x, 0)))
+    graph.call_function(torch.ops.aten._assert_scalar.default, (condition(size).node, "message"))
+    assert holds_for_every_length(graph, tokens) == holds

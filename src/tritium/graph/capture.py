@@ -23,6 +23,7 @@ from torch import fx, nn
 
 from tritium.errors import CaptureError
 from tritium.graph.annotate import annotate, fixed_sizes, symbolic_sizes
+from tritium.graph.conditions import holds_for_every_length
 
 EXAMPLE_TOKENS = 8  # T = 1 would be specialised on
 INPUTS = ("input_ids", "positions")
@@ -64,6 +65,8 @@ def capture(module: nn.Module, *, dtype: torch.dtype | None = None) -> Captured:
             raise CaptureError(_export_failed(module, error)) from error
     graph = exported.graph
     tokens = _name_placeholders(graph, exported.graph_signature)
+    if restriction is not None and holds_for_every_length(graph, tokens):
+        restriction = None
     constants |= {name: t for name, t in exported.constants.items() if isinstance(t, torch.Tensor) and not t.is_meta}
     annotate(graph, symbolic_sizes(tokens))
     return Captured(graph, constants, restriction)
