@@ -31,7 +31,7 @@ def print_json(result: Mapping[str, Any]) -> None:
 
 @contextmanager
 def reporting(*, is_json: bool) -> Iterator[None]:
-    """Run a command: its log goes to standard error, a designed error ends it with one line and exit code 1."""
+    """Run a command: its log goes to standard error; a designed error, or the system's, is one line and exit code 1."""
     handler = logging.StreamHandler(sys.stderr)
     logger = logging.getLogger("tritium")
     logger.addHandler(handler)
@@ -46,11 +46,13 @@ def reporting(*, is_json: bool) -> Iterator[None]:
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
         sys.exit(141)
+    except OSError as error:  # a full disk, a directory that may not be written: the text names the file
+        fail(error, is_json=is_json)
     finally:
         logger.removeHandler(handler)
 
 
-def fail(error: TritiumError, *, is_json: bool) -> NoReturn:
+def fail(error: TritiumError | OSError, *, is_json: bool) -> NoReturn:
     """End the process for this error."""
     if is_json:
         print_json({"error": error_record(error)})
