@@ -285,6 +285,7 @@ def test_a_closed_llm_says_so(engine_dir):
         ({"max_model_length": 5}, "did you mean 'max_model_len'"),
         ({"quantisation": 5}, "no option 'quantisation'"),
         ({"max_num_seqs": 0}, "max_num_seqs"),
+        ({"max_model_len": 1}, "max_model_len must be an integer from 2 .* not 1"),
         ({"dtype": "int3"}, "dtype"),
         ({"dtype": "bfloat16"}, "computes in float32"),
         ({"max_model_len": 4096}, "was built for 128"),

@@ -71,7 +71,7 @@ class BuildConfig:
         if self.scheme is not None:
             raise ConfigError(f"scheme must be None: this version has no quantisation scheme named {self.scheme!r}")
         if self.max_model_len is not None:
-            check_int("max_model_len", self.max_model_len, 1, 1 << 24)
+            check_int("max_model_len", self.max_model_len, 2, 1 << 24)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         if self.max_model_len is not None:
-            check_int("max_model_len", self.max_model_len, 1, 1 << 24)
+            check_int("max_model_len", self.max_model_len, 2, 1 << 24)
         check_int("max_num_seqs", self.max_num_seqs, 1, 1 << 14)
         check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 20)
         if self.max_num_batched_tokens < self.max_num_seqs:

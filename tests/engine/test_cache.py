@@ -67,6 +67,13 @@ def test_a_cache_that_others_may_write_is_refused(engines, model):
         cache.engine_path(model, BuildConfig())
 
 
+def test_a_cache_that_cannot_be_made_is_named_with_the_way_out(tmp_path, model, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRITIUM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(EngineError, match=r"file/engines cannot be made .*set TRITIUM_CACHE"):
+        cache.engine_path(model, BuildConfig())
+
+
 def test_two_that_want_the_same_engine_build_it_once(engines, model):
     builds, entered, may_go_on = [], threading.Event(), threading.Event()
 

@@ -39,9 +39,12 @@ class CachedEngine(NamedTuple):
 
 
 def engines_dir() -> Path:
-    """The directory of cached engines, made 0700. Raises `EngineError` when someone else owns or may write it."""
+    """The directory of cached engines, made 0700. `EngineError`: it cannot be made, or others own or may write it."""
     path = cache_dir() / "engines"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineError(f"{path} cannot be made ({error}): set TRITIUM_CACHE to a directory of yours") from error
     info = path.stat()
     if info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise EngineError(f"{path} must belong to you and be writable by nobody else: fix it, or set TRITIUM_CACHE")
