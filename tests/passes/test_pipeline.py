@@ -184,6 +184,19 @@ def test_an_op_without_a_kernel_is_refused_with_its_place():
         pipeline.optimise(capture(module).graph)
 
 
+def test_sizes_that_are_not_linear_in_the_tokens_are_refused_with_their_place():
+    class Paired(PlainLlama):
+        def forward(self, input_ids_T, positions_T):
+            pairs = self.embed(input_ids_T).view(input_ids_T.shape[0] // 2, -1)
+            return super().forward(input_ids_T, positions_T) + pairs.sum()
+
+    with torch.device("meta"):
+        module = Paired()
+    message = r"view.* has a size that is not a multiple of the number of tokens.*test_pipeline.py:"
+    with pytest.raises(CaptureError, match=message):
+        pipeline.optimise(capture(module).graph)
+
+
 if __name__ == "__main__":
     recorded = dump.to_text(pipeline.optimise(capture(models.create(TINY)).graph).graph)
     GOLDEN.write_text(re.sub(r" +# [a-z_]+\.py:\d+$", "", recorded, flags=re.M))

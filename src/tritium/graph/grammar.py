@@ -26,6 +26,8 @@ def verify_captured(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if "spec" not in node.meta or "covers" not in node.meta:
             refuse(node, "has no spec or no provenance: insert nodes with tritium.graph.edit.insert")
+        if has_spec(node) and any(isinstance(dim, Extent) and dim.tokens < 0 for dim in spec_of(node).shape):
+            refuse(node, "has a size that is not a multiple of the number of tokens, plus a number")
         if node.op == "placeholder":
             if node.meta.get("kind") not in KINDS or node.meta["name"] in names:
                 refuse(node, f"is no input, weight or kv of its own name ({node.meta.get('name')!r})")

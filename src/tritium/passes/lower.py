@@ -24,7 +24,7 @@ VIEW_NAMES = {VIEW: "aten.view", PERMUTE: "aten.permute", SLICE: "aten.slice", E
 
 
 def lower(graph: fx.Graph, kv_groups: Sequence[KVGroup]) -> Plan:
-    """See the module's docstring. Raises `CaptureError` for a value without a size that is linear in the batch."""
+    """See the module's docstring. Raises `CaptureError` when the result is not logits [T, V]."""
     return _Lowering(graph).plan(tuple(kv_groups))
 
 
@@ -77,19 +77,11 @@ class _Lowering:
         """A new value for the node."""
         spec = spec_of(node)
         self.names[node] = name
-        self._check(node, spec)
         shape = tuple(_text(dim) for dim in spec.shape)
         self.values[name] = Value(name=name, kind=kind, dtype=dtype_name(spec.dtype), shape=shape, **fields)
         if kind != "view":
             self.samples[name] = _sample(spec)
         return name
-
-    def _check(self, node: fx.Node, spec: Spec) -> None:
-        for dim in spec.shape:
-            if isinstance(dim, Extent) and min(dim.tokens, dim.sequences, dim.rows) < 0:
-                raise CaptureError(
-                    f"{node.name} ({node.meta['source']}): its size is not linear in the number of tokens"
-                )
 
     def _free_name(self, name: str) -> str:
         while name in self.values:

@@ -61,9 +61,8 @@ NORMALISE = (
     Pass(name="remove_dead_code_again", run=remove_dead_code),  # before the proof: it looks at live nodes only
 )
 # Between them stands the proof: recognised attention is exempt from it, everything else must be token-local.
-BATCH = (
-    Pass(name="gather_sampled_rows", run=gather_sampled_rows),
-)  # before insert_kv: it looks for stateless attention
+# gather_sampled_rows stands before insert_kv, because it looks for stateless attention.
+BATCH = (Pass(name="gather_sampled_rows", run=gather_sampled_rows),)
 OPTIONAL = tuple(p.name for p in (*NORMALISE, *BATCH) if not p.is_required)
 
 
