@@ -10,6 +10,7 @@ import pytest
 IS_CI = os.environ.get("CI", "") not in ("", "0", "false")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as tritium sets it; here torch may be imported first
 os.environ.setdefault("TRITIUM_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "tritium"))
 
 # Two cores may be shared with anything, so no example has a deadline; CI draws the same examples always.

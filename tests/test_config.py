@@ -1,5 +1,8 @@
 """What the machine allows, read from a cgroup tree made for the test."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +73,18 @@ def test_memory_used_beyond_the_limit_leaves_none(proc_and_root):
     put(proc, cgroup="0::/")
     put(root, memory__max=1000, memory__current=2000)
     assert config.available_memory() == 0
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1", 1), ("1,4", 1), ("100000", 2), ("", 2), ("many", 2)])
+def test_omp_num_threads_is_obeyed_when_it_is_a_number(proc_and_root, monkeypatch, value, expected):
+    monkeypatch.setattr(config.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert config.available_threads() == expected
+
+
+@pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
+def test_spinning_at_barriers_is_bounded_unless_the_user_says_otherwise(own):
+    code = "import os, tritium; print(os.environ.get('GOMP_SPINCOUNT'))"
+    plain = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    out = subprocess.run([sys.executable, "-c", code], env=plain | own, capture_output=True, text=True, check=True)
+    assert out.stdout.split() == [own.get("GOMP_SPINCOUNT", "None" if own else "10000")]

@@ -283,7 +283,7 @@ def test_a_closed_llm_says_so(engine_dir):
     ("options", "words"),
     [
         ({"max_model_length": 5}, "did you mean 'max_model_len'"),
-        ({"quantisation": 5}, "no option 'quantisation'"),
+        ({"quantisation": 5}, "unknown option 'quantisation'"),
         ({"max_num_seqs": 0}, "max_num_seqs"),
         ({"max_model_len": 1}, "max_model_len must be an integer from 2 .* not 1"),
         ({"dtype": "int3"}, "dtype"),

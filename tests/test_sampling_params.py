@@ -18,3 +18,8 @@ def test_what_is_no_number_in_range_is_a_request_error_that_names_it(name, value
 def test_counts_are_bounded_integers(name, value):
     with pytest.raises(RequestError, match=name):
         SamplingParams(**{name: value})
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_known_one():
+    with pytest.raises(RequestError, match="unknown option 'temprature'; did you mean 'temperature'"):
+        SamplingParams(temprature=1)

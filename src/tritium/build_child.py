@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from tritium import errors
-from tritium.config import BuildConfig, from_keywords
+from tritium.config import BuildConfig
 from tritium.errors import EngineError, TritiumError
 
 
@@ -45,7 +45,7 @@ def main() -> int:
     request["build"]["disabled_passes"] = tuple(request["build"]["disabled_passes"])
     reply = {}
     try:
-        build(request["model"], from_keywords(BuildConfig, request["build"]), output_dir=request["output_dir"])
+        build(request["model"], BuildConfig(**request["build"]), output_dir=request["output_dir"])
     except TritiumError as error:
         reply = {"error": type(error).__name__, "message": str(error)}
     print(json.dumps(reply))

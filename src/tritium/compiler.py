@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import tritium
-from tritium.config import BuildConfig, from_keywords
+from tritium.config import BuildConfig
 from tritium.engine.engine import Engine
 from tritium.engine.manifest import Manifest
 from tritium.engine.plan import Extent, Plan
@@ -185,12 +185,10 @@ def _sizes(shape: tuple[str | int, ...]) -> tuple[int, ...]:
 
 def _config(config: BuildConfig | None, overrides: Mapping[str, Any]) -> BuildConfig:
     if config is None:
-        return from_keywords(BuildConfig, overrides)
+        return BuildConfig(**overrides)
     if not isinstance(config, BuildConfig):
         raise ConfigError(f"config must be a BuildConfig, not {type(config).__name__}")
-    return from_keywords(
-        BuildConfig, {f.name: getattr(config, f.name) for f in dataclasses.fields(config)} | dict(overrides)
-    )
+    return dataclasses.replace(config, **overrides)
 
 
 class _Clock:

@@ -4,22 +4,19 @@ Each value is checked when the object is made; a wrong one is a `ConfigError` th
 allowed. Every object can be printed as it was resolved (`dataclasses.asdict`).
 """
 
-import difflib
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from tritium.errors import ConfigError
+from tritium.keywords import refuse_unknown
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 Invariance = Literal["bitwise", "fast"]
 SchedulingPolicy = Literal["max_utilization", "guaranteed_no_evict"]
-
-T = TypeVar("T")
 
 
 def check_int(name: str, value: object, low: int, high: int) -> None:
@@ -34,17 +31,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
-def from_keywords(cls: type[T], keywords: Mapping[str, Any]) -> T:
-    """Make a config dataclass; an unknown keyword is refused with the nearest known name."""
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    for name in keywords:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-            raise ConfigError(f"unknown option {name!r}{hint}")
-    return cls(**keywords)
-
-
+@refuse_unknown(ConfigError)
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
     """How a model is compiled. Everything here changes the engine's identity.
@@ -74,6 +61,7 @@ class BuildConfig:
             check_int("max_model_len", self.max_model_len, 2, 1 << 24)
 
 
+@refuse_unknown(ConfigError)
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     """How an engine is run. Nothing here changes the engine on disk.
@@ -134,10 +122,12 @@ def compiler_command() -> str:
 
 
 def available_threads() -> int:
-    """CPUs this process may really use: its affinity, cut by the CPU quotas of its cgroup and of those above it."""
+    """CPUs this process may really use: its affinity, cut by $OMP_NUM_THREADS and its cgroups' CPU quotas."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for path in cgroups("cpu") if (quota := _cpu_quota(path)) is not None]
-    return max(1, min([cpus, *map(math.ceil, quotas)]))
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # one number a nesting level; ours is the first
+    asked = [int(wanted)] if wanted.isdecimal() else []
+    return max(1, min([cpus, *map(math.ceil, quotas), *asked]))
 
 
 def available_memory() -> int:

@@ -8,7 +8,6 @@ with LLM("path/to/model") as llm:
 
 import asyncio
 import dataclasses
-import difflib
 import itertools
 import logging
 import weakref
@@ -23,6 +22,7 @@ from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.engine.obtain import obtain_engine
 from tritium.errors import ConfigError, RequestError
+from tritium.keywords import check_known
 from tritium.mailbox import AsyncMailbox
 from tritium.progress import progress_bar
 from tritium.runtime.assemble import make_loop
@@ -303,11 +303,7 @@ def _split_options(options: Mapping[str, Any]) -> tuple[BuildConfig, RuntimeConf
     """Each option goes where a field has its name, `max_model_len` to both. Unknown ones are refused."""
     build = {field.name for field in dataclasses.fields(BuildConfig)}
     runtime = {field.name for field in dataclasses.fields(RuntimeConfig)}
-    for name in options:
-        if name not in build | runtime:
-            near = difflib.get_close_matches(name, build | runtime, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(build | runtime))}"
-            raise ConfigError(f"LLM has no option {name!r}; {hint}")
+    check_known(options, build | runtime, ConfigError)
     return (
         BuildConfig(**{name: value for name, value in options.items() if name in build}),
         RuntimeConfig(**{name: value for name, value in options.items() if name in runtime}),

@@ -1,10 +1,10 @@
 """How one request's tokens are chosen, and when it stops: one validated value shared by API, server and runtime."""
 
-import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from tritium.errors import RequestError
+from tritium.keywords import refuse_unknown
 
 MAX_TOKENS_LIMIT = 1 << 24
 MAX_STOP_STRINGS = 64
@@ -12,6 +12,7 @@ MAX_STOP_LENGTH = 1024
 MAX_LOGPROBS = 20
 
 
+@refuse_unknown(RequestError)
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """Sampling and stopping of one request.
@@ -76,17 +77,6 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """True when the likeliest token is always taken."""
         return self.temperature == 0.0 or self.top_k == 1
-
-    @classmethod
-    def from_keywords(cls, keywords: dict[str, Any]) -> "SamplingParams":
-        """Like the constructor, but an unknown name is a `RequestError` with the nearest known one."""
-        known = [f.name for f in fields(cls)]
-        for name in keywords:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise RequestError(f"unknown sampling option {name!r}{hint}")
-        return cls(**keywords)
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:

@@ -42,7 +42,7 @@ BYTES = Tokenizer(tiny_tokenizers.byte_level_bpe())
 
 
 def params(**options: object) -> SamplingParams:
-    return SamplingParams.from_keywords(options)
+    return SamplingParams(**options)
 
 
 def stream(tokenizer: Tokenizer, ids: Sequence[int], chunk: int = 1, **options: object) -> tuple[list[str], str | None]:

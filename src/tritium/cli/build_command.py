@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tritium.cli.report import print_json, say, say_config
 from tritium.compiler import build
-from tritium.config import BuildConfig, from_keywords
+from tritium.config import BuildConfig
 from tritium.engine.engine import Engine
 from tritium.errors import ConfigError
 from tritium.models.config import ModelConfig
@@ -23,7 +23,7 @@ def run(
     *, model: str | None, arch: str | None, is_dummy: bool, output: Path, config: Mapping[str, Any], is_json: bool
 ) -> None:
     """Build and say what was built."""
-    build_config = from_keywords(BuildConfig, config)
+    build_config = BuildConfig(**config)
     source = choose_model(model, arch, build_config, is_dummy=is_dummy)
     say_config({"model": model or arch, **asdict(build_config), "output": output}, is_json=is_json)
     with _progress(is_json=is_json) as progress:

@@ -19,7 +19,7 @@ def run(
     *, model: str, system: str | None, sampling: Mapping[str, Any], config: Mapping[str, Any], is_json: bool
 ) -> None:
     """Answer each line until the input ends or /exit. With JSON: one object a line, the configuration first."""
-    params = until_stop(SamplingParams.from_keywords(dict(sampling)))
+    params = until_stop(SamplingParams(**sampling))
     with asyncio.Runner() as runner, LLM(model, **config) as llm:  # the event loop outlives the engine's last word
         if llm.tokenizer is None or not llm.tokenizer.has_chat_template:
             raise RequestError(f"{model} has no chat template; use `tritium run` with a prompt")

@@ -100,4 +100,4 @@ def _job(job_id: str, fields: dict[str, Any], defaults: Mapping[str, Any]) -> Jo
         raise RequestError("a line needs either prompt or messages")
     if prompt is not None and not isinstance(prompt, (str, list)):
         raise RequestError(f"prompt must be text or a list of token ids, not {prompt!r:.80}")
-    return Job(job_id, prompt, messages, SamplingParams.from_keywords({**defaults, **fields}))
+    return Job(job_id, prompt, messages, SamplingParams(**{**defaults, **fields}))

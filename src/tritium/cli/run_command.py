@@ -34,7 +34,7 @@ def run(
         )
     if (input is None) != (output is None):
         raise ConfigError("--input and --output belong together")
-    params = SamplingParams.from_keywords(dict(sampling))  # refuse wrong values before the model is loaded
+    params = SamplingParams(**sampling)  # refuse wrong values before the model is loaded
     with asyncio.Runner() as runner, LLM(model, **config) as llm:  # the event loop outlives the engine's last word
         resolved = resolved_config(llm)
         say_config(describe(resolved), is_json=is_json)
