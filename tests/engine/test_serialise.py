@@ -18,12 +18,19 @@ from tritium.errors import EngineError
 PLAN = Plan(
     values=(
         Value(name="input_ids", kind="input", dtype="int64", shape=("T",)),
-        Value(name="weight", kind="weight", dtype="float32", shape=(7, 4)),
-        Value(name="x", kind="temp", dtype="float32", shape=("R", 7)),
+        Value(name="sampled_rows", kind="input", dtype="int64", shape=("R",)),
+        Value(name="weight", kind="weight", dtype="float32", shape=(7, 7)),
+        Value(name="x", kind="temp", dtype="float32", shape=("T", 7)),
+        Value(name="logits", kind="temp", dtype="float32", shape=("R", 7)),
     ),
-    steps=(Step(op="embedding", args={"ids_T": Ref("input_ids"), "weight_VD": Ref("weight")}, outputs=("x",)),),
+    steps=(
+        Step(op="embedding", args={"ids_T": Ref("input_ids"), "weight_VD": Ref("weight")}, outputs=("x",)),
+        Step(
+            op="gather_rows", args={"x_TD": Ref("x"), "rows_R": Ref("sampled_rows")}, outputs=("logits",), phase="rows"
+        ),
+    ),
     kv_groups=(KVGroup(layers=(0,), window=0, num_kv_heads=1, head_size=4, dtype="float32"),),
-    output="x",
+    output="logits",
     vocab_size=7,
 )
 MANIFEST = Manifest(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from tritium.engine.check import check_plan
 from tritium.engine.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, check_files, read_manifest
 from tritium.engine.plan import PLAN_VERSION, Plan
 from tritium.engine.serialise import WEIGHTS_NAME
@@ -27,7 +28,8 @@ class Engine:
 
         Files under 32 MiB are always checked against their sha256; larger ones by size, and by hash with `verify`.
         Raises `EngineError`, naming the file and what to do, when one is missing, truncated, damaged or of a newer
-        version, or when the engine is for another backend. Never imports the compiler.
+        version, when the engine is for another backend, or when its plan is not one that a compiler writes, naming
+        the value or step. Never imports the compiler.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -43,7 +45,12 @@ class Engine:
                 raise EngineError(
                     f"{path / MANIFEST_NAME} does not list {name}: the engine is incomplete; build it again"
                 )
-        return cls(path=path, manifest=manifest, plan=_read_plan(path / PLAN_NAME))
+        plan = _read_plan(path / PLAN_NAME)
+        try:
+            check_plan(plan)
+        except EngineError as error:
+            raise EngineError(f"{path / PLAN_NAME}: {error}") from None
+        return cls(path=path, manifest=manifest, plan=plan)
 
     @property
     def identity(self) -> str:

@@ -13,6 +13,7 @@ The runtime turns a plan and its bounds into addresses once; nothing is allocate
 """
 
 import re
+from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
@@ -121,7 +122,7 @@ class KVGroup(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Everything the executor needs beside the weights. `output` names the logits, [R, V]."""
 
     version: int = PLAN_VERSION
@@ -131,12 +132,25 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     output: str
     vocab_size: int
 
+    @cached_property
+    def by_name(self) -> dict[str, Value]:
+        """Every value by its name."""
+        return {value.name: value for value in self.values}
+
     def value(self, name: str) -> Value:
         """The value of that name; `EngineError` when there is none."""
-        found = self._by_name().get(name)
-        if found is None:
-            raise EngineError(f"the plan has no value named {name!r}: the engine directory is damaged; build it again")
-        return found
+        if name not in self.by_name:
+            raise damaged(f"the plan has no value named {name!r}")
+        return self.by_name[name]
 
-    def _by_name(self) -> dict[str, Value]:
-        return {v.name: v for v in self.values}
+
+def kv_layer(name: str) -> int:
+    """The attention layer whose cache the kv value `name` is; `EngineError` for a name that says none."""
+    if (match := re.fullmatch(r"kv\.([0-9]{1,6})", name)) is None:
+        raise damaged(f"the plan's kv value {name!r} does not say its layer, as 'kv.0' does")
+    return int(match[1])
+
+
+def damaged(problem: str) -> EngineError:
+    """The error for a plan that no compiler has written."""
+    return EngineError(f"{problem}: the engine is damaged; build it again")

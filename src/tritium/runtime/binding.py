@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from tritium.engine.plan import Arg, Extent, Plan, Ref, Sizes, Step, Value
+from tritium.engine.plan import Arg, Extent, Plan, Ref, Sizes, Step, Value, kv_layer
 from tritium.engine.views import view_of
-from tritium.errors import EngineError
 from tritium.kernels.kernel import Kernel, Thunk, resolve
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights
@@ -32,7 +31,7 @@ class Binder:
         weights: LoadedWeights,
         kv_cache: KVCache,
     ) -> None:
-        self._values = {value.name: value for value in plan.values}
+        self._plan = plan
         self._inputs = inputs
         self._weights = weights
         self._kv_cache = kv_cache
@@ -42,13 +41,11 @@ class Binder:
 
     def tensor(self, name: str, sizes: Sizes) -> torch.Tensor:
         """The value as a tensor at its address, in these sizes. Raises `EngineError` for a name the plan lacks."""
-        value = self._values.get(name)
-        if value is None:
-            raise EngineError(f"the plan has no value named {name!r}: the engine is damaged; build it again")
+        value = self._plan.value(name)
         if value.kind == "weight":
             return self._weights.get(name)
         if value.kind == "kv":
-            return self._kv_cache.layer(int(name.split(".")[1]))
+            return self._kv_cache.layer(kv_layer(name))
         if value.kind == "input":
             return _cut(self._inputs[name], _shape(value, sizes))
         if value.kind == "view":

@@ -1,0 +1,164 @@
+"""A plan's steps, checked on meta tensors: arguments exist and fit the op and each other, outputs are what it gives."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+
+from tritium import ops
+from tritium.engine.plan import Plan, Ref, Step, Value, damaged
+from tritium.errors import EngineError
+from tritium.kernels.eager.aten import ALLOWED
+
+REDUCTIONS = ("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default")
+TYPES: Mapping[str, tuple[type, ...]] = {  # of a schema's arguments, in a plan
+    "Tensor": (torch.Tensor,), "Optional[Tensor]": (torch.Tensor, type(None)), "float": (float, int), "int": (int,),
+    "bool": (bool,), "str": (str,),
+}  # fmt: skip
+Tensors = Mapping[str, torch.Tensor]
+Sides = tuple[Sequence[int], Sequence[int | None]]  # what an argument's sizes are, and what they must be; None: any
+
+# What names like `q_TNH` do not say of the arguments' sizes.
+RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
+    "rms_norm": lambda a: [(a["weight"].shape, a["x"].shape[-1:])],
+    "layer_norm": lambda a: [(a[name].shape, a["x"].shape[-1:]) for name in ("weight", "bias") if name in a],
+    "linear": lambda a: [
+        (a["weight_NK"].shape, (None, a["x"].shape[-1])),
+        *((b.shape, a["weight_NK"].shape[:1]) for b in [a.get("bias")] if b is not None),
+    ],
+    "gated_activation": lambda a: [(a["up"].shape, a["gate"].shape)],
+    "rope": lambda a: [(a["cos_sin"].shape, (a["x_TNH"].shape[0], None))],
+    "kv_store": lambda a: [(a["cache_layer"].shape, (None, 2, a["k_TKH"].shape[1], None, a["k_TKH"].shape[2]))],
+    "paged_attention": lambda a: [
+        (a["cache_layer"].shape, (None, 2, None, None, a["q_TNH"].shape[2])),
+        (a["cu_seqlens_q"].shape, (a["block_table_SB"].shape[0] + 1,)),
+        (a["batch_counts"].shape, (4,)),
+    ],
+}
+
+
+def check_steps(plan: Plan, tensors: Tensors) -> None:
+    """tensors: the plan's values as meta tensors, for one batch. Raises `EngineError` that names the step."""
+    values = plan.by_name
+    written: set[str] = set()
+    phase = "tokens"
+    for index, step in enumerate(plan.steps):
+        where = f"the plan's step {index} ({step.op})"
+        if phase == "rows" and step.phase == "tokens":
+            raise damaged(f"{where} runs over tokens after a step over sampled rows")
+        phase = step.phase
+        for name in _reads(step):
+            if name not in values:
+                raise damaged(f"{where} reads {name!r}, which is no value")
+            root = _root(values, name)
+            if values[root].kind == "temp" and root not in written:
+                raise damaged(f"{where} reads {name!r} before it is written")
+        for name in step.outputs:
+            if name not in values or values[name].kind != "temp" or name in written:
+                raise damaged(f"{where} writes {name!r}, which is no temporary of its own")
+            written.add(name)
+        _check_step(where, step, tensors)
+    output = _root(values, plan.output) if plan.output in values else plan.output
+    if output not in written:
+        raise damaged(f"the plan's output {plan.output!r} is written by no step")
+
+
+def _check_step(where: str, step: Step, tensors: Tensors) -> None:
+    try:
+        arguments = {name: _argument(arg, tensors) for name, arg in step.args.items()}
+        result = _result(step.op, arguments)
+    except (EngineError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        raise damaged(f"{where} cannot run: {str(error).partition(chr(10))[0]}") from None
+    given = [] if result is None else [result]
+    declared = [tensors[name] for name in step.outputs]
+    if [list(t.shape) for t in given] != [list(t.shape) for t in declared]:
+        raise damaged(
+            f"{where} gives sizes {[list(t.shape) for t in given]}, not those of {', '.join(step.outputs) or 'nothing'}"
+        )
+    if not step.op.startswith("aten.") and [t.dtype for t in given] != [t.dtype for t in declared]:
+        raise damaged(f"{where} gives {given[0].dtype}, but {step.outputs[0]!r} is {declared[0].dtype}")
+
+
+def _check_sizes(op: str, arguments: Tensors) -> None:
+    """Ranks and sizes: equal letters in the names (`q_TNH`, `slot_mapping_T`) are equal sizes."""
+    letters: dict[str, int] = {}
+    for name, tensor in arguments.items():
+        if match := re.search(r"_([A-Z]+)$", name):
+            if tensor.dim() != len(match[1]):
+                raise EngineError(f"{name} has {tensor.dim()} dimensions")
+            for letter, size in zip(match[1], tensor.shape, strict=True):
+                if letters.setdefault(letter, size) != size:
+                    raise EngineError(f"{name} has {letter} = {size}, another argument has {letters[letter]}")
+    for sizes, expected in RELATIONS[op](arguments) if op in RELATIONS else ():
+        is_equal = len(sizes) == len(expected) and all(b in (None, a) for a, b in zip(sizes, expected, strict=True))
+        if not is_equal:
+            raise EngineError(f"an argument has sizes {list(sizes)}, not {list(expected)} (None: any)")
+
+
+def _result(op: str, arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    """What the op gives for these arguments. Whatever is raised says why it refuses them."""
+    if op in ALLOWED:
+        return _of_torch(op, arguments)
+    known = ops.target(op)._schema.arguments
+    if unknown := arguments.keys() - {argument.name for argument in known}:
+        raise EngineError(f"it has no argument {', '.join(sorted(unknown))}")
+    in_order = [arguments[a.name] if a.name in arguments else _default(a) for a in known]
+    for argument, given in zip(known, in_order, strict=True):
+        types = TYPES[str(argument.type)]
+        if not isinstance(given, types) or (isinstance(given, bool) and bool not in types):
+            raise EngineError(f"its argument {argument.name} is a {type(given).__name__}, not {argument.type}")
+    _check_sizes(op, {name: x for name, x in arguments.items() if isinstance(x, torch.Tensor)})
+    return ops.op_named(op).fake(*in_order)  # not the op: torch's dispatch to it would import torch's compiler, 2 s
+
+
+def _of_torch(op: str, arguments: Mapping[str, Any]) -> torch.Tensor:
+    """A tensor of the sizes that torch's op gives. Worked out here: torch would import its compiler for it, 2 s."""
+    if op in ("aten.cat.default", "aten.stack.default"):
+        shapes = [list(x.shape) for x in arguments["tensors"]]
+        dim = range(len(shapes[0]) + ("stack" in op))[arguments.get("dim", 0)]
+        if "stack" in op:
+            shapes = [[*shape[:dim], 1, *shape[dim:]] for shape in shapes]
+        if len({(*shape[:dim], *shape[dim + 1 :]) for shape in shapes}) > 1:
+            raise EngineError(f"tensors have sizes {shapes}")
+        shape = [*shapes[0][:dim], sum(shape[dim] for shape in shapes), *shapes[0][dim + 1 :]]
+    elif op in REDUCTIONS:
+        x, dims = arguments["self"], arguments.get("dim")
+        every = range(x.dim())
+        over = {every[d] for d in ([dims] if isinstance(dims, int) else dims or every)}
+        kept = [1 if d in over else size for d, size in enumerate(x.shape)]
+        shape = kept if arguments.get("keepdim") else [size for d, size in enumerate(x.shape) if d not in over]
+    else:
+        tensors = [x.shape[::-1] for x in arguments.values() if isinstance(x, torch.Tensor)]
+        sizes = [set(dims) - {1} or {1} for dims in zip_longest(*tensors, fillvalue=1)]
+        if any(len(of_dim) > 1 for of_dim in sizes):
+            raise EngineError(f"its arguments have sizes {[list(shape[::-1]) for shape in tensors]}")
+        shape = [size for of_dim in reversed(sizes) for size in of_dim]
+    return torch.empty(shape, device="meta")
+
+
+def _default(argument: Any) -> Any:
+    if not argument.has_default_value():
+        raise EngineError(f"its argument {argument.name} is missing")
+    return argument.default_value
+
+
+def _argument(arg: Any, tensors: Tensors) -> Any:
+    if isinstance(arg, Ref):
+        return tensors[arg.value]
+    if isinstance(arg, list):
+        return [_argument(item, tensors) for item in arg]
+    return arg
+
+
+def _reads(step: Step) -> list[str]:
+    items = [item for arg in step.args.values() for item in (arg if isinstance(arg, list) else [arg])]
+    return [item.value for item in items if isinstance(item, Ref)]
+
+
+def _root(values: Mapping[str, Value], name: str) -> str:
+    """The value that a chain of views looks at."""
+    while values[name].kind == "view":
+        name = values[name].base
+    return name
