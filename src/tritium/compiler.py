@@ -32,6 +32,7 @@ from tritium.graph import dump
 from tritium.graph.capture import capture
 from tritium.models.config import ModelConfig
 from tritium.passes import pipeline
+from tritium.passes.tables import check_tables
 from tritium.resolve import ResolvedModel, Weights, resolve_model
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.weights import bind, recipes
@@ -81,6 +82,7 @@ def build(
     with clock.stage("resolve"):
         resolved = resolve_model(model, config, weights)
     compiled = compile_module(resolved.module, config, dtype=resolved.dtype, clock=clock)
+    check_tables(compiled.plan, resolved.max_model_len)
     with clock.stage("write"):
         path = _write(resolved, compiled, config, Path(output_dir), clock)
     return Engine.load(path)
