@@ -57,14 +57,36 @@ def test_a_repeated_id_is_an_error(tmp_path: Path) -> None:
     assert "the id '1' was used on an earlier line" in str(second.error)
 
 
-def test_done_ids_are_read_and_a_torn_last_line_is_removed(tmp_path: Path) -> None:
-    path = write(tmp_path / "out", {"id": "a", "text": ""}, {"id": "b", "error": {}}, b'{"id": "c", "te')
+def test_answered_ids_are_read_and_a_torn_last_line_is_removed(tmp_path: Path) -> None:
+    path = write(tmp_path / "out", {"id": "a", "text": ""}, {"id": "b", "text": ""}, b'{"id": "c", "te')
     assert read_done(path) == {"a", "b"}
     assert path.read_bytes().endswith(b"}\n") and len(path.read_text().splitlines()) == 2
     assert read_done(tmp_path / "absent") == set()
 
 
-@pytest.mark.parametrize("content", [b"hello\n", b'{"x": 1}\n', b"[1]\n"])
+def test_records_of_errors_are_removed_for_their_lines_to_be_tried_again(tmp_path: Path) -> None:
+    answers = {"id": "a", "text": "error"}, {"id": "c", "text": ""}
+    path = write(tmp_path / "out", answers[0], {"id": "b", "text": "half", "error": {}}, answers[1], b'{"id": "d"')
+    path.chmod(0o640)
+    assert read_done(path) == {"a", "c"}
+    assert path.read_bytes() == write(tmp_path / "expected", *answers).read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["expected", "out"]
+
+
+def test_a_crash_while_errors_are_removed_loses_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path = write(tmp_path / "out", {"id": "a", "text": ""}, {"id": "b", "error": {}})
+    before = path.read_bytes()
+    monkeypatch.setattr("tritium.cli.jobs.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        read_done(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b'{"x": 1}\n', b"[1]\n", b'{"error": 1}\n', b'"an error"\n'])
 def test_a_file_that_is_no_output_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "out").write_bytes(content)
     with pytest.raises(ConfigError, match="is not an output of `tritium run`; name a new file"):

@@ -1,5 +1,6 @@
 """`tritium run` and `tritium chat` on the demo model: what they print is what the library answers."""
 
+import asyncio
 import json
 import resource
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tritium.cli.main import app
-from tritium.llm import LLM
+from tritium.cli.run_command import collect
+from tritium.llm import LLM, CompletionOutput, RequestOutput
 from tritium.sampling_params import SamplingParams
 
 DEMO = str(Path(__file__).parents[2] / "examples" / "demo_model")
@@ -111,16 +113,40 @@ def test_a_file_is_completed_with_one_error_per_bad_line_and_resumed(expected: l
     assert "did you mean 'temperature'" in records["bad"]["error"]["message"]
     assert records["long"]["error"]["type"] == "RequestTooLarge"
 
-    before = target.read_text()
-    with source.open("a") as file:
-        file.write(json.dumps({"id": "b", "prompt": PROMPTS[1]}) + "\n")
-    target.write_text(before + '{"id": "b", "te')  # as after a crash in the middle of a line
+    answers = [line for line in target.read_text().splitlines(keepends=True) if "error" not in json.loads(line)]
+    assert len(answers) == 3
+    with target.open("a") as file:
+        file.write('{"id": "b", "te')  # as after a crash in the middle of a line
+    lines[1] = {"id": "bad", "prompt": PROMPTS[1]}
+    source.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"id": "b", "prompt": PROMPTS[1]}]))
     second = tritium("run", DEMO, *files, *GREEDY, *SMALL)
-    assert second.exit_code == 0
-    assert "1 completed, 0 failed, 5 done before" in second.stderr
-    assert target.read_text().startswith(before)
-    (added,) = map(json.loads, target.read_text()[len(before) :].splitlines())
-    assert (added["id"], added["text"]) == ("b", expected[1])
+    assert second.exit_code == 1  # one is too long still
+    assert "2 completed, 1 failed, 3 done before" in second.stderr
+    after = target.read_text().splitlines(keepends=True)
+    assert after[:3] == answers
+    added = {entry["id"]: entry for entry in map(json.loads, after[3:])}
+    assert added.keys() == {"bad", "long", "b"} and "error" in added["long"]
+    assert added["bad"]["text"] == added["b"]["text"] == expected[1]
+
+
+def test_a_long_answer_is_joined_once_not_anew_for_each_token() -> None:
+    copied = 0
+
+    class Text(str):
+        def __add__(self, other: str) -> "Text":
+            nonlocal copied
+            copied += len(self) + len(other)
+            return Text(str(self) + other)
+
+    class Source:
+        async def generate_async(self, prompt: str, params: SamplingParams):
+            for i in range(100):
+                token = CompletionOutput(text=Text("ab"), token_ids=[i], finish_reason="length" if i == 99 else None)
+                yield RequestOutput(request_id="r", prompt=prompt, prompt_token_ids=[1], outputs=[token])
+
+    out = asyncio.run(collect(Source(), "p", SamplingParams())).outputs[0]  # type: ignore[arg-type]
+    assert (out.text, out.token_ids, out.finish_reason) == ("ab" * 100, list(range(100)), "length")
+    assert out.logprobs is None and copied == 0
 
 
 def test_a_full_disk_ends_the_job_with_one_line(tmp_path: Path) -> None:

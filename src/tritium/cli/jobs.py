@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,23 +54,50 @@ def read_jobs(path: Path, defaults: Mapping[str, Any]) -> Iterator[Job | BadLine
 
 
 def read_done(path: Path) -> set[str]:
-    """The ids that an output file already has. A last line cut off by a crash is removed from the file."""
+    """The ids that an output file has answers for.
+
+    Records of errors are removed from the file, so that those lines are tried again, and so is a last line cut off by a
+    crash. The file is replaced in one step: killed at any time, every answer is still in it.
+    """
     if not path.exists():
         return set()
     done = set()
-    end = 0
+    end, has_errors = 0, False
     try:
         with path.open("rb") as file:
             for raw in file:
                 if raw.endswith(b"\n"):
-                    done.add(json.loads(raw)["id"])
+                    entry = json.loads(raw)
+                    job_id = entry["id"]
+                    if "error" in entry:
+                        has_errors = True
+                    else:
+                        done.add(job_id)
                     end += len(raw)
         os.truncate(path, end)
+        if has_errors:
+            _remove_errors(path)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not an output of `tritium run`; name a new file: {error!r}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read and written: {error}") from error
     return done
+
+
+def _remove_errors(path: Path) -> None:
+    """Replace the file by one without its records of errors."""
+    path = path.resolve()
+    descriptor, kept = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with path.open("rb") as old, open(descriptor, "wb") as new:
+            new.writelines(raw for raw in old if "error" not in json.loads(raw))
+            new.flush()
+            os.fsync(new.fileno())
+        shutil.copymode(path, kept)
+        os.replace(kept, path)
+    except BaseException:
+        os.unlink(kept)
+        raise
 
 
 def _open(path: Path) -> Any:

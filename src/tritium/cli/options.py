@@ -33,7 +33,12 @@ IgnoreEos = Annotated[bool | None, typer.Option("--ignore-eos", help="Do not sto
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt. May be repeated.")]
 Input = Annotated[Path | None, typer.Option(help='JSON lines: {"id", "prompt" or "messages", sampling options}.')]
-Output = Annotated[Path | None, typer.Option(help="JSON lines, appended as requests finish; done ids are skipped.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON lines, appended as requests finish. Ids it has answers for are skipped; errors are tried again."
+    ),
+]
 EngineOutput = Annotated[Path, typer.Option("--output", help="The engine directory to write.")]
 
 

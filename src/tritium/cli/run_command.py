@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +14,7 @@ from tritium.cli.jobs import BadLine, Job, read_done, read_jobs
 from tritium.cli.opening import describe, resolved_config
 from tritium.cli.report import error_record, print_json, say, say_config
 from tritium.errors import ConfigError, EngineError, TritiumError
-from tritium.llm import LLM, RequestOutput
+from tritium.llm import LLM, CompletionOutput, RequestOutput
 from tritium.sampling_params import MAX_TOKENS_LIMIT, SamplingParams
 
 
@@ -69,18 +70,19 @@ def record(job_id: str, out: RequestOutput) -> dict[str, Any]:
 
 async def collect(llm: LLM, prompt: str | list[int], params: SamplingParams) -> RequestOutput:
     """Complete one prompt; the whole output."""
-    whole: RequestOutput | None = None
-    async for delta in llm.generate_async(prompt, params):
-        if whole is None:
-            whole = delta
-            continue
-        had, new = whole.outputs[0], delta.outputs[0]
-        new.text, new.token_ids = had.text + new.text, had.token_ids + new.token_ids
-        if had.logprobs is not None:
-            new.logprobs = had.logprobs + (new.logprobs or [])
-        whole = delta
-    assert whole is not None
-    return whole
+    last: RequestOutput | None = None
+    outputs: list[CompletionOutput] = []
+    async for last in llm.generate_async(prompt, params):
+        outputs.append(last.outputs[0])
+    assert last is not None
+    joined = CompletionOutput(
+        text="".join(out.text for out in outputs),
+        token_ids=list(chain.from_iterable(out.token_ids for out in outputs)),
+        logprobs=None if params.logprobs is None else list(chain.from_iterable(out.logprobs or [] for out in outputs)),
+        finish_reason=outputs[-1].finish_reason,
+        stop_reason=outputs[-1].stop_reason,
+    )
+    return dataclasses.replace(last, outputs=[joined])
 
 
 async def _stream(llm: LLM, prompts: list[str], params: SamplingParams) -> None:
@@ -174,10 +176,10 @@ async def _complete_all(
     try:
         async with asyncio.TaskGroup() as tasks:
             for job in read_jobs(source, defaults):
-                if job.job_id in done:
-                    counts["skipped"] += 1
-                elif isinstance(job, BadLine):
+                if isinstance(job, BadLine):
                     write({"id": job.job_id, "line": job.line_number, "error": error_record(job.error)})
+                elif job.job_id in done:
+                    counts["skipped"] += 1
                 else:
                     await room.acquire()
                     tasks.create_task(complete(job))
