@@ -15,13 +15,14 @@ from tritium.weights.source import TensorSpec, WeightSource
 
 
 class LoadedWeights:
-    """Weights by their name in the plan. What was generated only to be packed is not kept in its plain form."""
+    """Weights by their name in the plan. What was read or generated only to be packed does not stay in plain form."""
 
     def __init__(self, engine: Engine) -> None:
         """Open the engine's weights. Raises `EngineError` when one is missing or not what the plan expects."""
         specs = {v.name: _spec(v) for v in engine.plan.values if v.kind == "weight"}
         self._sources = {name: source for source in _sources(engine, specs) for name in source.names if name in specs}
         self._packed: dict[tuple[str, str], Any] = {}
+        self._plain: set[str] = set()  # weights that a step reads in their plain form
         self._generated: dict[str, torch.Tensor] = {}
         for name, spec in specs.items():
             found = self._sources[name].spec(name) if name in self._sources else None
@@ -34,6 +35,7 @@ class LoadedWeights:
     def get(self, name: str) -> torch.Tensor:
         """The weight in its plain form; a view of the file where there is one. Do not write to it."""
         source = self._sources[name]
+        self._plain.add(name)
         if not isinstance(source, DummySource):
             return source.get(name)
         if name not in self._generated:
@@ -44,11 +46,18 @@ class LoadedWeights:
         """What the pack function `target` makes of `weight()` (value `name`, perhaps a view of a weight); made once."""
         key = (name, target)
         if key not in self._packed:
-            kept = set(self._generated)
+            kept = set(self._plain)
             self._packed[key] = resolve(target)(weight())
-            for generated in set(self._generated) - kept:
-                del self._generated[generated]
+            for only_packed in self._plain - kept:
+                self._release(only_packed)
+            self._plain = kept
         return self._packed[key]
+
+    def _release(self, name: str) -> None:
+        source = self._sources[name]
+        self._generated.pop(name, None)
+        if isinstance(source, SafetensorsSource):
+            source.release(name)
 
 
 def bytes_in_use(plan: Plan, kernels: Sequence[Kernel]) -> int:

@@ -79,6 +79,14 @@ class SafetensorsSource:
             data = data.clone()
         return data.view(dtype).view(entry.spec.shape)
 
+    def release(self, name: str) -> None:
+        """Give a tensor's pages back to the system; whoever reads them again reads the file again."""
+        entry, path = self._find(name), self._files[name]
+        begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE  # pages that hold other tensors too are left
+        end = entry.end // mmap.PAGESIZE * mmap.PAGESIZE
+        if begin < end and path in self._maps and hasattr(mmap, "MADV_DONTNEED"):
+            self._maps[path].madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
     def _find(self, name: str) -> Entry:
         if name not in self._entries:
             raise missing_tensor(name, str(self._dir), self.names)
