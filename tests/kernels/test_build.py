@@ -36,6 +36,34 @@ def test_the_first_call_compiles_and_says_so_and_the_second_does_neither(sources
     assert again == path and lines == [] and path.stat().st_mtime_ns == written
 
 
+def test_a_cached_library_needs_neither_a_process_nor_the_compiler(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = _build(tmp_path / "cache")
+    monkeypatch.setattr(build.subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    assert _build(tmp_path / "cache") == (path, [])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _build(tmp_path / "cache") == (path, [])
+
+
+def test_another_compiler_of_the_same_name_builds_anew(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    compiler = programs / "mine"
+    compiler.write_text('#!/bin/sh\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{build.os.environ['PATH']}")
+    first, _ = _build(tmp_path / "cache", "mine")
+    assert _build(tmp_path / "cache", "mine") == (first, [])
+    compiler.write_text('#!/bin/sh\nexec g++ -O1 "$@"\n')
+    second, lines = _build(tmp_path / "cache", "mine")
+    assert second != first and len(lines) == 2
+    compiler.unlink()
+    assert _build(tmp_path / "cache", "mine") == (second, [])
+
+
 def test_another_source_or_runtime_gets_another_directory(sources: Path, tmp_path: Path) -> None:
     first, _ = _build(tmp_path / "cache")
     other = build.library_path("g++", "-ldl", tmp_path / "cache", progress=lambda _: None)

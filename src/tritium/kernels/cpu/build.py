@@ -35,7 +35,7 @@ def library_path(compiler: str, openmp_runtime: str, cache: Path, *, progress: C
     Raises `KernelError` with the compiler's own words, or with why the cache cannot be trusted.
     """
     command = shlex.split(compiler)
-    directory = cache / _key(command, openmp_runtime)
+    directory = _directory(cache, command, openmp_runtime)
     _make_private(cache)
     if not directory.exists():
         progress(f"tritium: compiling CPU kernels with {compiler} (once, into {directory})")
@@ -48,14 +48,35 @@ def library_path(compiler: str, openmp_runtime: str, cache: Path, *, progress: C
     return library
 
 
+def _directory(cache: Path, command: Sequence[str], openmp_runtime: str) -> Path:
+    """Where the library of these sources and this compiler is or will be. Starts no process.
+
+    Without the compiler, the newest library that the same command has built here: it may be gone from a small image.
+    """
+    key, compiler = _key(command, openmp_runtime), _compiler(command)
+    built = [path for path in cache.glob(f"{key}-*") if path.is_dir()] if compiler is None else []
+    if built:
+        return max(built, key=lambda path: path.lstat().st_mtime_ns)
+    return cache / f"{key}-{hashlib.sha256((compiler or '').encode()).hexdigest()[:8]}"
+
+
 def _key(command: Sequence[str], openmp_runtime: str) -> str:
-    """A hash of all that the library's bits depend on: sources, flags, compiler, CPU, OpenMP runtime."""
+    """A hash of what the bits depend on beside the compiler: sources, flags, command, CPU, OpenMP runtime."""
     digest = hashlib.sha256()
     for path in sorted(SOURCE_DIR.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    for text in (*FLAGS, _run([*command, "--version"]), _cpu(), openmp_runtime):
+    for text in (*FLAGS, *command, _cpu(), openmp_runtime):
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:24]
+
+
+def _compiler(command: Sequence[str]) -> str | None:
+    """What tells one compiler from another: path, time and size of each program in the command; None: not installed."""
+    programs = [found for word in command if (found := shutil.which(word))]
+    if shutil.which(command[0]) is None:
+        return None
+    files = [(os.path.realpath(path), os.stat(path)) for path in programs]
+    return "\n".join(f"{path} {status.st_mtime_ns} {status.st_size}" for path, status in files)
 
 
 def _cpu() -> str:
