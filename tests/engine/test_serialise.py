@@ -149,6 +149,41 @@ write(pathlib.Path(sys.argv[1]), write_weights=lambda path: os.kill(os.getpid(),
     assert [path.name for path in target.parent.iterdir()] == ["engine"]
 
 
+def test_a_running_build_is_left_alone_though_its_process_id_is_unknown_here(tmp_path, monkeypatch):
+    """As in a cache that containers share: each has process ids of its own."""
+    target = tmp_path / "engine"
+
+    def second_build_meanwhile(path):
+        write_weights(path)
+        monkeypatch.setattr("tritium.engine.serialise.os.getpid", lambda: 2**22 + 1)
+        write(target, texts={"graph.txt": "second"})
+        assert path.is_file()
+
+    monkeypatch.setattr("tritium.engine.serialise.os.getpid", lambda: 2**22 + 2)  # more than the kernel ever gives
+    write(target, write_weights=second_build_meanwhile, texts={"graph.txt": "first"})
+    assert (target / "graph.txt").read_text() == "first"
+    assert not (target / "building.lock").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+
+
+def test_a_directory_that_has_no_lock_yet_is_left_until_it_is_a_day_old(tmp_path):
+    young, old = tmp_path / ".engine.partial-1", tmp_path / ".engine.partial-2"
+    young.mkdir()
+    old.mkdir()
+    os.utime(old, (0, 0))
+    write(tmp_path / "engine")
+    assert young.exists() and not old.exists()
+
+
+def test_a_name_with_wildcards_cleans_up_after_itself_alone(tmp_path):
+    other, own = tmp_path / ".a.partial-1", tmp_path / ".[ab].partial-1"
+    for leftover in (other, own):
+        leftover.mkdir()
+        (leftover / "building.lock").touch()  # which nobody holds
+    write(tmp_path / "[ab]")
+    assert other.exists() and not own.exists()
+
+
 @pytest.mark.parametrize("name", ["plan.json", "graph.txt", "weights.safetensors"])
 def test_a_missing_file_is_named(engine_dir, name):
     (engine_dir / name).unlink()

@@ -1,9 +1,13 @@
 """Write an engine directory: into a temporary directory beside it, then one rename. A failure leaves nothing behind."""
 
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -14,6 +18,8 @@ from tritium.errors import EngineError
 from tritium.text.tokenizer_files import TOKENIZER_FILES
 
 WEIGHTS_NAME = "weights.safetensors"
+LOCK_NAME = "building.lock"  # in a partial directory; its builder held an flock on it before it had this name
+UNLOCKED_AGE_S = 24 * 3600  # a younger partial directory without a lock may be about to get one, or to be renamed
 
 
 def write_engine(
@@ -39,8 +45,7 @@ def write_engine(
     _check_target(output_dir)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(output_dir)
-    partial = Path(tempfile.mkdtemp(prefix=_partial_prefix(output_dir), dir=output_dir.parent))
-    try:
+    with _partial_directory(output_dir) as partial:
         (partial / PLAN_NAME).write_bytes(msgspec.json.encode(plan))
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
@@ -49,15 +54,13 @@ def write_engine(
                 shutil.copyfile(model_dir / name, partial / name)  # type: ignore[operator]
         if write_weights is not None:
             write_weights(partial / WEIGHTS_NAME)
-        files = {path.name: record(path) for path in sorted(partial.iterdir())}
+        files = {path.name: record(path) for path in sorted(partial.iterdir()) if path.name != LOCK_NAME}
         (partial / MANIFEST_NAME).write_bytes(encode(msgspec.structs.replace(manifest, files=files)))
         for path in partial.iterdir():
             _sync(path)
         partial.chmod(0o755)
+        (partial / LOCK_NAME).unlink()
         _publish(partial, output_dir)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return output_dir
 
 
@@ -68,15 +71,36 @@ def _check_target(output_dir: Path) -> None:
 
 
 def _partial_prefix(output_dir: Path) -> str:
-    return f".{output_dir.name}.partial-{os.getpid()}-"
+    return f".{output_dir.name}.partial-"
+
+
+@contextmanager
+def _partial_directory(output_dir: Path) -> Iterator[Path]:
+    """A new directory beside `output_dir`, locked while this process lives; removed at the end if it is still there."""
+    path = Path(tempfile.mkdtemp(prefix=_partial_prefix(output_dir), dir=output_dir.parent))
+    try:
+        with (path / f"{LOCK_NAME}.new").open("w") as lock:
+            with suppress(OSError):  # a file system without locks: nobody else can lock it either, so it is left alone
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            (path / f"{LOCK_NAME}.new").rename(path / LOCK_NAME)
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_leftovers(output_dir: Path) -> None:
-    """Remove what a killed build left beside the target; a partial directory of a living process is left alone."""
-    for path in output_dir.parent.glob(f".{output_dir.name}.partial-*"):
-        pid = path.name.split("partial-", 1)[1].split("-")[0]
-        if pid.isdigit() and not Path("/proc", pid).exists():
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove what killed builds left beside the target, not what a living one, perhaps in another container, writes."""
+    for path in output_dir.parent.glob(glob.escape(_partial_prefix(output_dir)) + "*"):
+        try:
+            with (path / LOCK_NAME).open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+        except FileNotFoundError:
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > UNLOCKED_AGE_S:
+                    shutil.rmtree(path, ignore_errors=True)
+        except OSError:  # it is locked, or not ours
+            continue
 
 
 def _publish(partial: Path, output_dir: Path) -> None:
@@ -84,15 +108,13 @@ def _publish(partial: Path, output_dir: Path) -> None:
     if not output_dir.exists():
         partial.rename(output_dir)
         return
-    old = Path(tempfile.mkdtemp(prefix=_partial_prefix(output_dir), dir=output_dir.parent))
-    output_dir.rename(old / "old")
-    try:
-        partial.rename(output_dir)
-    except BaseException:
-        (old / "old").rename(output_dir)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    with _partial_directory(output_dir) as old:
+        output_dir.rename(old / "old")
+        try:
+            partial.rename(output_dir)
+        except BaseException:
+            (old / "old").rename(output_dir)
+            raise
 
 
 def _sync(path: Path) -> None:
