@@ -25,23 +25,8 @@ constexpr int kLine = 64;  // bytes of a cache line
 
 struct Range { int begin, end; };  // keys of the tile that a row sees
 
-#if defined(__AVX512F__)
-constexpr int kWide = 16, kScoreVectors = 4, kValueVectors = 4;  // 6 x 4 of 32 registers hold sums
-#elif defined(__AVX__)
-constexpr int kWide = 8, kScoreVectors = 2, kValueVectors = 2;  // 6 x 2 of 16
-#else
-constexpr int kWide = 4, kScoreVectors = 2, kValueVectors = 2;
-#endif
-typedef float f32xw __attribute__((vector_size(kWide * 4)));
-typedef uint32_t u32xw __attribute__((vector_size(kWide * 4)));
-typedef uint16_t u16xw __attribute__((vector_size(kWide * 2)));
-
-inline f32xw load_wide(const float* p) { f32xw x; std::memcpy(&x, p, sizeof(x)); return x; }
-inline f32xw load_wide(const bf16* p) {
-  u16xw h;
-  std::memcpy(&h, p, sizeof(h));
-  return bit_cast<f32xw>(__builtin_convertvector(h, u32xw) << 16);
-}
+constexpr int kScoreVectors = kWide == 16 ? 4 : 2;  // sums in registers: 6 x 4 of AVX-512's 32, else 6 x 2 of 16
+constexpr int kValueVectors = kScoreVectors;
 
 // ---- transposition of kWide x kWide 32-bit units: 4 x 4 inside each 128-bit lane, then the lanes among each other
 
@@ -85,11 +70,12 @@ inline void transpose(u32xw (&x)[kWide]) {
 template <int R> inline void scores(const float* keys, int64_t size, const float* query, int64_t stride, float* out) {
   for (int part = 0; part < kTile; part += kScoreVectors * kWide) {
     f32xw sums[R][kScoreVectors] = {};
-    for (int64_t h = 0; h < size; ++h)
-      for (int i = 0; i < kScoreVectors; ++i) {
-        const f32xw k = load_wide(keys + h * kTile + part + i * kWide);
-        for (int r = 0; r < R; ++r) sums[r][i] += query[r * stride + h] * k;
-      }
+    for (int64_t h = 0; h < size; ++h) {
+      f32xw k[kScoreVectors];  // all first: a row's factor then needs one register, not a row each
+      for (int i = 0; i < kScoreVectors; ++i) k[i] = load_wide(keys + h * kTile + part + i * kWide);
+      for (int r = 0; r < R; ++r)
+        for (int i = 0; i < kScoreVectors; ++i) sums[r][i] += query[r * stride + h] * k[i];
+    }
     for (int r = 0; r < R; ++r) std::memcpy(out + r * kTile + part, sums[r], sizeof(sums[r]));
   }
 }
@@ -124,10 +110,10 @@ inline void add_values(const V* const* values, const V* const* next, int64_t off
   for (int key = begin; key < end; ++key) {
     if (next != nullptr)
       for (int i = 0; i < C * kWide; i += kLine / sizeof(V)) __builtin_prefetch(next[key] + offset + i, 0, 2);
-    for (int i = 0; i < C; ++i) {
-      const f32xw v = load_wide(values[key] + offset + i * kWide);
-      for (int r = 0; r < R; ++r) sums[r][i] += p[r * kTile + key] * v;
-    }
+    f32xw v[C];
+    for (int i = 0; i < C; ++i) v[i] = load_wide(values[key] + offset + i * kWide);
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < C; ++i) sums[r][i] += p[r * kTile + key] * v[i];
   }
   for (int r = 0; r < R; ++r) std::memcpy(out + r * stride, sums[r], sizeof(sums[r]));
 }
@@ -156,56 +142,57 @@ template <class F> inline void with_rows(int n, F f) {
 struct RowState { float max, sum; };
 
 // tanh to about 2 ulp: an odd polynomial near 0, else by e^-2|x| (Cephes).
-inline f32x16 tanh16(f32x16 x) {
-  f32x16 magnitude = x < 0.0f ? -x : x, square = x * x;
-  f32x16 p = splat(-5.70498872745e-3f);
+inline f32xw tanh_wide(f32xw x) {
+  f32xw magnitude = x < 0.0f ? -x : x, square = x * x;
+  f32xw p = splat_wide(-5.70498872745e-3f);
   p = p * square + 2.06390887954e-2f;
   p = p * square - 5.37397155531e-2f;
   p = p * square + 1.33314422036e-1f;
   p = p * square - 3.33332819422e-1f;
-  f32x16 small = p * square * x + x, e = exp_nonpositive(magnitude * -2.0f), large = (1.0f - e) / (1.0f + e);
+  f32xw small = p * square * x + x, e = exp_nonpositive(magnitude * -2.0f), large = (1.0f - e) / (1.0f + e);
   return magnitude < 0.625f ? small : (x < 0.0f ? -large : large);
 }
 
-template <class X> inline f32x16 fold(X (&x)[4], X (*f)(X, X)) { return f(f(x[0], x[2]), f(x[1], x[3])); }
-inline f32x16 larger(f32x16 a, f32x16 b) { return a > b ? a : b; }
-inline f32x16 add(f32x16 a, f32x16 b) { return a + b; }
+// The 64 lanes of a tile folded to 16: lane i meets lane i + 32, then i + 16.
+template <class F> inline void fold(const f32xw (&x)[kTile / kWide], f32xw (&out)[kParts], F f) {
+  for (int i = 0; i < kParts; ++i) out[i] = f(f(x[i], x[i + 2 * kParts]), f(x[i + kParts], x[i + 3 * kParts]));
+}
 
 // Turns the scores of one row into e^(score - max) in place; what lies outside the range becomes 0. Updates the row's
 // running maximum and sum. Returns the factor by which the row's output so far has to be scaled: 1 if max stays.
 inline float softmax(float* scores, Range range, RowState& state, float scale, float softcap) {
-  f32x16 x[kTile / kLanes];
-  for (int i = 0; i < kTile / kLanes; ++i) {
-    x[i] = load16(scores + i * kLanes) * scale;
-    if (softcap > 0.0f) x[i] = tanh16(x[i] / softcap) * softcap;
-  }
-  if (range.begin > 0 || range.end < kTile) {
-    const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    for (int i = 0; i < kTile / kLanes; ++i) {
-      const i32x16 key = lane + i * static_cast<int>(kLanes);
-      x[i] = (key >= range.begin) & (key < range.end) ? x[i] : splat(-std::numeric_limits<float>::infinity());
+  f32xw x[kTile / kWide], lanes[kParts];
+  for (int i = 0; i < kTile / kWide; ++i) x[i] = load_wide(scores + i * kWide) * scale;
+  if (softcap > 0.0f)
+    for (auto& v : x) v = tanh_wide(v / softcap) * softcap;
+  if (range.begin > 0 || range.end < kTile)
+    for (int i = 0; i < kTile / kWide; ++i) {
+      const i32xw key = lanes_from(i * kWide);
+      x[i] = (key >= range.begin) & (key < range.end) ? x[i] : splat_wide(-std::numeric_limits<float>::infinity());
     }
-  }
-  const float tile_max = max_lane(fold(x, larger)), max = tile_max > state.max ? tile_max : state.max;
+  fold(x, lanes, [](f32xw a, f32xw b) { return a > b ? a : b; });
+  const float tile_max = max_lane(lanes), max = tile_max > state.max ? tile_max : state.max;
   for (auto& v : x) v = exp_nonpositive(v - max);
-  for (int i = 0; i < kTile / kLanes; ++i) store16(scores + i * kLanes, x[i]);
+  for (int i = 0; i < kTile / kWide; ++i) store_wide(scores + i * kWide, x[i]);
+  fold(x, lanes, [](f32xw a, f32xw b) { return a + b; });
   const float factor = max == state.max ? 1.0f : exp_nonpositive(state.max - max);
-  const float tile_sum = sum(fold(x, add)), scaled_sum = state.sum * factor;
+  const float tile_sum = sum(lanes), scaled_sum = state.sum * factor;
   state = {max, scaled_sum + tile_sum};
   return factor;
 }
 
 template <class T> class Tile {
-  static constexpr bool kPairs = kHasPairs && std::is_same<T, bf16>::value;
+  static constexpr bool kIsBf16 = std::is_same<T, bf16>::value, kPairs = kIsBf16 && kHasPairs;
   using Unit = std::conditional_t<kPairs, uint32_t, float>;  // what one lane of keys_ holds
-  using Staged = std::conditional_t<kPairs, bf16, float>;    // what it is made of
-  static constexpr int64_t kPerUnit = kPairs ? 2 : 1;
+  using Query = std::conditional_t<kPairs, bf16, float>;     // what query_ holds
+  using Staged = std::conditional_t<kIsBf16, bf16, float>;   // what keys_ is made of, in units of 4 bytes
+  static constexpr int64_t kPerUnit = sizeof(float) / sizeof(Staged);
 
  public:
   // Scratch for `max_rows` rows of size H; every row starts empty.
   Tile(int64_t head_size, int64_t value_offset, int64_t max_rows, Scratch& memory)
       : size_(head_size), value_offset_(value_offset), stride_((head_size + 31) / 32 * 32),
-        units_((head_size + kPerUnit - 1) / kPerUnit) {
+        num_units_((head_size + kPerUnit - 1) / kPerUnit) {
     const int64_t floats = stride_ * (2 * kTile + 2 * max_rows) + kRows * kTile + 2 * max_rows;
     float* p = reinterpret_cast<float*>(memory.reserve(static_cast<size_t>(floats) * sizeof(float)));
     const auto take = [&p](int64_t count) { float* taken = p; p += count; return taken; };
@@ -216,14 +203,14 @@ template <class T> class Tile {
   }
 
   void set_query(int64_t row, const T* q) {
-    stage(q, reinterpret_cast<Staged*>(query_ + row * stride_));
+    stage(q, reinterpret_cast<Query*>(query_ + row * stride_));
     std::fill_n(output_ + row * stride_, stride_, 0.0f);
     state_[row] = {-std::numeric_limits<float>::infinity(), 0.0f};
   }
 
   // Where `count` adjacent keys of the coming tile are. While the present one is computed they are brought into L2,
   // line by line: runs of 2 KB are too short for the hardware's prefetching, and asking for all at once fills its
-  // buffers (Zen 4, bf16 decode at long context, GB/s a core: none 5.9, all at once 6.8, line by line 11.2, into L1 6.8).
+  // buffers (Zen 4, bf16 decode, long context, GB/s a core: none 5.9, all at once 6.8, line by line 11.2, into L1 6.8).
   void set_keys(int64_t index, int64_t count, const T* k) {
     for (int64_t i = 0; i < count; ++i) coming_[index + i] = k + i * size_;
   }
@@ -264,7 +251,8 @@ template <class T> class Tile {
     for (int64_t row = begin, count; row < end; row += count, --groups) {
       count = (end - row + groups - 1) / groups;
       const Unit* query = query_ + row * stride_;
-      with_rows(static_cast<int>(count), [&](auto R) { scores<R()>(keys_, units_, query, stride_, scores_); });
+      const int64_t length = kPairs ? num_units_ : size_;
+      with_rows(static_cast<int>(count), [&](auto R) { scores<R()>(keys_, length, query, stride_, scores_); });
       Range ranges[kRows], common{0, kTile};
       for (int r = 0; r < count; ++r) {
         ranges[r] = range(row + r);
@@ -291,8 +279,10 @@ template <class T> class Tile {
  private:
   // One row, widened or copied, then zeros up to the stride.
   void stage(const T* from, float* to) const {
-    for_vectors(size_, [&](int64_t h, int64_t count) { store16(to + h, tritium::load(from + h, count)); });
-    for (int64_t h = (size_ + kLanes - 1) / kLanes * kLanes; h < stride_; ++h) to[h] = 0.0f;
+    int64_t h = 0;
+    for (; h + kWide <= size_; h += kWide) store_wide(to + h, load_wide(from + h));
+    for (; h < size_; ++h) to[h] = to_float(from[h]);
+    for (; h < stride_; ++h) to[h] = 0.0f;
   }
   void stage(const bf16* from, bf16* to) const {
     std::memcpy(to, from, static_cast<size_t>(size_) * sizeof(bf16));
@@ -301,14 +291,23 @@ template <class T> class Tile {
 
   void transpose_keys(const Staged* const* rows, int64_t begin, int64_t end) {
     for (int64_t key = begin; key < end; key += kWide)
-      for (int64_t unit = 0; unit < units_; unit += kWide) {
+      for (int64_t unit = 0; unit < num_units_; unit += kWide) {
         u32xw x[kWide];
         for (int i = 0; i < kWide; ++i) {
           std::memcpy(&x[i], rows[key + i] + unit * kPerUnit, sizeof(x[i]));
           __builtin_prefetch(coming_[key + i] + unit * kPerUnit, 0, 2);
         }
         transpose(x);
-        for (int i = 0; i < kWide; ++i) std::memcpy(keys_ + (unit + i) * kTile + key, &x[i], sizeof(x[i]));
+        Unit* to = keys_ + unit * (kPairs ? 1 : kPerUnit) * kTile + key;
+        for (int i = 0; i < kWide; ++i) {
+          if constexpr (kIsBf16 && !kPairs) {  // a pair becomes two rows
+            const u32xw even = x[i] << 16, odd = x[i] & 0xffff0000u;
+            std::memcpy(to + 2 * i * kTile, &even, sizeof(even));
+            std::memcpy(to + (2 * i + 1) * kTile, &odd, sizeof(odd));
+          } else {
+            std::memcpy(to + i * kTile, &x[i], sizeof(x[i]));
+          }
+        }
       }
   }
 
@@ -325,7 +324,7 @@ template <class T> class Tile {
     });
   }
 
-  const int64_t size_, value_offset_, stride_, units_;
+  const int64_t size_, value_offset_, stride_, num_units_;
   Unit *keys_, *query_;
   float *staged_, *output_, *scores_;
   RowState* state_;

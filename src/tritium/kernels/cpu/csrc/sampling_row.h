@@ -9,7 +9,7 @@
 #include <functional>
 #include <limits>
 #include <utility>
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -34,12 +34,14 @@ inline float rank_logit(uint64_t rank) {
 }
 
 // Calls f(lane) for each lane of a comparison that holds.
-template <class F> inline void for_lanes(i32x16 holds, F f) {
+template <class F> inline void for_lanes(i32xw holds, F f) {
 #if defined(__AVX512F__)
   uint32_t bits = _mm512_test_epi32_mask((__m512i)holds, (__m512i)holds);
+#elif defined(__AVX__)
+  uint32_t bits = static_cast<uint32_t>(_mm256_movemask_ps((__m256)holds));
 #else
   uint32_t bits = 0;
-  for (int lane = 0; lane < kLanes; ++lane) bits |= (static_cast<uint32_t>(holds[lane]) & 1) << lane;
+  for (int lane = 0; lane < kWide; ++lane) bits |= (static_cast<uint32_t>(holds[lane]) & 1) << lane;
 #endif
   for (; bits != 0; bits &= bits - 1) f(__builtin_ctz(bits));
 }
@@ -67,27 +69,32 @@ class SampledRow {
 
   // Takes the row in. False when a logit is NaN or +inf.
   template <class T> bool load(const T* logits) {
-    i32x16 is_nan = {};
-    f32x16 smallest = splat(kInfinity);
+    i32xw is_nan = {};
+    f32xw smallest[kParts];
+    std::fill_n(smallest, kParts, splat_wide(kInfinity));
     for (int64_t b = 0; b < num_blocks_; ++b) {
-      f32x16 largest = splat(-kInfinity);
-      for (int64_t i = b * kBlock; i < (b + 1) * kBlock; i += kLanes) {
-        f32x16 x = splat(-kInfinity);
-        if (i + kLanes <= size_) {
-          x = load16(logits + i);
-        } else {
-          for (int64_t lane = 0; lane < std::min(kLanes, size_ - i); ++lane) x[lane] = to_float(logits[i + lane]);
-        }
+      f32xw largest[kParts];
+      std::fill_n(largest, kParts, splat_wide(-kInfinity));
+      const auto take = [&](int64_t i, int part, f32xw x) {
         is_nan |= x != x;
-        largest = x > largest ? x : largest;
-        smallest = (x < smallest) & (x > -kInfinity) ? x : smallest;
-        store16(x_ + i, x);
+        largest[part] = x > largest[part] ? x : largest[part];
+        smallest[part] = (x < smallest[part]) & (x > -kInfinity) ? x : smallest[part];
+        store_wide(x_ + i, x);
+      };
+      if ((b + 1) * kBlock <= size_) {
+        for_block(b, [&](int64_t i, int part) { take(i, part, load_wide(logits + i)); });
+      } else {
+        float tail[kBlock];
+        std::fill_n(tail, kBlock, -kInfinity);
+        for (int64_t i = b * kBlock; i < size_; ++i) tail[i - b * kBlock] = to_float(logits[i]);
+        for_block(b, [&](int64_t i, int part) { take(i, part, load_wide(tail + i - b * kBlock)); });
       }
       block_max_[b] = max_lane(largest);
     }
     find_max();
-    min_ = -max_lane(-smallest);
-    for (int lane = 0; lane < kLanes; ++lane)
+    for (auto& part : smallest) part = -part;
+    min_ = -max_lane(smallest);
+    for (int lane = 0; lane < kWide; ++lane)
       if (is_nan[lane]) return false;
     return max_ < kInfinity;
   }
@@ -127,12 +134,12 @@ class SampledRow {
   double weigh(float inverse_temperature) {
     double total = 0;
     for (int64_t b = 0; b < num_blocks_; ++b) {
-      f32x16 sums = {};
-      for (int64_t i = b * kBlock; i < (b + 1) * kBlock; i += kLanes) {
-        const f32x16 w = exp_nonpositive((load16(x_ + i) - max_) * inverse_temperature);
-        store16(w_ + i, w);
-        sums += w;
-      }
+      f32xw sums[kParts] = {};
+      for_block(b, [&](int64_t i, int part) {
+        const f32xw w = exp_nonpositive((load_wide(x_ + i) - max_) * inverse_temperature);
+        store_wide(w_ + i, w);
+        sums[part] += w;
+      });
       total += block_sum_[b] = static_cast<double>(sum(sums));
     }
     return total;
@@ -168,6 +175,12 @@ class SampledRow {
     int64_t operator()(float x) const { return static_cast<int64_t>(std::min((high - x) * scale, kBins - 1.0)); }
   };
 
+  // Calls f(index, part) for each vector of block b; parts come in turn.
+  template <class F> static void for_block(int64_t b, F f) {
+    for (int64_t i = b * kBlock; i < (b + 1) * kBlock; i += kLanes)
+      for (int part = 0; part < kParts; ++part) f(i + part * kWide, part);
+  }
+
   void find_max() { max_ = *std::max_element(block_max_, block_max_ + num_blocks_); }
 
   // Lists at least the first `count` tokens of the order, or all with a finite logit if they are fewer. Weights are 1.
@@ -198,10 +211,8 @@ class SampledRow {
   }
 
   double weigh_candidates(float inverse_temperature) {
-    for_vectors(candidates_.size, [&](int64_t i, int64_t count) {
-      const f32x16 x = tritium::load(candidates_.x + i, count);
-      store(candidates_.w + i, exp_nonpositive((x - max_) * inverse_temperature), count);
-    });
+    for (int64_t i = 0; i < candidates_.size; i += kWide)  // there is room for whole vectors
+      store_wide(candidates_.w + i, exp_nonpositive((load_wide(candidates_.x + i) - max_) * inverse_temperature));
     double total = 0;
     for (int64_t i = 0; i < candidates_.size; ++i) total += candidates_.w[i];
     return total;
@@ -251,17 +262,17 @@ class SampledRow {
     // What is less likely than e^-17 times the first shares a bin: 262,144 such tokens weigh 1 % of it.
     const float scale = (kBins - 1) / std::max(std::min(max_ - min_, 17.0f / inverse_temperature), 1e-30f);
     const auto bins_of = [&](int64_t i) {
-      const f32x16 place = (max_ - load16(x_ + i)) * scale;
-      return __builtin_convertvector(place < kBins - 1.0f ? place : splat(kBins - 1.0f), i32x16);
+      const f32xw place = (max_ - load_wide(x_ + i)) * scale;
+      return __builtin_convertvector(place < kBins - 1.0f ? place : splat_wide(kBins - 1.0f), i32xw);
     };
     constexpr int kTables = 4;  // as equal bins in a row would wait for each other
     double weights[kTables][kBins] = {};
     for (int64_t b = 0; b < num_blocks_; ++b) {
       int32_t bins[kBlock];
-      for (int64_t i = 0; i < kBlock; i += kLanes) {
-        const i32x16 block_bins = bins_of(b * kBlock + i);
-        std::memcpy(bins + i, &block_bins, sizeof(block_bins));
-      }
+      for_block(b, [&](int64_t i, int) {
+        const i32xw x = bins_of(i);
+        std::memcpy(bins + i - b * kBlock, &x, sizeof(x));
+      });
       const float* w = w_ + b * kBlock;
       for (int64_t i = 0; i < kBlock; i += kTables)
         for (int table = 0; table < kTables; ++table) weights[table][bins[i + table]] += w[i + table];
@@ -271,8 +282,8 @@ class SampledRow {
     double before = 0;
     const int32_t bin = static_cast<int32_t>(find_bin(weights[0], target, before));
     undecided_.size = 0;
-    for (int64_t i = 0; i < num_blocks_ * kBlock; i += kLanes)
-      for_lanes((bins_of(i) == bin) & (load16(x_ + i) > -kInfinity), [&](int64_t lane) {
+    for (int64_t i = 0; i < num_blocks_ * kBlock; i += kWide)
+      for_lanes((bins_of(i) == bin) & (load_wide(x_ + i) > -kInfinity), [&](int64_t lane) {
         undecided_.push(x_[i + lane], w_[i + lane], static_cast<int32_t>(i + lane));
       });
     return cut(undecided_, target, before);
@@ -288,22 +299,21 @@ class SampledRow {
     return candidates_.id[pick(candidates_.w, candidates_.size, u * total)];
   }
 
-  // Calls f(index, weight) for each vector of block b; what is not kept weighs 0.
+  // Calls f(index, part, weight) for each vector of block b; what is not kept weighs 0.
   template <class F> void for_kept(int64_t b, uint64_t last, float min_p, F f) const {
     const float bound = last ? rank_logit(last) : -kInfinity;
     const int32_t last_id = last ? rank_id(last) : static_cast<int32_t>(size_);
-    const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    for (int64_t i = b * kBlock; i < (b + 1) * kBlock; i += kLanes) {
-      const f32x16 x = load16(x_ + i), w = load16(w_ + i);
-      const i32x16 is_in_front = (x > bound) | ((x == bound) & (lane + static_cast<int32_t>(i) <= last_id));
-      f(i, (w >= min_p) & is_in_front ? w : f32x16{});
-    }
+    for_block(b, [&](int64_t i, int part) {
+      const f32xw x = load_wide(x_ + i), w = load_wide(w_ + i);
+      const i32xw is_in_front = (x > bound) | ((x == bound) & (lanes_from(static_cast<int>(i)) <= last_id));
+      f(i, part, (w >= min_p) & is_in_front ? w : f32xw{});
+    });
   }
 
   void sum_blocks(uint64_t last, float min_p) {
     for (int64_t b = 0; b < num_blocks_; ++b) {
-      f32x16 sums = {};
-      for_kept(b, last, min_p, [&](int64_t, f32x16 w) { sums += w; });
+      f32xw sums[kParts] = {};
+      for_kept(b, last, min_p, [&](int64_t, int part, f32xw w) { sums[part] += w; });
       block_sum_[b] = static_cast<double>(sum(sums));
     }
   }
@@ -315,7 +325,7 @@ class SampledRow {
     const int64_t drawn = pick(block_sum_, num_blocks_, u * total);
     for (int64_t b = 0; b < drawn; ++b) before += block_sum_[b];
     float weights[kBlock];
-    for_kept(drawn, last, min_p, [&](int64_t i, f32x16 w) { store16(weights + i - drawn * kBlock, w); });
+    for_kept(drawn, last, min_p, [&](int64_t i, int, f32xw w) { store_wide(weights + i - drawn * kBlock, w); });
     return drawn * kBlock + pick(weights, kBlock, u * total - before);
   }
 

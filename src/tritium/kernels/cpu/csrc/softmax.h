@@ -1,4 +1,4 @@
-// What attention and sampling share: a fast e^x for arguments that are never positive, and the thread's scratch memory.
+// What attention and sampling share: vectors of the machine's own width, a fast e^x, the thread's scratch memory.
 #pragma once
 #include <cstdlib>
 #include <new>
@@ -7,35 +7,76 @@
 
 namespace tritium {
 
+// ---- vectors of the own width of the machine. A 16-lane vector is kParts of them; compilers keep a wider one than the
+// machine has in memory, at a tenth of the speed. Lanes do not meet in them: the width changes no bit.
+
+#if defined(__AVX512F__)
+constexpr int kWide = 16;
+#elif defined(__AVX__)
+constexpr int kWide = 8;
+#else
+constexpr int kWide = 4;
+#endif
+constexpr int kParts = 16 / kWide;
+typedef float f32xw __attribute__((vector_size(kWide * 4)));
+typedef int32_t i32xw __attribute__((vector_size(kWide * 4)));
+typedef uint32_t u32xw __attribute__((vector_size(kWide * 4)));
+typedef uint16_t u16xw __attribute__((vector_size(kWide * 2)));
+
+inline f32xw splat_wide(float x) { return f32xw{} + x; }
+inline f32xw load_wide(const float* p) { f32xw x; std::memcpy(&x, p, sizeof(x)); return x; }
+inline f32xw load_wide(const bf16* p) {
+  u16xw h;
+  std::memcpy(&h, p, sizeof(h));
+  return bit_cast<f32xw>(__builtin_convertvector(h, u32xw) << 16);
+}
+inline f32xw load_wide(const f16* p) {
+  f32xw x;
+  const f32x16 all = load_part(p, kWide);
+  std::memcpy(&x, &all, sizeof(x));
+  return x;
+}
+inline void store_wide(float* p, f32xw x) { std::memcpy(p, &x, sizeof(x)); }
+inline i32xw lanes_from(int first) {
+  constexpr int32_t lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  i32xw x;
+  std::memcpy(&x, lanes, sizeof(x));
+  return x + first;
+}
+
+// Over the lanes of 16, given as kParts vectors: the sum in the order of `sum`, and the largest number (which one NaN
+// lanes give is unspecified).
+inline float sum(const f32xw (&parts)[kParts]) {
+  f32x16 x;
+  std::memcpy(&x, parts, sizeof(x));
+  return sum(x);
+}
+inline float max_lane(const f32xw (&parts)[kParts]) {
+  float s[16];
+  std::memcpy(s, parts, sizeof(s));
+  for (int half = 8; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) s[i] = s[i] > s[i + half] ? s[i] : s[i + half];
+  return s[0];
+}
+
 // e^x for x <= 0, to 1 ulp: 0 below -87.3 (no subnormal results), 1 at 0, NaN stays. Half the work of `exp16`, whose
 // range it does not need; Cephes' polynomial.
-inline f32x16 exp_nonpositive(f32x16 x) {
-  f32x16 shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
-  f32x16 n = shifted - 12582912.0f;
-  f32x16 r = x - n * 0.693145751953125f;
+inline f32xw exp_nonpositive(f32xw x) {
+  f32xw shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+  f32xw n = shifted - 12582912.0f;
+  f32xw r = x - n * 0.693145751953125f;
   r = r - n * 1.42860682030941723212e-6f;
-  f32x16 p = splat(1.9875691500e-4f);
+  f32xw p = splat_wide(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  f32x16 power = bit_cast<f32x16>((bit_cast<i32x16>(shifted) << 23) + 0x3f800000);  // the integer's low 9 bits count
-  return x < -87.33654f ? f32x16{} : p * power;
+  f32xw power = bit_cast<f32xw>((bit_cast<i32xw>(shifted) << 23) + 0x3f800000);  // the integer's low 9 bits count
+  return x < -87.33654f ? f32xw{} : p * power;
 }
-
-inline float exp_nonpositive(float x) { return exp_nonpositive(splat(x))[0]; }
-
-// The largest lane of numbers; which one NaN lanes give is unspecified.
-inline float max_lane(f32x16 x) {
-  const auto larger = [](float a, float b) { return a > b ? a : b; };
-  float s[8];
-  for (int i = 0; i < 8; ++i) s[i] = larger(x[i], x[i + 8]);
-  for (int half = 4; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) s[i] = larger(s[i], s[i + half]);
-  return s[0];
-}
+inline float exp_nonpositive(float x) { return exp_nonpositive(splat_wide(x))[0]; }
 
 // Memory of one thread that grows to the largest call it has seen and is never given back to the system in between.
 class Scratch {
