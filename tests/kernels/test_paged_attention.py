@@ -270,6 +270,10 @@ def test_an_older_instruction_set_is_as_right_and_as_invariant(
     monkeypatch.setattr(library, "_load", lambda: (ctypes.CDLL(str(path)), ""))
     for problem, expected in zip(problems, native, strict=True):
         out = problem.run(list(enumerate(MIXED)))
-        assert (torch.cat(out) - expected).abs().max() <= 16 * EPS[expected.dtype] * expected.abs().max()
+        has_other_products = (
+            level == "x86-64" or expected.dtype == torch.bfloat16
+        )  # no FMA; AVX512-BF16 has pair products
+        tolerance = 16 * EPS[expected.dtype] * expected.abs().max() if has_other_products else 0.0
+        assert (torch.cat(out) - expected).abs().max() <= tolerance
         for sequence, chunk in enumerate(MIXED):
             assert torch.equal(problem.run([(sequence, chunk)])[0], out[sequence])

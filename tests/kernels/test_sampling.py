@@ -1,7 +1,9 @@
 """Sampling: the stated rule against a plain float64 oracle, the promised distribution, and rows that mind their own."""
 
+import ctypes
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritium.errors import KernelError
-from tritium.kernels.cpu import library
+from tritium.kernels.cpu import build, library, openmp
 from tritium.kernels.eager.sampling import uniform
 from tritium.kernels.sampling import Sampled, SamplerKernel, SamplingTable
 
@@ -273,6 +275,23 @@ def test_a_row_has_the_same_bits_alone_in_any_batch_and_for_every_number_of_thre
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(wide, untouched)
+
+
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
+def test_an_older_instruction_set_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    flags = ["-march=x86-64-v3" if f == "-march=native" else f for f in build.FLAGS]
+    path, runtime = tmp_path / "sampling.so", openmp.torch_runtime(openmp.loaded_runtimes())
+    build._run(["g++", *flags, "-shared", str(build.SOURCE_DIR / "sampling.cpp"), runtime, "-o", str(path)])
+    rows = table(24, temperature=np.linspace(0, 2, 24), num_logprobs=4)
+    rows.top_p[::2], rows.top_k[::3], rows.min_p[::5] = 0.9, 300, 0.1
+    for dtype in DTYPES:
+        logits = torch.randn(24, 20001).to(dtype)
+        native = [x.copy() for x in sample(logits, rows)]
+        with monkeypatch.context() as patch:
+            patch.setattr(library, "_load", lambda: (ctypes.CDLL(str(path)), ""))
+            older = sample(logits, rows)
+        assert all(np.array_equal(mine, other) for mine, other in zip(native, older, strict=True))
 
 
 def test_it_refuses_logits_that_it_has_no_code_for_and_works_without_a_compiler(
