@@ -159,14 +159,22 @@ def test_a_prompt_is_accepted_up_to_the_limit_that_leaves_one_output_token():
 @pytest.mark.parametrize("policy", ["max_utilization", "guaranteed_no_evict"])
 def test_a_request_that_could_never_fit_is_refused_with_the_numbers(policy):
     scheduler = make_scheduler(num_blocks=5, policy=policy)
+    neighbour = make_request("neighbour", [1, 2, 3], max_tokens=5)
+    scheduler.add(neighbour)
+    run_step(scheduler, one)
+    used = scheduler.stats.num_blocks_used
+    assert used > 0
     with pytest.raises(RequestTooLarge) as caught:
         scheduler.add(make_request("big", range(10), max_tokens=8))
     for number in ("'big'", "10 tokens", "8 output tokens", "5 KV blocks of 4", "the cache has 4"):
         assert number in str(caught.value)
+    assert scheduler.stats.num_blocks_used == used and scheduler.stats.num_waiting == 0
     fits = make_request("fits", range(10), max_tokens=7)  # 16 tokens in the cache: the last output needs no slot
     scheduler.add(fits)
     run_all(scheduler, one)
     assert len(fits.output_token_ids) == 7
+    assert neighbour.output_token_ids == [1] * 5
+    assert scheduler.stats.num_blocks_used == 0
 
 
 def test_a_window_makes_a_long_request_fit():
