@@ -1,6 +1,7 @@
 """The cache of engines: its key, its memo, its lock, and who may use it."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -57,6 +58,22 @@ def test_a_damaged_memo_is_only_a_memo(engines, model):
     first = cache.engine_path(model, BuildConfig())
     (engines / "hashes.json").write_text("{not json")
     assert cache.engine_path(model, BuildConfig()) == first
+
+
+def test_threads_that_hash_the_same_model_at_once_do_not_take_each_others_memo(engines, model, monkeypatch):
+    """Both have written their memo before either puts it in its place."""
+    both_wrote = threading.Barrier(2, timeout=20)
+
+    def write_then_wait(self, data):
+        with open(self, "wb") as file:
+            file.write(data)
+        both_wrote.wait()
+
+    monkeypatch.setattr(cache.Path, "write_bytes", write_then_wait)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: cache.engine_path(model, BuildConfig()), range(2))
+    assert first == second
+    assert sorted(path.name for path in engines.iterdir()) == ["hashes.json"]
 
 
 def test_a_cache_that_others_may_write_is_refused(engines, model):

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,7 +117,7 @@ def _file_hashes(model_dir: Path) -> list[tuple[str, str]]:
     if not hashes:
         raise CheckpointError(f"{model_dir} holds no model: expected config.json and *.safetensors")
     if is_new:
-        partial = memo_path.with_suffix(f".{os.getpid()}")
+        partial = memo_path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")  # a name no one else writes
         partial.write_bytes(msgspec.json.encode(memo))
         partial.rename(memo_path)
     return hashes
