@@ -1,6 +1,7 @@
 """Rules for every test: no network, a cache of its own, and in CI no skips."""
 
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -16,6 +17,13 @@ os.environ.setdefault("TRITIUM_CACHE", str(Path(__file__).parents[1] / ".pytest_
 # Two cores may be shared with anything, so no example has a deadline; CI draws the same examples always.
 hypothesis.settings.register_profile("tritium", deadline=None, derandomize=IS_CI)
 hypothesis.settings.load_profile("tritium")
+
+
+@pytest.fixture(autouse=True)
+def fixed_numbers() -> None:
+    """The same draws from torch in every run and every order of tests; tests without torch stay without it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.hookimpl(wrapper=True)
