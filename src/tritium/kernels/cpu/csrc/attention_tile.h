@@ -101,6 +101,18 @@ constexpr bool kHasPairs = false;
 
 // ---- output += probabilities . values, R rows x C vectors of H, over the keys in order
 
+// C vectors of a row. bf16 come in twos, as one load makes two: the even elements, then the odd ones (see `finish`).
+template <int C> inline void load_values(const float* from, f32xw (&v)[C]) {
+  for (int i = 0; i < C; ++i) v[i] = load_wide(from + i * kWide);
+}
+template <int C> inline void load_values(const bf16* from, f32xw (&v)[C]) {
+  for (int i = 0; i < C; i += 2) {
+    u32xw pairs;
+    std::memcpy(&pairs, from + i * kWide, sizeof(pairs));
+    v[i] = bit_cast<f32xw>(pairs << 16), v[i + 1] = bit_cast<f32xw>(pairs & 0xffff0000u);
+  }
+}
+
 // values[key] + offset is a row of V. Rows at the same offset from `next`, unless null, are brought into L2 meanwhile.
 template <int R, int C, class V>
 inline void add_values(const V* const* values, const V* const* next, int64_t offset, int begin, int end, const float* p,
@@ -111,7 +123,7 @@ inline void add_values(const V* const* values, const V* const* next, int64_t off
     if (next != nullptr)
       for (int i = 0; i < C * kWide; i += kLine / sizeof(V)) __builtin_prefetch(next[key] + offset + i, 0, 2);
     f32xw v[C];
-    for (int i = 0; i < C; ++i) v[i] = load_wide(values[key] + offset + i * kWide);
+    load_values(values[key] + offset, v);
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < C; ++i) sums[r][i] += p[r * kTile + key] * v[i];
   }
@@ -124,7 +136,9 @@ void add_values(const V* const* values, const V* const* next, int64_t offset, in
   int64_t h = 0;
   for (; h + kValueVectors * kWide <= size; h += kValueVectors * kWide)
     add_values<R, kValueVectors>(values, next, offset + h, keys.begin, keys.end, p, out + h, stride);
-  for (; h < size; h += kWide) add_values<R, 1>(values, next, offset + h, keys.begin, keys.end, p, out + h, stride);
+  constexpr int rest = sizeof(float) / sizeof(V);
+  for (; h < size; h += rest * kWide)
+    add_values<R, rest>(values, next, offset + h, keys.begin, keys.end, p, out + h, stride);
 }
 
 // Calls f(std::integral_constant<int, n>) for n from 1 to kRows.
@@ -238,8 +252,8 @@ template <class T> class Tile {
       transpose_keys(rows, first, end);
     }
     // The cache's own rows of V serve as they are if they are whole vectors and are widened once, or need no widening.
-    const bool is_cheap = std::is_same<T, float>::value || (std::is_same<T, bf16>::value && num_rows <= kRows);
-    direct_ = size_ % kWide == 0 && is_cheap;
+    const bool is_cheap = std::is_same<T, float>::value || (kIsBf16 && num_rows <= kRows);
+    direct_ = size_ % (kWide * kPerUnit) == 0 && is_cheap;
     if (direct_) return;
     for (int64_t key = begin; key < end; ++key) stage(present_[key] + value_offset_, staged_ + key * stride_);
   }
@@ -272,6 +286,11 @@ template <class T> class Tile {
 
   void finish(int64_t row, T* out) const {
     const float* o = output_ + row * stride_;
+    if (kIsBf16 && direct_) {  // even and odd elements back into their places
+      for (int64_t h = 0; h < size_; h += 2 * kWide)
+        for (int64_t i = 0; i < kWide; ++i) staged_[h + 2 * i] = o[h + i], staged_[h + 2 * i + 1] = o[h + kWide + i];
+      o = staged_;
+    }
     const float total = state_[row].sum;
     for_vectors(size_, [&](int64_t h, int64_t count) { store(out + h, load16(o + h) / total, count); });
   }
