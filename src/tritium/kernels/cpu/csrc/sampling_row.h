@@ -3,6 +3,8 @@
 // No sort of the vocabulary. The maxima of blocks of 128 bound from below what is kept, so that mostly a few hundred
 // candidates need a closer look. A flat row, where they do not suffice, is cut by a histogram of its logits, whose
 // deciding bin is cut again. Sums run in fixed orders: lanes, then blocks or tokens in turn in double.
+// One core of Zen 4, V = 128k, fp32: greedy 20 us, temperature 60, with top_p 67 for a row as models make them, 170-210
+// for a flat or random one (a vectorised guess of the cut by a sample, tried instead of the histogram, was no faster).
 #pragma once
 #include <algorithm>
 #include <cmath>
