@@ -13,6 +13,7 @@ from tritium.weights.recipes import (
     Checkpoint,
     Concat,
     Constant,
+    Reshape,
     Slice,
     Transpose,
     describe,
@@ -20,6 +21,7 @@ from tritium.weights.recipes import (
     from_json,
     infer,
     leaves,
+    map_checkpoint,
     to_json,
 )
 from tritium.weights.source import DictSource, dtype_name
@@ -36,6 +38,7 @@ CONSTANTS = {"k": torch.tensor([[1.0, 2.0]])}
         (Constant("k"), CONSTANTS["k"], "constant k"),
         (Cast(Checkpoint("a"), "bfloat16"), A.bfloat16(), "cast(a, bfloat16)"),
         (Transpose(Checkpoint("a")), A.T, "transpose(a)"),
+        (Reshape(Checkpoint("a"), (2, 3, 2)), A.view(2, 3, 2), "reshape(a, [2, 3, 2])"),
         (Slice(Checkpoint("a"), 1, 1, 3), A[:, 1:3], "slice(a, dim=1, 1:3)"),
         (Concat((Checkpoint("a"), Checkpoint("b")), 0), torch.cat([A, B]), "concat(a, b, dim=0)"),
         (
@@ -55,6 +58,7 @@ def grow(inner):
     size = st.integers(0, 4)
     return (
         st.builds(Cast, inner, st.sampled_from(["float32", "bfloat16", "float16"]))
+        | st.builds(Reshape, inner, st.lists(size, max_size=3).map(tuple))
         | st.builds(Transpose, inner)
         | st.builds(Slice, inner, st.integers(0, 2), size, size)
         | st.builds(Concat, st.lists(inner, min_size=1, max_size=3).map(tuple), st.integers(0, 2))
@@ -98,6 +102,14 @@ def test_leaves_are_what_evaluation_reads(recipe):
     assert read == [leaf.name for leaf in leaves(recipe) if isinstance(leaf, Checkpoint)]
 
 
+@given(trees)
+def test_leaves_can_be_replaced_and_nothing_else_is(recipe):
+    renamed = map_checkpoint(recipe, lambda leaf: Checkpoint(f"model.{leaf.name}", leaf.shape))
+    names = [leaf.name for leaf in leaves(recipe) if isinstance(leaf, Checkpoint)]
+    assert [leaf.name for leaf in leaves(renamed) if isinstance(leaf, Checkpoint)] == [f"model.{n}" for n in names]
+    assert map_checkpoint(renamed, lambda leaf: Checkpoint(leaf.name.removeprefix("model."), leaf.shape)) == recipe
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
@@ -105,6 +117,7 @@ def test_leaves_are_what_evaluation_reads(recipe):
         (Checkpoint("a", (4, 3)), r"tensor 'a' is \[3, 4\], expected \[4, 3\]"),
         (Checkpoint("i"), "tensor 'i' has dtype int64"),
         (Transpose(Checkpoint("v")), r"transpose\(v\): cannot transpose a tensor of shape \[5\]"),
+        (Reshape(Checkpoint("v"), (2, 3)), r"reshape\(v, \[2, 3\]\): cannot reshape a tensor of shape \[5\]"),
         (Slice(Checkpoint("a"), 1, 2, 5), r"slice\(a, dim=1, 2:5\): out of range for a tensor of shape \[3, 4\]"),
         (Slice(Checkpoint("a"), 2, 0, 1), "out of range"),
         (Concat((Checkpoint("a"), Checkpoint("b")), 1), "parts do not fit together along dimension 1"),
@@ -127,7 +140,8 @@ def test_an_unknown_constant_names_the_known_ones():
     [None, 3, "a", [], {}, {"checkpoint": 3}, {"checkpoint": "a", "shape": [-1]}, {"checkpoint": "a", "more": 1},
      {"cast": {"checkpoint": "a"}, "dtype": "nn"}, {"cast": {"checkpoint": "a"}}, {"eval": "a"},
      {"slice": {"checkpoint": "a"}, "dim": 0, "start": True, "stop": 2}, {"concat": 3, "dim": 0},
-     {"transpose": {"transpose": None}}, {"shape": [1], "checkpoint": "a"}],
+     {"transpose": {"transpose": None}}, {"reshape": {"checkpoint": "a"}, "shape": None},
+     {"shape": [1], "checkpoint": "a"}],
     ids=str,
 )  # fmt: skip
 def test_json_that_is_no_recipe_is_refused(data):

@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from tritium.errors import CheckpointError, ConfigError
 from tritium.models.config import ModelConfig
 from tritium.models.decoder import Decoder
-from tritium.models.families import Conv1D, Family, family_named
-from tritium.weights.recipes import Cast, Checkpoint, Constant, Recipe, Slice, Transpose, infer, leaves
+from tritium.models.families import Family, family_named
+from tritium.models.families.places import Place
+from tritium.weights.recipes import Cast, Checkpoint, Constant, Recipe, infer, leaves, map_checkpoint
 from tritium.weights.source import WeightSource, dtype_name
 
 Naming = Mapping[str, str | Recipe]  # our name -> the checkpoint's name, or a recipe
@@ -43,14 +45,14 @@ def weight_recipes(
     """
     config = config or getattr(module, "config", None)
     family = family_named(config) if isinstance(module, Decoder) and isinstance(config, ModelConfig) else None
-    rename = _Prefix(family, source)
+    spell = _spelling(family, source)
     recipes: dict[str, Recipe] = {}
     mapping = {**getattr(module, "checkpoint_names", {}), **(mapping or {})}
     _check_mapping(mapping, module)
     for name, parameter in module.named_parameters(remove_duplicate=False):
         shape = tuple(parameter.shape)
-        found = _look_up(name, mapping, shape) or _look_up(name, family.names if family else {}, shape)
-        recipe = rename(found or Checkpoint(name, shape))
+        found = _look_up(name, mapping, shape, config) or _look_up(name, family.names if family else {}, shape, config)
+        recipe = map_checkpoint(found or Checkpoint(name, shape), spell)
         recipes[name] = Cast(recipe, dtype_name(parameter.dtype))
     kept = constants(module)
     for name, buffer in module.named_buffers(remove_duplicate=False):
@@ -64,15 +66,17 @@ def weight_recipes(
     return recipes
 
 
-def _look_up(name: str, names: Mapping[str, str | Conv1D | Recipe], shape: tuple[int, ...]) -> Recipe | None:
+def _look_up(
+    name: str, names: Mapping[str, str | Place | Recipe], shape: tuple[int, ...], config: Any
+) -> Recipe | None:
     """The recipe that a naming gives for a parameter, by its full name or without `.weight` / `.bias`."""
     numbers = [part for part in name.split(".") if part.isdigit()]
     for key, suffix in _keys(name):
         target = names.get(key)
         if isinstance(target, str):
             return Checkpoint(_fill(target, numbers) + suffix, shape)
-        if isinstance(target, Conv1D):
-            return _conv1d(_fill(target.path, numbers) + suffix, target, shape)
+        if target is not None and not isinstance(target, Recipe):
+            return target.recipe(_fill(target.path, numbers) + suffix, shape, config)
         if target is not None:
             return target
     return None
@@ -101,32 +105,18 @@ def _fill(target: str, numbers: list[str]) -> str:
     return target
 
 
-def _conv1d(name: str, conv: Conv1D, shape: tuple[int, ...]) -> Recipe:
-    """Our [out, in] weight or [out] bias, from a tensor that is [in, parts · out] or [parts · out]."""
-    out, dim = shape[0], len(shape) - 1
-    recipe: Recipe = Checkpoint(name, (*shape[1:], out * conv.parts))
-    if conv.parts > 1:
-        recipe = Slice(recipe, dim, conv.part * out, (conv.part + 1) * out)
-    return Transpose(recipe) if dim else recipe
+def _spelling(family: Family | None, source: WeightSource | None) -> Callable[[Checkpoint], Checkpoint]:
+    """Gives a leaf the name that this checkpoint has for it, where publications of the family differ."""
+    starts = family.respelled if family and source else ()
+    others = {here: there for here, there in starts if source and not any(n.startswith(here) for n in source.names)}
 
+    def spell(leaf: Checkpoint) -> Checkpoint:
+        for here, there in others.items():
+            if leaf.name.startswith(here):
+                return Checkpoint(there + leaf.name.removeprefix(here), leaf.shape)
+        return leaf
 
-class _Prefix:
-    """Drops the family's prefix from checkpoint names when the checkpoint does not use it."""
-
-    def __init__(self, family: Family | None, source: WeightSource | None) -> None:
-        prefix = family.prefix if family and source else ""
-        has_prefix = prefix and any(name.startswith(prefix) for name in source.names) if source else False
-        self.prefix = prefix if prefix and not has_prefix else ""
-
-    def __call__(self, recipe: Recipe) -> Recipe:
-        match recipe:
-            case Checkpoint(name=name, shape=shape) if self.prefix:
-                return Checkpoint(name.removeprefix(self.prefix), shape)
-            case Slice(of=of, dim=dim, start=start, stop=stop):
-                return Slice(self(of), dim, start, stop)
-            case Transpose(of=of):
-                return Transpose(self(of))
-        return recipe
+    return spell
 
 
 def _check_tensors(recipes: Mapping[str, Recipe], source: WeightSource) -> None:

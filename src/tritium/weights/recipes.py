@@ -5,6 +5,7 @@ A recipe is a frozen expression tree. Passes rewrite trees, never tensors; bindi
     Checkpoint(name, shape)          a tensor of the checkpoint; a leaf
     Constant(name)                   a tensor the model brings along (rotary frequencies); a leaf
     Cast(of, dtype)                  converted to a dtype
+    Reshape(of, shape)               the same elements in the same order under other sizes
     Transpose(of)                    dimensions 0 and 1 swapped (GPT-2 keeps its linears as [in, out])
     Slice(of, dim, start, stop)      a range of one dimension
     Concat(parts, dim)               parts one after the other along a dimension
@@ -12,8 +13,9 @@ A recipe is a frozen expression tree. Passes rewrite trees, never tensors; bindi
 Trees are kept in the engine as JSON (`to_json`, `from_json`), so that new weights can be bound without the compiler.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +56,14 @@ class Transpose:
 
 
 @dataclass(frozen=True)
+class Reshape:
+    """The elements of `of`, in their order, as a tensor of `shape`."""
+
+    of: "Recipe"
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Slice:
     """Elements `start` to `stop` (exclusive) of `of` along dimension `dim`."""
 
@@ -71,7 +81,7 @@ class Concat:
     dim: int
 
 
-Recipe = Checkpoint | Constant | Cast | Transpose | Slice | Concat
+Recipe = Checkpoint | Constant | Cast | Reshape | Transpose | Slice | Concat
 
 
 def leaves(recipe: Recipe) -> Iterator[Checkpoint | Constant]:
@@ -79,11 +89,24 @@ def leaves(recipe: Recipe) -> Iterator[Checkpoint | Constant]:
     match recipe:
         case Checkpoint() | Constant():
             yield recipe
-        case Cast(of=of) | Transpose(of=of) | Slice(of=of):
+        case Cast(of=of) | Reshape(of=of) | Transpose(of=of) | Slice(of=of):
             yield from leaves(of)
         case Concat(parts=parts):
             for part in parts:
                 yield from leaves(part)
+
+
+def map_checkpoint(recipe: Recipe, change: Callable[[Checkpoint], Recipe]) -> Recipe:
+    """The tree with each `Checkpoint` leaf replaced by what `change` makes of it."""
+    match recipe:
+        case Checkpoint():
+            return change(recipe)
+        case Cast() | Reshape() | Transpose() | Slice():
+            return replace(recipe, of=map_checkpoint(recipe.of, change))
+        case Concat(parts=parts, dim=dim):
+            return Concat(tuple(map_checkpoint(part, change) for part in parts), dim)
+        case _:
+            return recipe
 
 
 def evaluate(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -101,6 +124,8 @@ def evaluate(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tenso
                 return _constant(name, constants or {})
             case Cast(of=of, dtype=dtype):
                 return value(of).to(getattr(torch, dtype))
+            case Reshape(of=of, shape=shape):
+                return value(of).reshape(shape)
             case Transpose(of=of):
                 return value(of).transpose(0, 1)
             case Slice(of=of, dim=dim, start=start, stop=stop):
@@ -121,6 +146,11 @@ def infer(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tensor] 
             return TensorSpec(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
         case Cast(of=of, dtype=dtype):
             return TensorSpec(dtype, infer(of, source, constants).shape)
+        case Reshape(of=of, shape=shape):
+            spec = infer(of, source, constants)
+            if math.prod(spec.shape) != math.prod(shape):
+                raise CheckpointError(f"{describe(recipe)}: cannot reshape a tensor of shape {list(spec.shape)}")
+            return TensorSpec(spec.dtype, shape)
         case Transpose(of=of):
             spec = infer(of, source, constants)
             if len(spec.shape) < 2:
@@ -150,6 +180,8 @@ def describe(recipe: Recipe) -> str:
             return f"constant {name}"
         case Cast(of=of, dtype=dtype):
             return f"cast({describe(of)}, {dtype})"
+        case Reshape(of=of, shape=shape):
+            return f"reshape({describe(of)}, {list(shape)})"
         case Transpose(of=of):
             return f"transpose({describe(of)})"
         case Slice(of=of, dim=dim, start=start, stop=stop):
@@ -167,6 +199,8 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
             return {"constant": name}
         case Cast(of=of, dtype=dtype):
             return {"cast": to_json(of), "dtype": dtype}
+        case Reshape(of=of, shape=shape):
+            return {"reshape": to_json(of), "shape": list(shape)}
         case Transpose(of=of):
             return {"transpose": to_json(of)}
         case Slice(of=of, dim=dim, start=start, stop=stop):
@@ -191,6 +225,7 @@ def _from_json(data: Any) -> Recipe:
         "checkpoint": lambda: Checkpoint(_str(data.pop("checkpoint")), _shape(data.pop("shape", None))),
         "constant": lambda: Constant(_str(data.pop("constant"))),
         "cast": lambda: Cast(_from_json(data.pop("cast")), _dtype(data.pop("dtype"))),
+        "reshape": lambda: Reshape(_from_json(data.pop("reshape")), _sizes(data.pop("shape"))),
         "transpose": lambda: Transpose(_from_json(data.pop("transpose"))),
         "slice": lambda: Slice(
             _from_json(data.pop("slice")), _int(data.pop("dim")), _int(data.pop("start")), _int(data.pop("stop"))
@@ -217,7 +252,11 @@ def _int(value: object) -> int:
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
-    return None if value is None else tuple(_int(size) for size in value)
+    return None if value is None else _sizes(value)
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    return tuple(_int(size) for size in value)
 
 
 def _dtype(value: object) -> str:

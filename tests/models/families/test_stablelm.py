@@ -3,12 +3,9 @@
 import pytest
 
 from tritium import models
-from tritium.errors import CheckpointError, TritiumError, UnsupportedModel
+from tritium.errors import CheckpointError, UnsupportedModel
+from tritium.testing.configs import error_of
 from tritium.testing.tiny_models import STABLELM
-
-
-def parse(fields):
-    return models.parse_config(STABLELM | fields, "dir/config.json")
 
 
 def test_a_published_file_is_read():
@@ -19,7 +16,7 @@ def test_a_published_file_is_read():
         "num_key_value_heads": 32, "partial_rotary_factor": 0.25, "rope_theta": 10000, "tie_word_embeddings": False,
         "torch_dtype": "float16", "transformers_version": "4.38.0", "use_cache": True, "use_qkv_bias": True,
         "vocab_size": 100352,
-    }  # fmt: skip
+}  # fmt: skip
     config = models.parse_config(published, "dir/config.json")
     assert (config.norm, config.norm_eps, config.is_gated) == ("layer_norm", 1e-5, True)
     assert config.rope == models.RopeConfig(dim=16) and config.head_size == 64
@@ -36,8 +33,7 @@ def test_a_quarter_of_a_head_is_rotated_unless_the_file_says_another_part():
 
 @pytest.mark.parametrize("odd", [0, -0.5, 1.5, "half", True, float("nan"), 0.1, 0.2])
 def test_a_part_that_cannot_be_rotated_is_named(odd):
-    with pytest.raises(CheckpointError, match="field 'partial_rotary_factor' is"):
-        parse({"partial_rotary_factor": odd})
+    assert "field 'partial_rotary_factor' is" in error_of(STABLELM | {"partial_rotary_factor": odd}, CheckpointError)
 
 
 @pytest.mark.parametrize(
@@ -49,14 +45,4 @@ def test_a_part_that_cannot_be_rotated_is_named(odd):
     ],
 )
 def test_what_no_block_does_is_refused(fields, name):
-    with pytest.raises(UnsupportedModel, match=f"field '{name}' is"):
-        parse(fields)
-
-
-@pytest.mark.parametrize("odd", [[1, 2], {"a": 1}, "rope", 0.1, -3, 10**30, None, True, ""], ids=repr)
-def test_any_odd_value_in_any_field_is_read_or_refused_by_design(odd):
-    for field in STABLELM:
-        try:
-            models.create(parse({field: odd}))
-        except TritiumError as error:
-            assert field in str(error) or "archit" in str(error)
+    assert f"field '{name}' is" in error_of(STABLELM | fields, UnsupportedModel)
