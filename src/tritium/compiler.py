@@ -25,7 +25,8 @@ import tritium
 from tritium.config import BuildConfig
 from tritium.engine.engine import Engine
 from tritium.engine.manifest import Manifest
-from tritium.engine.plan import Extent, Plan
+from tritium.engine.plan import Plan
+from tritium.engine.recipe_file import weight_specs
 from tritium.engine.serialise import write_engine
 from tritium.errors import CaptureError, ConfigError, EngineError
 from tritium.graph import dump
@@ -36,7 +37,8 @@ from tritium.passes.tables import check_tables
 from tritium.resolve import ResolvedModel, Weights, resolve_model
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.weights import bind, recipes
-from tritium.weights.source import DictSource, TensorSpec
+from tritium.weights.fit import checkpoint_leaves
+from tritium.weights.source import DictSource, TensorSpec, WeightSource, dtype_name
 
 STAGES = ("resolve", "capture", "optimise", "lower", "kernels", "write")
 DUMMY_SEED = 0
@@ -122,8 +124,10 @@ def compile_module(
 
 
 def _write(resolved: ResolvedModel, compiled: Compiled, config: BuildConfig, output_dir: Path, clock: "_Clock") -> Path:
-    specs = {v.name: TensorSpec(v.dtype, _sizes(v.shape)) for v in compiled.plan.values if v.kind == "weight"}
+    specs = weight_specs(compiled.plan)
     trees = {name: _recipe(name, resolved.recipes, compiled.constants) for name in specs}
+    for name in _inner_constants(trees):  # they are no weights, but a refit needs them
+        specs[name], trees[name] = _spec(compiled.constants[name]), recipes.Constant(name)
     is_dummy = resolved.source is None
     if is_dummy:  # the runtime generates what comes from a checkpoint; only constants are kept
         specs = {name: spec for name, spec in specs.items() if isinstance(trees[name], recipes.Constant)}
@@ -148,6 +152,7 @@ def _write(resolved: ResolvedModel, compiled: Compiled, config: BuildConfig, out
         bos_token_id=resolved.bos_token_id,
         eos_token_ids=resolved.eos_token_ids,
         dummy_seed=DUMMY_SEED if is_dummy else None,
+        ignored_tensors=_unread(trees, resolved.source),
         build=dataclasses.asdict(config),
         versions={"tritium": tritium.__version__, "torch": str(torch.__version__)},
         timings=clock.seconds,  # the same dict: "write" is in it by the time the manifest, the last file, is written
@@ -176,13 +181,25 @@ def _recipe(name: str, known: Mapping[str, recipes.Recipe], constants: Mapping[s
     raise EngineError(f"weight {name!r} of the plan is neither a parameter nor a buffer of the model")
 
 
+def _inner_constants(trees: Mapping[str, recipes.Recipe]) -> list[str]:
+    """Constants that are only parts of other weights."""
+    found = dict.fromkeys(leaf for tree in trees.values() for leaf in recipes.leaves(tree))
+    return [leaf.name for leaf in found if isinstance(leaf, recipes.Constant) and leaf.name not in trees]
+
+
+def _unread(trees: Mapping[str, recipes.Recipe], source: WeightSource | None) -> tuple[str, ...]:
+    """The tensors of the checkpoint that no weight is made of."""
+    read = checkpoint_leaves(trees.values())
+    return tuple(name for name in (source.names if source is not None else ()) if name not in read)
+
+
+def _spec(tensor: torch.Tensor) -> TensorSpec:
+    return TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))
+
+
 def _compute_dtype(plan: Plan) -> str:
     """The dtype of what the KV cache holds: the model's activations."""
     return plan.kv_groups[0].dtype
-
-
-def _sizes(shape: tuple[str | int, ...]) -> tuple[int, ...]:
-    return tuple(Extent.parse(dim).constant for dim in shape)
 
 
 def _config(config: BuildConfig | None, overrides: Mapping[str, Any]) -> BuildConfig:

@@ -17,10 +17,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import torch
+
 from tritium.build_child import build_in_child
 from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.engine.obtain import obtain_engine
+from tritium.engine.refit import new_weights, open_source
 from tritium.errors import ConfigError, RequestError
 from tritium.keywords import check_known
 from tritium.mailbox import AsyncMailbox
@@ -30,6 +33,7 @@ from tritium.runtime.engine_thread import EngineThread
 from tritium.runtime.outputs import CompletionOutput, RequestOutput, StepOutput
 from tritium.runtime.request import Request
 from tritium.runtime.scheduler_config import SchedulerConfig, SchedulerStats
+from tritium.runtime.weight_updates import OnInflight, WeightUpdate
 from tritium.sampling_params import SamplingParams
 from tritium.text.tokenizer import Tokenizer
 
@@ -144,6 +148,34 @@ class LLM:
         """End a request with finish_reason "abort"; one that is unknown or finished is ignored."""
         self._thread.abort(request_id)
 
+    # -- new weights ---------------------------------------------------------------------------------------------------
+
+    def update_weights(
+        self, source: Mapping[str, torch.Tensor] | str | Path, *, on_inflight: OnInflight = "recompute"
+    ) -> int:
+        """Replace the model's weights while it runs; returns their generation, which outputs carry from then on.
+
+        source: a state dict, a checkpoint directory or a hub id, as `Engine.refit` takes them. A state dict must not
+            change until this returns; afterwards it may.
+        on_inflight: what happens to requests that are running when the weights are exchanged, between two steps.
+            "recompute": their prompt and the outputs they have are computed again with the new weights, and they go on;
+            "finish_first": they end with the old weights, and nothing new starts until they have;
+            "continue": they go on at once, with keys and values that the old weights made.
+
+        All or nothing: the new weights are checked, computed and packed beside the old ones (there must be memory for
+        both) while requests go on; what goes wrong changes nothing. Cached prefixes are forgotten. The engine on disk
+        stays as it is. Raises `CheckpointError` that names each tensor which is missing, left over or does not fit,
+        `OutOfMemory` or `EngineError`. Not to be called on the engine thread.
+        """
+        tensors, _ = open_source(source)
+        made = new_weights(self.engine.path, self.engine.manifest, self.engine.plan, tensors)
+        return self._thread.update_weights(WeightUpdate(made, on_inflight))
+
+    @property
+    def weights_generation(self) -> int:
+        """How often the weights were replaced, on disk and since."""
+        return self._thread.running_loop.scheduler.weights_generation
+
     # -- life ----------------------------------------------------------------------------------------------------------
 
     @property
@@ -254,6 +286,7 @@ def _output(prompt: str | None, request: Request, steps: Sequence[StepOutput]) -
         outputs=[completion],
         timings=dataclasses.replace(last.timings or request.timings),
         num_cached_tokens=last.num_cached_tokens,
+        weights_generation=last.weights_generation,
         finished=last.finish_reason is not None,
         error=last.error,
     )

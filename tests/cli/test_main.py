@@ -14,6 +14,7 @@ from tritium.cli.main import app
 
 FLAGS = {
     "build": "MODEL --arch --disable-pass --dtype --dummy-weights --json --max-model-len --output",
+    "refit": "CHECKPOINT ENGINE --json",
     "run": "MODEL --dtype --ignore-eos --input --json --kv-cache-memory --max-model-len --max-num-batched-tokens "
     "--max-num-seqs --max-tokens --min-p --min-tokens --num-threads --output --prompt --seed --stop --temperature "
     "--top-k --top-p",

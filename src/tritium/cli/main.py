@@ -4,6 +4,7 @@ This module and what it imports stay light: `tritium --help` must not load torch
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -67,6 +68,16 @@ def build(
     config = o.given(dtype=dtype, max_model_len=max_model_len, disabled_passes=passes)
     source = {"model": model, "arch": arch, "is_dummy": dummy_weights}
     _work("build_command", {**source, "output": output, "config": config, "is_json": is_json})
+
+
+@app.command()
+def refit(
+    engine: Annotated[Path, typer.Argument(help="The engine directory whose weights are replaced.")],
+    checkpoint: Annotated[str, typer.Argument(help="Directory or hub id of a checkpoint of the same model.")],
+    is_json: o.Json = False,
+) -> None:
+    """Give an engine other weights, without compiling anything; all or nothing."""
+    _work("refit_command", {"engine": engine, "checkpoint": checkpoint, "is_json": is_json})
 
 
 @app.command()

@@ -1,13 +1,16 @@
 """`Engine`: an engine directory, opened. Loading reads JSON and safetensors only; nothing in it is executed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import torch
 
 from tritium.engine.check import check_plan
 from tritium.engine.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, check_files, read_manifest
 from tritium.engine.plan import PLAN_VERSION, Plan
+from tritium.engine.refit import Progress, refit_directory
 from tritium.engine.serialise import WEIGHTS_NAME
 from tritium.errors import EngineError
 
@@ -51,6 +54,21 @@ class Engine:
         except EngineError as error:
             raise EngineError(f"{path / PLAN_NAME}: {error}") from None
         return cls(path=path, manifest=manifest, plan=plan)
+
+    def refit(self, source: Mapping[str, torch.Tensor] | str | Path, *, progress: Progress | None = None) -> "Engine":
+        """Give the engine on disk other weights, and open it again. Never imports the compiler.
+
+        source: a state dict, a checkpoint directory or a hub id, with the names and shapes of the model that the engine
+            was built from; dtypes may be any floating ones. The plan stays as it is, and the result is bit for bit what
+            a build from `source` gives. progress(bytes written, bytes in all) is called as work proceeds.
+
+        Everything is checked before anything is written; until the last moment, also when the process is killed, the
+        old engine is whole. Processes that run the engine keep the weights they have (`LLM.update_weights` changes
+        those). Raises `CheckpointError` that names each tensor which is missing, left over or does not fit, and
+        `EngineError` when the engine cannot be written.
+        """
+        refit_directory(self.path, self.manifest, self.plan, source, progress)
+        return Engine.load(self.path)
 
     @property
     def identity(self) -> str:

@@ -33,6 +33,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     backend: the kernels it was lowered for. model: name, architecture and source, for people.
     max_model_len: longest prompt plus output in tokens. eos_token_ids: ids that end an output.
     dummy_seed: weights without a file are generated from it; None: every weight is in `weights.safetensors`.
+    weights_generation: how often the weights were replaced since the build; weights_source: by what, for people.
+    ignored_tensors: of the checkpoint it was built from, those that no weight reads.
     build: the resolved BuildConfig. timings: seconds by stage of the build. matches: places changed, by pass.
     versions: of tritium, torch. files: every other file of the directory.
     """
@@ -49,6 +51,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dummy_seed: int | None = None
+    weights_generation: int = 0
+    weights_source: str = ""
+    ignored_tensors: tuple[str, ...] = ()
     build: dict[str, Any] = {}
     timings: dict[str, float] = {}
     matches: dict[str, int] = {}

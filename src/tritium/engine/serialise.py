@@ -1,5 +1,6 @@
 """Write an engine directory: into a temporary directory beside it, then one rename. A failure leaves nothing behind."""
 
+import ctypes
 import fcntl
 import glob
 import os
@@ -18,7 +19,9 @@ from tritium.errors import EngineError
 from tritium.text.tokenizer_files import TOKENIZER_FILES
 
 WEIGHTS_NAME = "weights.safetensors"
+OF_THE_WEIGHTS = (WEIGHTS_NAME, "certificate.json")  # say something of the weights; other ones make them wrong
 LOCK_NAME = "building.lock"  # in a partial directory; its builder held an flock on it before it had this name
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 UNLOCKED_AGE_S = 24 * 3600  # a younger partial directory without a lock may be about to get one, or to be renamed
 
 
@@ -55,13 +58,45 @@ def write_engine(
         if write_weights is not None:
             write_weights(partial / WEIGHTS_NAME)
         files = {path.name: record(path) for path in sorted(partial.iterdir()) if path.name != LOCK_NAME}
-        (partial / MANIFEST_NAME).write_bytes(encode(msgspec.structs.replace(manifest, files=files)))
-        for path in partial.iterdir():
-            _sync(path)
-        partial.chmod(0o755)
-        (partial / LOCK_NAME).unlink()
-        _publish(partial, output_dir)
+        _finish(partial, output_dir, msgspec.structs.replace(manifest, files=files))
     return output_dir
+
+
+def replace_weights(engine_dir: Path, manifest: Callable[[], Manifest], write_weights: Callable[[Path], None]) -> None:
+    """Put other weights into an engine, in one step: whoever opens it sees the old engine or the new one, both whole.
+
+    manifest: called when the weights are written; its `files` are those of the engine as it was. Files that spoke of
+    the old weights are left out; all others are kept (as hard links, where the file system has them).
+    """
+    engine_dir = Path(os.path.abspath(engine_dir))
+    _remove_leftovers(engine_dir)
+    with _partial_directory(engine_dir) as partial:
+        for path in engine_dir.iterdir():
+            if path.is_file() and path.name not in (*OF_THE_WEIGHTS, MANIFEST_NAME):
+                _link_or_copy(path, partial / path.name)
+        write_weights(partial / WEIGHTS_NAME)
+        changed = manifest()
+        files = {name: file for name, file in changed.files.items() if name not in OF_THE_WEIGHTS}
+        files[WEIGHTS_NAME] = record(partial / WEIGHTS_NAME)
+        _finish(partial, engine_dir, msgspec.structs.replace(changed, files=files))
+
+
+def _finish(partial: Path, output_dir: Path, manifest: Manifest) -> None:
+    """Write the manifest, make everything durable, and put the directory in its place."""
+    (partial / MANIFEST_NAME).write_bytes(encode(manifest))
+    for path in partial.iterdir():
+        _sync(path)
+    partial.chmod(0o755)
+    (partial / LOCK_NAME).unlink()
+    _publish(partial, output_dir)
+    _sync(output_dir.parent)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _check_target(output_dir: Path) -> None:
@@ -104,9 +139,15 @@ def _remove_leftovers(output_dir: Path) -> None:
 
 
 def _publish(partial: Path, output_dir: Path) -> None:
-    """Rename `partial` to `output_dir`; an engine in the way steps aside first and is removed last."""
+    """Rename `partial` to `output_dir`, in exchange with an engine in the way; that is removed with `partial`.
+
+    Where the file system cannot exchange, the engine in the way steps aside first and is removed last: a process killed
+    between the two renames then leaves it in a partial directory beside its place.
+    """
     if not output_dir.exists():
         partial.rename(output_dir)
+        return
+    if _exchange(partial, output_dir):
         return
     with _partial_directory(output_dir) as old:
         output_dir.rename(old / "old")
@@ -115,6 +156,14 @@ def _publish(partial: Path, output_dir: Path) -> None:
         except BaseException:
             (old / "old").rename(output_dir)
             raise
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two directories in one step (Linux, renameat2); False where that is not possible, and nothing is changed."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    return rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
 
 
 def _sync(path: Path) -> None:

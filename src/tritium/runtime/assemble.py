@@ -6,13 +6,16 @@ from tritium.runtime.engine_loop import EngineLoop
 from tritium.runtime.executor import Executor
 from tritium.runtime.scheduler import Scheduler
 from tritium.runtime.scheduler_config import SchedulerConfig
+from tritium.runtime.weight_updates import WeightUpdates
 from tritium.text.tokenizer import Tokenizer
 
 
 def make_loop(engine: Engine, config: RuntimeConfig, tokenizer: Tokenizer | None) -> EngineLoop:
     """The loop of an engine, with all its memory. Call it on the thread that will run it."""
     executor = Executor(engine, config)
-    return EngineLoop(make_scheduler(engine, config, executor), executor, tokenizer, seed=config.seed)
+    scheduler = make_scheduler(engine, config, executor)
+    updates = WeightUpdates(scheduler, executor)
+    return EngineLoop(scheduler, executor, tokenizer, seed=config.seed, updates=updates)
 
 
 def make_scheduler(engine: Engine, config: RuntimeConfig, executor: Executor) -> Scheduler:
@@ -28,6 +31,7 @@ def make_scheduler(engine: Engine, config: RuntimeConfig, executor: Executor) ->
             policy=config.policy,
             enable_prefix_caching=config.enable_prefix_caching,
             fingerprint=engine.identity,
+            weights_generation=engine.manifest.weights_generation,
             vocab_size=engine.plan.vocab_size,
         )
     )

@@ -24,12 +24,12 @@ class BatchDraft:
         if (sequence := self._sequences.pop(request, None)) is not None:
             self.budget += sequence.num_tokens
 
-    def seal(self, finished: Iterable[Request]) -> ScheduledBatch:
-        """The batch, together with the requests that finished since the one before."""
+    def seal(self, finished: Iterable[Request], *, displaced: Iterable[Request] = ()) -> ScheduledBatch:
+        """The batch, together with the requests that finished, or were preempted, since the one before."""
         sequences = tuple(self._sequences.values())
         return ScheduledBatch(
             sequences=sequences,
-            preempted=tuple(self.preempted),
+            preempted=(*displaced, *self.preempted),
             finished=tuple(finished),
             num_tokens=sum(sequence.num_tokens for sequence in sequences),
             num_sampled=sum(sequence.is_sampled for sequence in sequences),

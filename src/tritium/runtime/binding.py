@@ -4,6 +4,7 @@ The arena is one uint8 tensor, laid out once for the largest batch; a bucket's b
 offsets. Tensors are made when a bucket is bound, once, never while steps run.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,12 @@ class Binder:
         self._offsets = offsets
         arena = torch.empty(arena_bytes + _CACHE_LINE, dtype=torch.uint8)
         self._arena = arena[-arena.data_ptr() % _CACHE_LINE :]
+
+    def with_weights(self, weights: LoadedWeights) -> "Binder":
+        """A binder to the same arena, inputs and KV cache, but other weights."""
+        other = copy.copy(self)
+        other._weights = weights
+        return other
 
     def tensor(self, name: str, sizes: Sizes) -> torch.Tensor:
         """The value as a tensor at its address, in these sizes. Raises `EngineError` for a name the plan lacks."""

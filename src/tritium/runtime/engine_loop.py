@@ -10,10 +10,12 @@ import random
 from collections.abc import Sequence
 from typing import Protocol
 
+from tritium.errors import EngineError
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.request import FinishReason, Request, SampledToken, ScheduledBatch
 from tritium.runtime.scheduler import Scheduler
 from tritium.runtime.stream import Listener, ListenerGone, RequestStream
+from tritium.runtime.weight_updates import WeightUpdate, WeightUpdates
 from tritium.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("tritium")
@@ -37,19 +39,24 @@ class EngineLoop:
         tokenizer: Tokenizer | None = None,
         *,
         seed: int | None = None,
+        updates: WeightUpdates | None = None,
     ) -> None:
-        """seed: gives requests without one theirs, in order of submission; None: the system's randomness does."""
+        """seed: gives requests without one theirs, in order of submission; None: the system's randomness does.
+
+        updates: takes new weights between steps; None: the executor's weights cannot change.
+        """
         self.scheduler = scheduler
         self._seeds = random.Random(seed)
         self._executor = executor
+        self._updates = updates
         self._tokenizer = tokenizer
         self._streams: dict[str, RequestStream] = {}
         self.is_stalled = False  # the last step found nothing that could run
 
     @property
     def has_work(self) -> bool:
-        """True while a request is unfinished, or finished and not yet reported."""
-        return bool(self._streams)
+        """True while a request is unfinished, or finished and not yet reported, or new weights are on their way."""
+        return bool(self._streams) or (self._updates is not None and self._updates.has_work)
 
     def submit(self, request: Request, listener: Listener, *, is_streaming: bool = False) -> None:
         """Take a request; `listener` gets its outputs, each step when streaming, else once at the end.
@@ -66,10 +73,17 @@ class EngineLoop:
         if request_id in self._streams:
             self._end(request_id, "abort")
 
+    def update_weights(self, update: WeightUpdate) -> None:
+        """Take new weights as soon as they are staged; `update.done` tells when. Raises `EngineError` if it cannot."""
+        if self._updates is None:
+            raise EngineError("this loop's executor has no weights to update")
+        self._updates.add(update)
+
     def step(self) -> list[StepOutput]:
-        """Compute one batch. Returns what was sent to listeners."""
+        """Compute one batch, after a piece of a weight update if there is one. Returns what was sent to listeners."""
+        is_updating = self._updates is not None and self._updates.advance()
         batch = self.scheduler.schedule()
-        self.is_stalled = not batch.sequences
+        self.is_stalled = not batch.sequences and not is_updating
         ended = [out for r in batch.finished for out in self._end(r.request_id, r.finish_reason or "abort")]
         if not batch.sequences:
             self.scheduler.update(batch, [])
@@ -86,7 +100,9 @@ class EngineLoop:
         return ended + self._report(batch)
 
     def close(self) -> None:
-        """End every request with finish_reason "abort"."""
+        """End every request with finish_reason "abort", and every weight update with an error."""
+        if self._updates is not None:
+            self._updates.close()
         for request_id in list(self._streams):
             self._end(request_id, "abort")
 

@@ -14,6 +14,7 @@ from tritium.runtime.engine_loop import EngineLoop
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.request import Request
 from tritium.runtime.stream import Listener
+from tritium.runtime.weight_updates import WeightUpdate
 
 logger = logging.getLogger("tritium")
 
@@ -55,6 +56,18 @@ class EngineThread:
         """End a request with finish_reason "abort", soon; ignored when it is unknown or finished, or all is closed."""
         with suppress(EngineError):
             self._post(lambda loop: loop.abort(request_id))
+
+    def update_weights(self, update: WeightUpdate) -> int:
+        """Wait until the new weights are in use; returns their generation, or raises why the old ones stay."""
+
+        def take(loop: EngineLoop) -> None:
+            try:
+                loop.update_weights(update)
+            except TritiumError as error:
+                update.done.set_exception(error)
+
+        self._post(take)
+        return update.done.result()
 
     def close(self) -> None:
         """End every request with "abort" and the thread with them. May be called again."""

@@ -9,16 +9,17 @@ allocates nothing of ours. All calls belong on one thread, the engine thread.
 """
 
 import ctypes
-import functools
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from tritium.config import RuntimeConfig, available_memory, available_threads
 from tritium.engine.arena import plan_arena
 from tritium.engine.engine import Engine
-from tritium.engine.plan import Sizes
+from tritium.engine.plan import Phase, Sizes
+from tritium.errors import OutOfMemory
 from tritium.kernels.kernel import Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
 from tritium.runtime.binding import Binder
@@ -30,6 +31,8 @@ from tritium.runtime.memory import plan_memory
 from tritium.runtime.request import SampledToken, ScheduledBatch
 from tritium.runtime.sampler import Sampler
 from tritium.runtime.slots import RequestSlots
+from tritium.runtime.staged_weights import StagedWeights
+from tritium.weights.source import WeightSource
 
 logger = logging.getLogger("tritium")
 
@@ -56,6 +59,7 @@ class Executor:
         """
         torch.set_num_threads(config.num_threads or available_threads())
         plan, groups = engine.plan, engine.plan.kv_groups
+        self._engine = engine
         self._plan = plan
         self._is_null = is_null
         self._kernels = choose_kernels(plan)
@@ -98,8 +102,8 @@ class Executor:
         self._token_thunks: dict[int, list[Thunk]] = {}
         self._row_thunks: dict[int, tuple[list[Thunk], torch.Tensor]] = {}
         if not is_null:  # what cannot be bound should fail now, and packing is not the first request's to wait for
-            self._bound_tokens(bucket(1, self._multiples["tokens"]))
-            self._bound_rows(bucket(1, self._multiples["rows"]))
+            self._bound_tokens(self._smallest("tokens").tokens)
+            self._bound_rows(self._smallest("rows").rows)
 
     def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
         """Run the batch; one entry per sampled sequence, in order; None where the logits were not finite numbers."""
@@ -135,21 +139,57 @@ class Executor:
         """[sampled rows, V]: the logits of the batch just launched; valid until the next launch."""
         return self._bound_rows(step.row_bucket)[1][: step.layout.num_rows]
 
+    def stage(self, source: WeightSource) -> StagedWeights:
+        """Begin to bind other weights, `source`'s, beside the ones in use; see `StagedWeights.advance`.
+
+        Raises `OutOfMemory` when there is no room for both.
+        """
+        needed, available = bytes_in_use(self._plan, self._kernels), available_memory()
+        if needed > available:
+            raise OutOfMemory(
+                f"new weights take {needed:,} bytes beside the old ones until they are exchanged, {available:,} are "
+                "available: stop the engine, refit it on disk (tritium refit) and start it again"
+            )
+        binder = self._binder.with_weights(LoadedWeights(self._engine, source))
+        pieces = [
+            partial(binder.bind, step, kernel, self._smallest(step.phase))
+            for step, kernel in zip(self._plan.steps, self._kernels, strict=True)
+        ]
+        return StagedWeights(binder, pieces)
+
+    def swap(self, staged: StagedWeights) -> None:
+        """Run with the staged weights from the next launch on; the old ones are freed. Only when all are bound."""
+        bound = list(zip(self._plan.steps, staged.thunks, strict=True))
+        thunks = {phase: [thunk for step, thunk in bound if step.phase == phase] for phase in ("tokens", "rows")}
+        smallest = self._smallest("rows")
+        output = staged.binder.tensor(self._plan.output, smallest)
+        self._binder = staged.binder
+        self._token_thunks = {self._smallest("tokens").tokens: thunks["tokens"]}
+        self._row_thunks = {smallest.rows: (thunks["rows"], output)}
+
     def _row_multiple(self, phase: str) -> int:
         pairs = zip(self._plan.steps, self._kernels, strict=True)
         return common_multiple(kernel.row_multiple for step, kernel in pairs if step.phase == phase)
 
     def _bound_tokens(self, tokens: int) -> list[Thunk]:
         if tokens not in self._token_thunks:
-            sizes = Sizes(tokens=tokens, sequences=self._largest.sequences, rows=self._largest.rows)
-            self._token_thunks[tokens] = self._bind("tokens", sizes)
+            self._token_thunks[tokens] = self._bind("tokens", self._sizes("tokens", tokens))
         return self._token_thunks[tokens]
 
     def _bound_rows(self, rows: int) -> tuple[list[Thunk], torch.Tensor]:
         if rows not in self._row_thunks:
-            sizes = Sizes(tokens=self._largest.tokens, sequences=self._largest.sequences, rows=rows)
+            sizes = self._sizes("rows", rows)
             self._row_thunks[rows] = (self._bind("rows", sizes), self._binder.tensor(self._plan.output, sizes))
         return self._row_thunks[rows]
+
+    def _sizes(self, phase: Phase, count: int) -> Sizes:
+        """What a phase's steps are bound for: `count` tokens or rows, and the largest of all else."""
+        if phase == "tokens":
+            return Sizes(tokens=count, sequences=self._largest.sequences, rows=self._largest.rows)
+        return Sizes(tokens=self._largest.tokens, sequences=self._largest.sequences, rows=count)
+
+    def _smallest(self, phase: Phase) -> Sizes:
+        return self._sizes(phase, bucket(1, self._multiples[phase]))
 
     def _bind(self, phase: str, sizes: Sizes) -> list[Thunk]:
         pairs = [(s, k) for s, k in zip(self._plan.steps, self._kernels, strict=True) if s.phase == phase]
@@ -162,4 +202,4 @@ def _null_thunk() -> Thunk:
     """Costs what the launch of a compiled kernel costs: one ctypes call with one pointer."""
     function = ctypes.CDLL(None).labs
     function.restype = None
-    return functools.partial(function, ctypes.byref(ctypes.c_long()))
+    return partial(function, ctypes.byref(ctypes.c_long()))

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from tritium.engine.engine import Engine
-from tritium.engine.plan import Extent, Plan, Ref, Value
+from tritium.engine.plan import Plan, Ref, Value
+from tritium.engine.recipe_file import weight_specs
 from tritium.errors import CheckpointError, EngineError
 from tritium.kernels.kernel import Kernel, resolve
 from tritium.weights.dummy import DummySource
@@ -17,13 +18,17 @@ from tritium.weights.source import TensorSpec, WeightSource
 class LoadedWeights:
     """Weights by their name in the plan. What was read or generated only to be packed does not stay in plain form."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Open the engine's weights. Raises `EngineError` when one is missing or not what the plan expects."""
-        specs = {v.name: _spec(v) for v in engine.plan.values if v.kind == "weight"}
-        self._sources = {name: source for source in _sources(engine, specs) for name in source.names if name in specs}
+    def __init__(self, engine: Engine, source: WeightSource | None = None) -> None:
+        """Open the engine's weights, or take `source` in their place, which has every one by its name in the plan.
+
+        Raises `EngineError` when one is missing or not what the plan expects.
+        """
+        specs = weight_specs(engine.plan)
+        sources = _sources(engine, specs) if source is None else [source]
+        self._sources = {name: source for source in sources for name in source.names if name in specs}
         self._packed: dict[tuple[str, str], Any] = {}
         self._plain: set[str] = set()  # weights that a step reads in their plain form
-        self._generated: dict[str, torch.Tensor] = {}
+        self._made: dict[str, torch.Tensor] = {}  # what a source that maps no file gave
         for name, spec in specs.items():
             found = self._sources[name].spec(name) if name in self._sources else None
             if found != spec:
@@ -36,11 +41,11 @@ class LoadedWeights:
         """The weight in its plain form; a view of the file where there is one. Do not write to it."""
         source = self._sources[name]
         self._plain.add(name)
-        if not isinstance(source, DummySource):
+        if isinstance(source, SafetensorsSource):
             return source.get(name)
-        if name not in self._generated:
-            self._generated[name] = source.get(name)
-        return self._generated[name]
+        if name not in self._made:
+            self._made[name] = source.get(name)
+        return self._made[name]
 
     def packed(self, name: str, target: str, weight: Callable[[], torch.Tensor]) -> Any:
         """What the pack function `target` makes of `weight()` (value `name`, perhaps a view of a weight); made once."""
@@ -55,21 +60,21 @@ class LoadedWeights:
 
     def _release(self, name: str) -> None:
         source = self._sources[name]
-        self._generated.pop(name, None)
+        self._made.pop(name, None)
         if isinstance(source, SafetensorsSource):
             source.release(name)
 
 
 def bytes_in_use(plan: Plan, kernels: Sequence[Kernel]) -> int:
     """Bytes that the weights take while steps run: once in each form, plain or packed, that a kernel asks for."""
-    values = {value.name: value for value in plan.values}
+    values, specs = plan.by_name, weight_specs(plan)
     uses = set()
     for step, kernel in zip(plan.steps, kernels, strict=True):
         for name, arg in step.args.items():
             for item in arg if isinstance(arg, list) else [arg]:
                 if isinstance(item, Ref):
                     uses.add((_root(item.value, values), kernel.pack.get(name)))
-    return sum(_num_bytes(_spec(values[name])) for name, _ in uses if values[name].kind == "weight")
+    return sum(_num_bytes(specs[name]) for name, _ in uses if name in specs)
 
 
 def _root(name: str, values: Mapping[str, Value]) -> str:
@@ -90,10 +95,6 @@ def _sources(engine: Engine, specs: dict[str, TensorSpec]) -> list[WeightSource]
         except CheckpointError as error:
             raise EngineError(f"{error}; or build the engine again") from error
     return sources
-
-
-def _spec(value: Value) -> TensorSpec:
-    return TensorSpec(value.dtype, tuple(Extent.parse(dim).constant for dim in value.shape))
 
 
 def _num_bytes(spec: TensorSpec) -> int:

@@ -11,6 +11,7 @@ class StepOutput(NamedTuple):
 
     text: whole characters only. token_ids, logprobs: the new outputs (logprobs empty unless asked for).
     stop_reason: the stop id or stop string that ended it. error: what went wrong, when finish_reason is "error".
+    weights_generation: of the weights that chose the last of these tokens.
     refusal: the exception that kept the request from starting at all.
     """
 
@@ -23,6 +24,7 @@ class StepOutput(NamedTuple):
     error: str | None = None
     num_cached_tokens: int = 0
     timings: Timings | None = None
+    weights_generation: int = 0
     refusal: Exception | None = None
 
 
@@ -47,6 +49,8 @@ class RequestOutput:
     """A request and its outputs.
 
     timings: seconds, on one monotonic clock. num_cached_tokens: prompt tokens that the prefix cache spared.
+    weights_generation: how often the engine's weights had been replaced (`Engine.refit`, `LLM.update_weights`) when the
+        last of these tokens was chosen.
     error: what went wrong, when an output's finish_reason is "error".
     """
 
@@ -56,5 +60,6 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     timings: Timings = field(default_factory=Timings)
     num_cached_tokens: int = 0
+    weights_generation: int = 0
     finished: bool = False
     error: str | None = None

@@ -63,6 +63,7 @@ class Request:
     output_logprobs: one `SampledToken` per output when `params.logprobs` is not None, else empty.
     block_tables: per KV group, the block of every `block_size` tokens from the first on; behind a window NULL_BLOCK.
         Entries are only appended or become NULL_BLOCK, until a preemption (see `num_preemptions`) empties the tables.
+    weights_generation: of the weights that chose its last output token; see `LLM.update_weights`.
     num_cached_tokens: prompt tokens found in the prefix cache when it first ran.
     stop_reason: the stop token id or stop string that ended it; None after an eos id or any other reason.
     stop_ids: every id that ends it.
@@ -84,6 +85,7 @@ class Request:
     num_computed_tokens: int = field(default=0, init=False)
     num_cached_tokens: int = field(default=0, init=False)
     num_preemptions: int = field(default=0, init=False)
+    weights_generation: int = field(default=0, init=False)
     block_tables: list[list[int]] = field(default_factory=list, init=False, repr=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
     stop_reason: int | str | None = field(default=None, init=False)

@@ -46,7 +46,7 @@ class Scheduler:
             num_blocks=config.num_blocks,
             block_size=config.block_size,
             windows=config.windows,
-            fingerprint=config.fingerprint,
+            fingerprint=f"{config.fingerprint}, weights {config.weights_generation}",
             enable_prefix_caching=config.enable_prefix_caching,
         )
         self._is_reserving = config.policy == "guaranteed_no_evict"
@@ -55,6 +55,9 @@ class Scheduler:
         self._running: list[Request] = []
         self._in_flight: ScheduledBatch | None = None
         self._ended: list[Request] = []
+        self._displaced: list[Request] = []  # preempted between two steps; the next batch says so
+        self.weights_generation = config.weights_generation
+        self.is_holding = False  # only requests that have run before are started
         self._num_added = self._num_steps = self._num_preemptions = 0
         self._num_hit_tokens = self._num_query_tokens = 0
 
@@ -69,6 +72,7 @@ class Scheduler:
         refuse_unless_fitting(request, self._kv)
         if request.timings.arrival is None:
             request.timings.arrival = self._clock()
+        request.weights_generation = self.weights_generation
         self._num_added += 1
         request.queue_key = (request.priority, self._num_added)
         self._requests[request.request_id] = request
@@ -116,6 +120,21 @@ class Scheduler:
             request.block_digests = []
             request.can_publish = False
 
+    def begin_generation(self, generation: int) -> None:
+        """New weights are in use: outputs from now on are theirs, and prefixes of other generations are never hit."""
+        self.weights_generation = generation
+        self.reset_prefix_cache(f"{self.config.fingerprint}, weights {generation}")
+
+    def preempt_all(self) -> None:
+        """Take every running request's blocks: prompt and outputs so far are computed anew, under either policy."""
+        while self._running:
+            self._displaced.append(self._preempt())
+
+    @property
+    def has_started(self) -> bool:
+        """True while a request is unfinished that has run, be it preempted since."""
+        return any(request.timings.first_scheduled is not None for request in self._requests.values())
+
     # -- a step --------------------------------------------------------------------------------------------------------
 
     def schedule(self) -> ScheduledBatch:
@@ -128,8 +147,8 @@ class Scheduler:
             self._admit_waiting(draft, ahead_of=request)
             self._continue_prefill(request, draft)
         self._admit_waiting(draft)
-        batch = draft.seal(self._ended)
-        self._ended = []
+        batch = draft.seal(self._ended, displaced=self._displaced)
+        self._ended, self._displaced = [], []
         self._in_flight = batch
         return batch
 
@@ -195,19 +214,19 @@ class Scheduler:
         while (reached := min(end, kv.reach(request, kv.pool.num_free))) <= request.num_computed_tokens:
             if self._running[-1] is request:
                 return request.num_computed_tokens
-            self._preempt(self._running[-1], draft)
+            draft.drop(self._preempt())
         kv.grow(request, reached)
         return reached
 
-    def _preempt(self, request: Request, draft: BatchDraft) -> None:
+    def _preempt(self) -> Request:
         """Take the last running request's blocks and put it back in line, before all that never ran at its priority."""
-        self._running.pop()
+        request = self._running.pop()
         self._kv.close(request)
         request.status = RequestStatus.PREEMPTED
         request.num_preemptions += 1
         self._num_preemptions += 1
         insort(self._waiting, request, key=queue_key)
-        draft.drop(request)
+        return request
 
     def _admit_waiting(self, draft: BatchDraft, ahead_of: Request | None = None) -> None:
         """Start waiting requests, in order, while there are seats, budget and blocks that are not spoken for.
@@ -217,8 +236,10 @@ class Scheduler:
         if draft.preempted or not self._waiting:
             return
         available = self._unreserved_blocks()
-        while self._waiting and draft.budget and available > 0 and len(self._running) < self.config.max_num_seqs:
-            request = self._waiting[0]
+        while draft.budget and available > 0 and len(self._running) < self.config.max_num_seqs:
+            request = self._first_waiting()
+            if request is None:
+                return
             if ahead_of is not None and request.queue_key > ahead_of.queue_key:
                 return
             hit = self._kv.lookup(request)
@@ -227,11 +248,17 @@ class Scheduler:
             if cost > available:
                 return
             available -= cost
-            del self._waiting[0]
+            self._waiting.remove(request)
             insort(self._running, request, key=queue_key)
             self._kv.open(request, hit)
             self._note_start(request)
             self._continue_prefill(request, draft)
+
+    def _first_waiting(self) -> Request | None:
+        """The next in line; while the scheduler is holding, the next that has run before."""
+        if not self.is_holding:
+            return self._waiting[0] if self._waiting else None
+        return next((r for r in self._waiting if r.timings.first_scheduled is not None), None)
 
     def _blocks_to_reserve(self, request: Request) -> int:
         """What must be free to start it: blocks for all it may ever have, or for what it has and one block more."""
@@ -270,6 +297,7 @@ class Scheduler:
     def _take_output(self, request: Request, token: SampledToken, now: float) -> bool:
         """Append the token; True if the request is finished by it. A stop is honoured from `min_tokens` outputs on."""
         request.append_output(token)
+        request.weights_generation = self.weights_generation
         if request.timings.first_token is None:
             request.timings.first_token = now
         token_id = token.token_id

@@ -13,7 +13,8 @@ class SchedulerConfig:
 
     num_blocks: KV blocks in the pool, the null block included. block_size: tokens in a block.
     windows: one entry per KV group: the keys a query sees at most, itself included; 0: all.
-    fingerprint: prefixes are shared only between equal ones: the engine's hash, weights generation and KV format.
+    fingerprint: prefixes are shared only between equal ones, of the same weights generation: the engine's hash.
+    weights_generation: of the weights it starts with.
     vocab_size: prompts with ids from here on are refused; None: not checked.
     """
 
@@ -26,6 +27,7 @@ class SchedulerConfig:
     policy: SchedulingPolicy = "max_utilization"
     enable_prefix_caching: bool = True
     fingerprint: str = ""
+    weights_generation: int = 0
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -44,6 +46,7 @@ class SchedulerConfig:
         for window in self.windows:
             check_int("windows", window, 0, 1 << 31)
         check_choice("policy", self.policy, ("max_utilization", "guaranteed_no_evict"))
+        check_int("weights_generation", self.weights_generation, 0, 1 << 62)
         if self.vocab_size is not None:
             check_int("vocab_size", self.vocab_size, 1, 1 << 31)
 

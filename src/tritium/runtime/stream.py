@@ -60,6 +60,7 @@ class RequestStream:
             error=error,
             num_cached_tokens=request.num_cached_tokens,
             timings=request.timings,
+            weights_generation=request.weights_generation,
         )
 
     def _take(self, delta: TextDelta) -> None:
