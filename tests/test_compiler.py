@@ -83,7 +83,11 @@ def test_weights_are_the_checkpoints_by_the_models_own_names(model_dir, engine):
     wanted = {v.name for v in engine.plan.values if v.kind == "weight"}
     assert set(bound.names) == wanted
     torch.testing.assert_close(
-        bound.get("layers.1.mlp.up_proj.weight"), source.get("model.layers.1.mlp.up_proj.weight"), rtol=0, atol=0
+        bound.get("layers.1.mlp.down_proj.weight"), source.get("model.layers.1.mlp.down_proj.weight"), rtol=0, atol=0
+    )
+    gate, up = (source.get(f"model.layers.1.mlp.{name}_proj.weight") for name in ("gate", "up"))
+    torch.testing.assert_close(
+        bound.get("layers.1.mlp.gate_proj+up_proj.weight"), torch.cat([gate, up]), rtol=0, atol=0
     )
     recipes = json.loads((engine.path / "recipes.json").read_text())
     assert {from_json(recipe) for recipe in recipes.values()} and set(recipes) == wanted

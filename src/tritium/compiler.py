@@ -50,6 +50,7 @@ class Compiled:
     """A model as a plan, before it is bound to weights.
 
     graph_text, graph_json: the final graph. constants: tensors the model brings along, by weight name.
+    weights: recipes of the weights that passes have made, over the module's own tensors.
     """
 
     plan: Plan
@@ -57,6 +58,7 @@ class Compiled:
     graph_json: str
     constants: dict[str, torch.Tensor]
     matches: dict[str, int]
+    weights: dict[str, recipes.Recipe]
 
 
 def build(
@@ -118,14 +120,15 @@ def compile_module(
         plan=plan,
         graph_text=dump.to_text(optimised.graph),
         graph_json=dump.to_json(optimised.graph),
-        constants=captured.constants,
+        constants=captured.constants | optimised.constants,
         matches=optimised.matches,
+        weights=optimised.weights,
     )
 
 
 def _write(resolved: ResolvedModel, compiled: Compiled, config: BuildConfig, output_dir: Path, clock: "_Clock") -> Path:
     specs = weight_specs(compiled.plan)
-    trees = {name: _recipe(name, resolved.recipes, compiled.constants) for name in specs}
+    trees = {name: _recipe(name, resolved.recipes, compiled) for name in specs}
     for name in _inner_constants(trees):  # they are no weights, but a refit needs them
         specs[name], trees[name] = _spec(compiled.constants[name]), recipes.Constant(name)
     is_dummy = resolved.source is None
@@ -172,11 +175,13 @@ def _write(resolved: ResolvedModel, compiled: Compiled, config: BuildConfig, out
     )
 
 
-def _recipe(name: str, known: Mapping[str, recipes.Recipe], constants: Mapping[str, torch.Tensor]) -> recipes.Recipe:
-    """The weight's recipe; a tensor made in the model's code is a constant."""
+def _recipe(name: str, known: Mapping[str, recipes.Recipe], compiled: Compiled) -> recipes.Recipe:
+    """The weight's recipe over the checkpoint; a tensor made in the model's code is a constant."""
     if name in known:
         return known[name]
-    if name in constants:
+    if (tree := compiled.weights.get(name)) is not None and tree != recipes.Constant(name):
+        return recipes.map_checkpoint(tree, lambda leaf: _recipe(leaf.name, known, compiled))
+    if name in compiled.constants:
         return recipes.Constant(name)
     raise EngineError(f"weight {name!r} of the plan is neither a parameter nor a buffer of the model")
 

@@ -15,7 +15,9 @@ from tritium.weights.recipes import (
     Constant,
     Reshape,
     Slice,
+    Sum,
     Transpose,
+    Zeros,
     describe,
     evaluate,
     from_json,
@@ -41,6 +43,8 @@ CONSTANTS = {"k": torch.tensor([[1.0, 2.0]])}
         (Reshape(Checkpoint("a"), (2, 3, 2)), A.view(2, 3, 2), "reshape(a, [2, 3, 2])"),
         (Slice(Checkpoint("a"), 1, 1, 3), A[:, 1:3], "slice(a, dim=1, 1:3)"),
         (Concat((Checkpoint("a"), Checkpoint("b")), 0), torch.cat([A, B]), "concat(a, b, dim=0)"),
+        (Sum((Checkpoint("a"), Checkpoint("a"))), A + A, "sum(a, a)"),
+        (Zeros((2, 1), "bfloat16"), torch.zeros(2, 1, dtype=torch.bfloat16), "zeros([2, 1], bfloat16)"),
         (
             Transpose(Concat((Transpose(Checkpoint("b")), Transpose(Slice(Checkpoint("a"), 0, 2, 3))), 1)),
             torch.cat([B, A[2:]]),
@@ -62,11 +66,15 @@ def grow(inner):
         | st.builds(Transpose, inner)
         | st.builds(Slice, inner, st.integers(0, 2), size, size)
         | st.builds(Concat, st.lists(inner, min_size=1, max_size=3).map(tuple), st.integers(0, 2))
+        | st.builds(Sum, st.lists(inner, min_size=1, max_size=3).map(tuple))
     )
 
 
 leaf = (
-    st.builds(Checkpoint, st.sampled_from(["a", "b", "v"])) | st.just(Constant("k")) | st.just(Checkpoint("a", (3, 4)))
+    st.builds(Checkpoint, st.sampled_from(["a", "b", "v"]))
+    | st.just(Constant("k"))
+    | st.just(Checkpoint("a", (3, 4)))
+    | st.just(Zeros((3, 4), "float32"))
 )
 trees = st.recursive(leaf, grow, max_leaves=6)
 
@@ -122,12 +130,25 @@ def test_leaves_can_be_replaced_and_nothing_else_is(recipe):
         (Slice(Checkpoint("a"), 2, 0, 1), "out of range"),
         (Concat((Checkpoint("a"), Checkpoint("b")), 1), "parts do not fit together along dimension 1"),
         (Concat((Checkpoint("a"), Cast(Checkpoint("b"), "float16")), 0), "parts do not fit"),
+        (Sum((Checkpoint("a"), Checkpoint("b"))), r"added must be alike: float32\[3, 4\], float32\[2, 4\]"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_tree_that_cannot_be_is_refused_with_its_text(recipe, message):
     with pytest.raises(CheckpointError, match=message):
         infer(recipe, SOURCE)
+
+
+def test_a_sum_is_rounded_once():
+    thirds = torch.tensor([1.0, 1 / 256, 1 / 256])  # in bf16, 1 + 1/256 is 1, but 1 + 1/256 + 1/256 is not
+    parts = tuple(Cast(Slice(Checkpoint("t"), 0, i, i + 1), "bfloat16") for i in range(3))
+    assert evaluate(Sum(parts), DictSource({"t": thirds})).item() == 1 + 1 / 128
+
+
+def test_a_tree_over_a_models_tensors_becomes_one_over_the_checkpoints():
+    known = {"q": Transpose(Checkpoint("a")), "k": Transpose(Checkpoint("b"))}
+    merged = map_checkpoint(Concat((Checkpoint("q"), Checkpoint("k")), 1), lambda leaf: known[leaf.name])
+    assert torch.equal(evaluate(merged, SOURCE), torch.cat([A.T, B.T], 1))
 
 
 def test_an_unknown_constant_names_the_known_ones():
@@ -140,6 +161,7 @@ def test_an_unknown_constant_names_the_known_ones():
     [None, 3, "a", [], {}, {"checkpoint": 3}, {"checkpoint": "a", "shape": [-1]}, {"checkpoint": "a", "more": 1},
      {"cast": {"checkpoint": "a"}, "dtype": "nn"}, {"cast": {"checkpoint": "a"}}, {"eval": "a"},
      {"slice": {"checkpoint": "a"}, "dim": 0, "start": True, "stop": 2}, {"concat": 3, "dim": 0},
+     {"sum": []}, {"zeros": [2], "dtype": "int8"},
      {"transpose": {"transpose": None}}, {"reshape": {"checkpoint": "a"}, "shape": None},
      {"shape": [1], "checkpoint": "a"}],
     ids=str,

@@ -8,7 +8,8 @@ buffer; every node carries
     meta["source"]  where in the model it comes from (source.py)
     meta["covers"]  the captured nodes it stands for: itself at first, several after a rewrite
 
-and a placeholder meta["kind"] ("input", "weight", later "kv") and meta["name"], the parameter's own name.
+and a placeholder meta["kind"] ("input", "weight", later "kv") and meta["name"], the parameter's own name. A constant's
+has meta["value"], the tensor; a weight that a pass has made (derived.py) meta["recipe"].
 """
 
 import contextlib
@@ -69,6 +70,9 @@ def capture(module: nn.Module, *, dtype: torch.dtype | None = None) -> Captured:
         restriction = None
     constants |= {name: t for name, t in exported.constants.items() if isinstance(t, torch.Tensor) and not t.is_meta}
     annotate(graph, symbolic_sizes(tokens))
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.meta["name"] in constants:
+            node.meta["value"] = constants[node.meta["name"]]
     return Captured(graph, constants, restriction)
 
 

@@ -10,12 +10,15 @@ from tritium.graph.edit import Target, arguments
 from tritium.graph.source import Source
 from tritium.graph.spec import dtype_name
 
+KINDS = ("weight", "input", "kv")
+
 
 def to_text(graph: fx.Graph) -> str:
     """One line a node, `name: type = op(arguments)  # line of code`, under a heading for each module of the model."""
     lines = [f"# {_count(graph)}", ""]
-    for node in graph.nodes:
-        if node.op == "placeholder" and (node.users or node.meta["kind"] != "weight"):
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in sorted(placeholders, key=lambda n: KINDS.index(n.meta["kind"])):
+        if node.users or node.meta["kind"] != "weight":
             lines.append(f"{node.meta['kind']} {node.meta['name']}: {node.meta['spec']}")
     module: str | None = None
     for node in graph.nodes:

@@ -6,22 +6,31 @@ The order is the design: a comment stands wherever a position matters.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from tritium.engine.plan import KVGroup, Plan
 from tritium.errors import ConfigError
+from tritium.graph.derived import derived_weights
 from tritium.graph.grammar import verify, verify_captured
 from tritium.graph.locality import prove_token_local
 from tritium.passes.canonicalise import canonicalise
 from tritium.passes.dead_code import remove_dead_code, remove_duplicates
+from tritium.passes.fold_constants import constants_of, fold_constants
+from tritium.passes.fold_weights import fold_weights
 from tritium.passes.gather_rows import gather_sampled_rows
 from tritium.passes.insert_kv import insert_kv
 from tritium.passes.lower import lower
+from tritium.passes.merge_gate_up import merge_gate_up
+from tritium.passes.merge_parallel import merge_parallel
+from tritium.passes.merge_qkv import merge_qkv
 from tritium.passes.recognise import recognise
 from tritium.passes.recognise_attention import read_shared_heads, recognise_attention
 from tritium.passes.recognise_products import recognise_products
 from tritium.passes.recognise_rotary import recognise_rotary
 from tritium.passes.result import PassResult
+from tritium.passes.views import canonicalise_views
+from tritium.weights.recipes import Recipe
 
 Rewrite = Callable[[fx.Graph], PassResult]
 
@@ -37,17 +46,25 @@ class Pass:
 
 @dataclass(frozen=True)
 class Optimised:
-    """A graph ready for lowering, its KV groups, and how often each pass matched."""
+    """A graph ready for lowering, its KV groups, and how often each pass matched.
+
+    weights: the recipes of weights that passes made, over the model's own tensors. constants: by weight name.
+    """
 
     graph: fx.Graph
     kv_groups: tuple[KVGroup, ...]
     matches: dict[str, int]
+    weights: dict[str, Recipe]
+    constants: dict[str, torch.Tensor]
 
 
 NORMALISE = (
     Pass(name="canonicalise", run=canonicalise),
     Pass(name="remove_dead_code", run=remove_dead_code),  # before matching: asserts gone, their inputs go too
     Pass(name="remove_duplicates", run=remove_duplicates),  # before matching: a pattern names each value once
+    Pass(
+        name="fold_constants", run=fold_constants, is_required=False
+    ),  # before matching: frequencies made in forward()
     Pass(name="recognise_attention", run=recognise_attention),
     Pass(name="canonicalise_heads", run=canonicalise),  # its permutations meet the model's own
     Pass(name="read_shared_heads", run=read_shared_heads, is_required=False),
@@ -63,7 +80,17 @@ NORMALISE = (
 # Between them stands the proof: recognised attention is exempt from it, everything else must be token-local.
 # gather_sampled_rows stands before insert_kv, because it looks for stateless attention.
 BATCH = (Pass(name="gather_sampled_rows", run=gather_sampled_rows),)
-OPTIONAL = tuple(p.name for p in (*NORMALISE, *BATCH) if not p.is_required)
+# Merging stands after gather_sampled_rows, for linears over T and over R rows are not siblings; and before insert_kv,
+# for it finds queries, keys and values by their attention. Quantising, when it is asked for, follows the merging.
+MERGE = (
+    Pass(name="fold_weights", run=fold_weights, is_required=False),  # first: a weight behind a view cannot be merged
+    Pass(name="merge_qkv", run=merge_qkv, is_required=False),
+    Pass(name="merge_gate_up", run=merge_gate_up, is_required=False),
+    Pass(name="merge_parallel", run=merge_parallel, is_required=False),  # takes what the two before it have made
+    Pass(name="canonicalise_slices", run=canonicalise_views),  # a slice of a slice is one
+)
+PASSES = (*NORMALISE, *BATCH, *MERGE)
+OPTIONAL = tuple(p.name for p in PASSES if not p.is_required)
 
 
 def optimise(graph: fx.Graph, *, disabled: Sequence[str] = (), after: Rewrite | None = None) -> Optimised:
@@ -90,10 +117,11 @@ def optimise(graph: fx.Graph, *, disabled: Sequence[str] = (), after: Rewrite | 
     run(NORMALISE)
     prove_token_local(graph)
     run(BATCH)
+    run(MERGE)
     result, kv_groups = insert_kv(graph)
     matches["insert_kv"] = result.num_matches
     verify(graph)
-    return Optimised(graph, kv_groups, matches)
+    return Optimised(graph, kv_groups, matches, derived_weights(graph), constants_of(graph))
 
 
 def to_plan(optimised: Optimised) -> Plan:

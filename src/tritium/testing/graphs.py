@@ -3,7 +3,7 @@
 T is 8 in every example, so no other size may be 8.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,20 +11,32 @@ from torch import fx
 
 from tritium.engine.plan import Extent, Sizes
 from tritium.graph.capture import capture_function
+from tritium.graph.derived import derived_weights
 from tritium.graph.dump import op_text
 from tritium.graph.grammar import verify_captured
 from tritium.graph.spec import Spec
 from tritium.passes.canonicalise import canonicalise
 from tritium.passes.dead_code import remove_dead_code, remove_duplicates
+from tritium.passes.fold_constants import constants_of
 from tritium.passes.result import PassResult
+from tritium.weights import recipes
+from tritium.weights.source import DictSource
 
 SIZES = Sizes(tokens=8, sequences=1, rows=8)
 Spelled = Callable[..., Any]
 
 
-def graph_of(fn: Spelled, example: Sequence[torch.Tensor], *, is_canonical: bool = True) -> fx.Graph:
-    """`fn(*example)` as a graph, in the normal form that passes see unless told otherwise."""
+def graph_of(
+    fn: Spelled, example: Sequence[torch.Tensor], *, is_canonical: bool = True, weights: Collection[str] = ()
+) -> fx.Graph:
+    """`fn(*example)` as a graph, in the normal form that passes see unless told otherwise.
+
+    weights: names of fn's parameters that are weights of the model; the others are inputs.
+    """
     graph = capture_function(fn, example, {})
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.meta["name"] in weights:
+            node.meta["kind"] = "weight"
     if is_canonical:
         canonicalise(graph)
         remove_dead_code(graph)
@@ -50,11 +62,21 @@ def evaluate(graph: fx.Graph, values: Mapping[str, torch.Tensor], sizes: Sizes =
             results = [env[n] for n in node.all_input_nodes]
         else:
             args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), env.__getitem__)
+            if "device" in kwargs:
+                kwargs = {**kwargs, "device": None}  # captured on meta tensors
             if node.meta["spec"] is not None or node.target.namespace == "tritium":  # no assertions about meta tensors
                 is_view = node.target is torch.ops.aten.view.default  # of any layout: lowering adds the copies
                 env[node] = torch.reshape(*args) if is_view else node.target(*args, **kwargs)
                 _check_type(node, env[node], sizes)
     return results
+
+
+def bound(graph: fx.Graph, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`values` and, computed from them by their recipes, the weights that passes have made."""
+    constants = constants_of(graph)
+    source = DictSource({name: value for name, value in values.items() if value.is_floating_point()})
+    derived = {name: recipes.evaluate(tree, source, constants) for name, tree in derived_weights(graph).items()}
+    return {**values, **constants, **derived}
 
 
 def _check_type(node: fx.Node, value: Any, sizes: Sizes) -> None:
@@ -72,6 +94,7 @@ def check_pass(
     matches: int,
     tolerance: float | None = 0.0,
     is_canonical: bool = True,
+    weights: Collection[str] = (),
 ) -> fx.Graph:
     """Capture `fn`, run the pass, and assert what holds of every pass; returns the graph.
 
@@ -79,7 +102,7 @@ def check_pass(
     and the captured calls that it stands for. Every value has the promised type. Results are within `tolerance` of
     before (0: equal; None: not compared).
     """
-    graph = graph_of(fn, example, is_canonical=is_canonical)
+    graph = graph_of(fn, example, is_canonical=is_canonical, weights=weights)
     names = [node.meta["name"] for node in graph.nodes if node.op == "placeholder"]
     values = dict(zip(names, example, strict=True))
     before = evaluate(graph, values)
@@ -88,7 +111,7 @@ def check_pass(
     assert result.num_matches == matches, f"{result.num_matches} matches, expected {matches}:\n{graph}"
     remove_dead_code(graph)
     verify_captured(graph)
-    after = evaluate(graph, values)
+    after = evaluate(graph, bound(graph, values))
     if tolerance is not None:
         for old, new in zip(before, after, strict=True):
             torch.testing.assert_close(new, old, rtol=0, atol=tolerance, equal_nan=True)

@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from tritium.engine.plan import KVGroup, Sizes
-from tritium.testing.graphs import evaluate
+from tritium.testing.graphs import bound, evaluate
 
 BLOCK_SIZE = 4
 BLOCKS_PER_SEQUENCE = 8
@@ -24,7 +24,7 @@ class PackedRunner:
     """Keeps the cache between steps. Blocks are dealt out interleaved, and slots never written hold NaN."""
 
     def __init__(self, graph: fx.Graph, kv_groups: Sequence[KVGroup], weights: Mapping[str, torch.Tensor]) -> None:
-        self.graph, self.weights, self.num_groups = graph, weights, len(kv_groups)
+        self.graph, self.weights, self.num_groups = graph, bound(graph, weights), len(kv_groups)
         self.caches = {}
         for group in kv_groups:
             shape = (4 * BLOCKS_PER_SEQUENCE + 1, 2, group.num_kv_heads, BLOCK_SIZE, group.head_size)

@@ -9,8 +9,12 @@ A recipe is a frozen expression tree. Passes rewrite trees, never tensors; bindi
     Transpose(of)                    dimensions 0 and 1 swapped (GPT-2 keeps its linears as [in, out])
     Slice(of, dim, start, stop)      a range of one dimension
     Concat(parts, dim)               parts one after the other along a dimension
+    Sum(parts)                       parts added up in float32, rounded once to the first one's dtype
+    Zeros(shape, dtype)              zeros: the bias of a linear that has none, beside one that has; a leaf
 
-Trees are kept in the engine as JSON (`to_json`, `from_json`), so that new weights can be bound without the compiler.
+Passes write trees over the model's own tensors: a leaf `Checkpoint` is one of its parameters, and `map_checkpoint` then
+puts in the tree of each. Trees are kept in the engine as JSON (`to_json`, `from_json`), so that new weights can be
+bound without the compiler.
 """
 
 import math
@@ -81,17 +85,34 @@ class Concat:
     dim: int
 
 
-Recipe = Checkpoint | Constant | Cast | Reshape | Transpose | Slice | Concat
+@dataclass(frozen=True)
+class Sum:
+    """The parts added up in float32, in order, and rounded to the dtype of the first."""
+
+    parts: tuple["Recipe", ...]
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """A tensor of zeros."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+Recipe = Checkpoint | Constant | Cast | Reshape | Transpose | Slice | Concat | Sum | Zeros
 
 
 def leaves(recipe: Recipe) -> Iterator[Checkpoint | Constant]:
-    """The leaves of a tree, left to right."""
+    """The leaves of a tree that are tensors somebody must provide, left to right."""
     match recipe:
+        case Zeros():
+            return
         case Checkpoint() | Constant():
             yield recipe
         case Cast(of=of) | Reshape(of=of) | Transpose(of=of) | Slice(of=of):
             yield from leaves(of)
-        case Concat(parts=parts):
+        case Concat(parts=parts) | Sum(parts=parts):
             for part in parts:
                 yield from leaves(part)
 
@@ -103,8 +124,8 @@ def map_checkpoint(recipe: Recipe, change: Callable[[Checkpoint], Recipe]) -> Re
             return change(recipe)
         case Cast() | Reshape() | Transpose() | Slice():
             return replace(recipe, of=map_checkpoint(recipe.of, change))
-        case Concat(parts=parts, dim=dim):
-            return Concat(tuple(map_checkpoint(part, change) for part in parts), dim)
+        case Concat(parts=parts) | Sum(parts=parts):
+            return replace(recipe, parts=tuple(map_checkpoint(part, change) for part in parts))
         case _:
             return recipe
 
@@ -132,6 +153,14 @@ def evaluate(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tenso
                 return value(of).narrow(dim, start, stop - start)
             case Concat(parts=parts, dim=dim):
                 return torch.cat([value(part) for part in parts], dim)
+            case Sum(parts=parts):
+                first, *others = (value(part) for part in parts)
+                total = first.to(torch.float32)
+                for other in others:
+                    total = total + other
+                return total.to(first.dtype)
+            case Zeros(shape=shape, dtype=dtype):
+                return torch.zeros(shape, dtype=getattr(torch, dtype))
 
     return value(recipe)
 
@@ -169,6 +198,14 @@ def infer(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tensor] 
                 raise CheckpointError(f"{describe(recipe)}: parts do not fit together along dimension {dim}: {shapes}")
             first = specs[0].shape
             return TensorSpec(specs[0].dtype, (*first[:dim], sum(s.shape[dim] for s in specs), *first[dim + 1 :]))
+        case Sum(parts=parts):
+            specs = [infer(part, source, constants) for part in parts]
+            if len(set(specs)) != 1:
+                shapes = ", ".join(f"{s.dtype}{list(s.shape)}" for s in specs)
+                raise CheckpointError(f"{describe(recipe)}: parts that are added must be alike: {shapes}")
+            return specs[0]
+        case Zeros(shape=shape, dtype=dtype):
+            return TensorSpec(dtype, shape)
 
 
 def describe(recipe: Recipe) -> str:
@@ -188,6 +225,10 @@ def describe(recipe: Recipe) -> str:
             return f"slice({describe(of)}, dim={dim}, {start}:{stop})"
         case Concat(parts=parts, dim=dim):
             return f"concat({', '.join(map(describe, parts))}, dim={dim})"
+        case Sum(parts=parts):
+            return f"sum({', '.join(map(describe, parts))})"
+        case Zeros(shape=shape, dtype=dtype):
+            return f"zeros({list(shape)}, {dtype})"
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:
@@ -207,6 +248,10 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
             return {"slice": to_json(of), "dim": dim, "start": start, "stop": stop}
         case Concat(parts=parts, dim=dim):
             return {"concat": [to_json(part) for part in parts], "dim": dim}
+        case Sum(parts=parts):
+            return {"sum": [to_json(part) for part in parts]}
+        case Zeros(shape=shape, dtype=dtype):
+            return {"zeros": list(shape), "dtype": dtype}
 
 
 def from_json(data: object) -> Recipe:
@@ -230,13 +275,21 @@ def _from_json(data: Any) -> Recipe:
         "slice": lambda: Slice(
             _from_json(data.pop("slice")), _int(data.pop("dim")), _int(data.pop("start")), _int(data.pop("stop"))
         ),
-        "concat": lambda: Concat(tuple(_from_json(part) for part in data.pop("concat")), _int(data.pop("dim"))),
+        "concat": lambda: Concat(_parts(data.pop("concat")), _int(data.pop("dim"))),
+        "sum": lambda: Sum(_parts(data.pop("sum"))),
+        "zeros": lambda: Zeros(tuple(_int(size) for size in data.pop("zeros")), _dtype(data.pop("dtype"))),
     }
     data = dict(data)
     recipe = build[kind]()
     if data:
         raise ValueError(f"unknown keys {sorted(data)}")
     return recipe
+
+
+def _parts(value: Any) -> tuple[Recipe, ...]:
+    if not value:
+        raise ValueError("a list of parts is empty")
+    return tuple(_from_json(part) for part in value)
 
 
 def _str(value: object) -> str:
