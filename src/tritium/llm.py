@@ -35,6 +35,7 @@ from tritium.runtime.request import Request
 from tritium.runtime.scheduler_config import SchedulerConfig, SchedulerStats
 from tritium.runtime.weight_updates import OnInflight, WeightUpdate
 from tritium.sampling_params import SamplingParams
+from tritium.text.bad_words import bad_word_ids
 from tritium.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput"]
@@ -212,11 +213,17 @@ class LLM:
     def _make_request(self, ids: Sequence[int], params: SamplingParams, request_id: str | None) -> Request:
         if params.stop:
             self._need_tokenizer("stop strings need a tokenizer; use stop_token_ids")
+        bad_words: tuple[tuple[int, ...], ...] = ()
+        if params.bad_words:
+            bad_words = bad_word_ids(params.bad_words, self._need_tokenizer("bad_words need a tokenizer"))
+        if params.truncate_prompt_tokens is not None:
+            ids = ids[-params.truncate_prompt_tokens :]
         return Request(
             request_id=request_id if request_id is not None else next(self._ids),
             prompt_token_ids=ids,
             params=params,
             eos_token_ids=self._eos_token_ids(),
+            bad_word_ids=bad_words,
         )
 
     def _mailbox(self, loop: asyncio.AbstractEventLoop) -> AsyncMailbox:

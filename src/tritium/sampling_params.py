@@ -1,15 +1,45 @@
-"""How one request's tokens are chosen, and when it stops: one validated value shared by API, server and runtime."""
+"""How one request's tokens are chosen, and when it stops: one validated value shared by API, server and runtime.
 
-from dataclasses import dataclass
-from typing import Any
+docs/sampling.md states what each parameter does, in which order, with formulas and sources.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tritium.errors import RequestError
 from tritium.keywords import refuse_unknown
 
+if TYPE_CHECKING:
+    import numpy as np
+
 MAX_TOKENS_LIMIT = 1 << 24
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
-MAX_LOGPROBS = 20
+MAX_LOGPROBS = 256
+MAX_TOKEN_ID = (1 << 31) - 1
+MAX_BIASES = 4096
+MAX_ALLOWED_IDS = 1 << 20
+MAX_BAD_WORDS = 256
+MAX_PROCESSORS = 16
+LOWEST_TEMPERATURE = 1e-2
+_FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")
+
+
+@runtime_checkable
+class LogitsProcessor(Protocol):
+    """A user's own change of a request's logits, called before each of its tokens, on the engine thread.
+
+    It gets the prompt, the outputs so far, and this row's logits: float32 [V], a copy that is its own to change; it
+    returns the row to use (the same array or another of that shape) or None for the one it was given. Lists are not to
+    be changed. All requests wait while it works. What it raises ends its own request with an error that names it.
+    """
+
+    def __call__(
+        self, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int], logits_row: "np.ndarray"
+    ) -> "np.ndarray | None":
+        """The logits to sample from; -inf means never."""
+        ...
 
 
 @refuse_unknown(RequestError)
@@ -18,16 +48,23 @@ class SamplingParams:
     """Sampling and stopping of one request.
 
     max_tokens: output tokens at most; None: until a stop or the end of the context.
-    min_tokens: no stop (eos, stop ids, stop strings) is honoured before that many output tokens.
+    min_tokens: that many output tokens come before any stop: eos and stop ids cannot be chosen, stop strings are text.
     temperature: 0 is greedy; else logits are divided by it.
     top_k: keep the k most likely tokens; 0 keeps all. top_p: keep the smallest set whose probability reaches p.
     min_p: keep tokens at least min_p times as likely as the likeliest. Applied in this order, after temperature.
     seed: makes this request's draws repeatable, whatever else runs; None takes one from the engine.
+    repetition_penalty: logits of tokens in prompt or output are divided by it when positive, else multiplied.
+    presence_penalty, frequency_penalty: taken off the logits of tokens in the output, once and per occurrence.
+    logit_bias: token id to what is added to its logit, from -100 to 100.
+    allowed_token_ids: nothing else can be chosen; None allows all.
+    bad_words: text that cannot come about, at the start of a word or within one (needs a tokenizer).
+    logits_processors: see `LogitsProcessor`; in order, on the model's own logits, before everything above.
     stop: strings that end the output and are not part of it, unless `include_stop_str_in_output`.
     stop_token_ids: further ids that end the output, beside the model's own eos ids.
     ignore_eos: do not stop at the model's own eos ids.
-    logprobs: report the chosen token's log-probability and the n likeliest (before temperature and filters).
-    skip_special_tokens: leave special tokens out of the text.
+    logprobs: report the chosen token's log-probability and the n likeliest, of the model's own logits.
+    detokenize: False: no text is made of the tokens. skip_special_tokens: leave special tokens out of the text.
+    truncate_prompt_tokens: keep only the last n tokens of a longer prompt.
     """
 
     max_tokens: int | None = None
@@ -37,46 +74,79 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    logits_processors: tuple[LogitsProcessor, ...] = ()
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     logprobs: int | None = None
+    detokenize: bool = True
     skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
             _check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS_LIMIT)
         _check_int("min_tokens", self.min_tokens, 0, self.max_tokens or MAX_TOKENS_LIMIT)
         _check_float("temperature", self.temperature, 0.0, 1e4)
-        if 0.0 < self.temperature < 1e-2:  # dividing by less would overflow to inf and NaN
-            object.__setattr__(self, "temperature", 1e-2)
+        if 0.0 < self.temperature < LOWEST_TEMPERATURE:  # dividing by less would overflow to inf and NaN
+            object.__setattr__(self, "temperature", LOWEST_TEMPERATURE)
         _check_int("top_k", self.top_k, 0, 1 << 31)
         _check_float("top_p", self.top_p, 0.0, 1.0, above_low=True)
         _check_float("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
             _check_int("seed", self.seed, 0, (1 << 64) - 1)
-        object.__setattr__(self, "stop", _as_tuple("stop", self.stop, str))
-        object.__setattr__(self, "stop_token_ids", _as_tuple("stop_token_ids", self.stop_token_ids, int))
-        if len(self.stop) > MAX_STOP_STRINGS:
-            raise RequestError(f"stop may hold at most {MAX_STOP_STRINGS} strings, not {len(self.stop)}")
-        for text in self.stop:
-            if not 1 <= len(text) <= MAX_STOP_LENGTH:
-                raise RequestError(f"each stop string needs 1 to {MAX_STOP_LENGTH} characters, not {len(text)}")
-        for token_id in self.stop_token_ids:
-            _check_int("stop_token_ids", token_id, 0, 1 << 31)
-        if len(self.stop_token_ids) > 1024:
-            raise RequestError(f"stop_token_ids may hold at most 1024 ids, not {len(self.stop_token_ids)}")
+        _check_float("repetition_penalty", self.repetition_penalty, 1e-2, 1e2)
+        _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        object.__setattr__(self, "logit_bias", _as_biases(self.logit_bias))
+        if self.allowed_token_ids is not None:
+            self._take_tuple("allowed_token_ids", int, MAX_ALLOWED_IDS)
+            if not self.allowed_token_ids:
+                raise RequestError("allowed_token_ids is empty: nothing could be chosen; leave it out to allow all")
+        self._take_tuple("stop_token_ids", int, 1024)
+        self._take_tuple("bad_words", str, MAX_BAD_WORDS)
+        self._take_tuple("stop", str, MAX_STOP_STRINGS)
+        object.__setattr__(self, "logits_processors", _as_processors(self.logits_processors))
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
+        if self.truncate_prompt_tokens is not None:
+            _check_int("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, MAX_TOKENS_LIMIT)
+        for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if self.stop and not self.detokenize:
+            raise RequestError(
+                f"stop is {self.stop!r}, which needs text, but detokenize is False: leave one of them out"
+            )
 
     @property
     def is_greedy(self) -> bool:
         """True when the likeliest token is always taken."""
         return self.temperature == 0.0 or self.top_k == 1
+
+    @property
+    def has_penalties(self) -> bool:
+        """True when a token's logit depends on which tokens there were before."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    def _take_tuple(self, name: str, kind: type, limit: int) -> None:
+        """Make the field a tuple of `kind`, each item in its bounds."""
+        items = _as_tuple(name, getattr(self, name), kind)
+        if len(items) > limit:
+            raise RequestError(f"{name} may hold at most {limit} entries, not {len(items)}")
+        for item in items:
+            if kind is int:
+                _check_int(name, item, 0, MAX_TOKEN_ID)
+            elif not 1 <= len(item) <= MAX_STOP_LENGTH:
+                raise RequestError(f"each string of {name} needs 1 to {MAX_STOP_LENGTH} characters, not {len(item)}")
+        object.__setattr__(self, name, items)
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
@@ -97,5 +167,32 @@ def _as_tuple(name: str, value: object, kind: type) -> tuple[Any, ...]:
     if items is None:
         return ()
     if not isinstance(items, (list, tuple)) or not all(isinstance(i, kind) and not isinstance(i, bool) for i in items):
-        raise RequestError(f"{name} must be one {kind.__name__} or a list of them, not {value!r}")
+        raise RequestError(f"{name} must be one {kind.__name__} or a list of them, not {value!r:.200}")
+    return tuple(items)
+
+
+def _as_biases(value: object) -> dict[int, float]:
+    """A copy with int keys: JSON objects can only spell them as text."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise RequestError(f"logit_bias must map token ids to numbers, not {value!r:.200}")
+    if len(value) > MAX_BIASES:
+        raise RequestError(f"logit_bias may hold at most {MAX_BIASES} entries, not {len(value)}")
+    biases: dict[int, float] = {}
+    for key, bias in value.items():
+        is_digits = isinstance(key, str) and len(key) <= 10 and key.isascii() and key.isdecimal()
+        token_id = int(key) if is_digits else key
+        _check_int("a token id of logit_bias", token_id, 0, MAX_TOKEN_ID)
+        _check_float(f"logit_bias of token {token_id}", bias, -100.0, 100.0)
+        biases[token_id] = float(bias)
+    return biases
+
+
+def _as_processors(value: object) -> tuple[LogitsProcessor, ...]:
+    items = (value,) if callable(value) else () if value is None else value
+    if not isinstance(items, (list, tuple)) or not all(map(callable, items)):
+        raise RequestError(f"logits_processors must be callables (see LogitsProcessor), not {value!r:.200}")
+    if len(items) > MAX_PROCESSORS:
+        raise RequestError(f"logits_processors may hold at most {MAX_PROCESSORS}, not {len(items)}")
     return tuple(items)

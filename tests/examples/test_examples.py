@@ -1,5 +1,6 @@
 """The examples run as they stand, each in a process of its own, as a reader would start it."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -29,3 +30,12 @@ def test_models_of_ones_own_compile_and_the_plain_one_equals_pytorch() -> None:
     assert first.startswith("TinyModel, equal to PyTorch: [")
     tokens = re.fullmatch(r"gpt2 with squared ReLU: \[([\d, ]+)\]", second)
     assert tokens is not None and len(tokens[1].split(",")) == 16
+
+
+def test_logits_processors_of_ones_own_choose_what_may_be_said() -> None:
+    digits, without, free = (
+        ast.literal_eval(line.removeprefix("--- ")) for line in run("logits_processor.py").splitlines()
+    )
+    assert set(digits) <= set("0123456789, ") and len(digits) > 20
+    assert free.count("e") > 3 and without.count("e") < free.count("e")
+    assert without[:5] == free[:5]

@@ -4,14 +4,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tritium.kernels.logit_edits import LogitEdits
+
 NO_LOGPROBS = -1
+NOT_FORCED = -1
 
 
 class Sampled(NamedTuple):
     """What came out, R rows. Views of the kernel's own arrays, valid until its next run.
 
     token_ids: int64 [R]; -1: the row has a NaN or +inf, or nothing that may be chosen.
-    logprobs: float32 [R], of raw logits; NaN where none was asked for or there is no token.
+    logprobs: float32 [R], of the model's own logits; NaN where none was asked for or there is no token.
     top_ids, top_logprobs: [R, num_top], likeliest first; -1 and -inf where the row wants fewer.
     """
 
@@ -28,6 +31,8 @@ class SamplingTable:
     seed, counter: choose the draw; the counter is the token's place in its request.
     num_logprobs: how many likeliest tokens are reported; 0: the chosen token's logprob alone; -1: not even that, which
         saves a pass over the row.
+    forced: the token to take whatever the logits say, for its logprob; -1: choose one.
+    edits, edits_at: what the row's request changes about its logits, and the same as an address; write them by `edit`.
     num_top: width of the results for the likeliest tokens, at least max(num_logprobs) of the rows.
     """
 
@@ -40,21 +45,11 @@ class SamplingTable:
         self.counter = np.zeros(max_rows, np.uint64)
         self.num_logprobs = np.full(max_rows, NO_LOGPROBS, np.int32)
         self.num_top = 0
-        self.banned_begin = np.zeros(max_rows, np.int32)
-        self.banned_count = np.zeros(max_rows, np.int32)
-        self.banned_ids = np.zeros(64, np.int32)
-        self._num_banned = 0
+        self.forced = np.full(max_rows, NOT_FORCED, np.int32)
+        self.edits: list[LogitEdits | None] = [None] * max_rows
+        self.edits_at = np.zeros(max_rows, np.uint64)
 
-    def ban(self, row: int, token_ids: np.ndarray | list[int]) -> None:
-        """These tokens cannot be chosen in `row` until `clear_bans`; ids outside the vocabulary are ignored."""
-        begin, end = self._num_banned, self._num_banned + len(token_ids)
-        if end > len(self.banned_ids):
-            self.banned_ids = np.concatenate([self.banned_ids, np.zeros(end, np.int32)])
-        self.banned_ids[begin:end] = token_ids
-        self.banned_begin[row], self.banned_count[row], self._num_banned = begin, len(token_ids), end
-
-    def clear_bans(self) -> None:
-        """No token is banned in any row."""
-        if self._num_banned:
-            self.banned_count[:] = 0
-            self._num_banned = 0
+    def edit(self, row: int, edits: LogitEdits | None) -> None:
+        """Apply these edits in `row`, from now on; None: none."""
+        self.edits[row] = edits
+        self.edits_at[row] = 0 if edits is None else edits.address

@@ -1,6 +1,6 @@
 """The loop that serves requests: schedule, execute, take the tokens, tell the listeners. One thread owns all of it.
 
-A step that raises ends only the requests that were in it; NaN logits end only their own request. Both end with
+A step that raises ends only the requests that were in it; a row without a token ends only its own. Both end with
 finish_reason "error", their blocks return to the pool, and the loop goes on.
 """
 
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from tritium.errors import EngineError
 from tritium.runtime.outputs import StepOutput
-from tritium.runtime.request import FinishReason, Request, SampledToken, ScheduledBatch
+from tritium.runtime.request import FinishReason, Request, RowError, SampledToken, ScheduledBatch
 from tritium.runtime.scheduler import Scheduler
 from tritium.runtime.stream import Listener, ListenerGone, RequestStream
 from tritium.runtime.weight_updates import WeightUpdate, WeightUpdates
@@ -22,9 +22,9 @@ logger = logging.getLogger("tritium")
 
 
 class StepExecutor(Protocol):
-    """What the loop needs of an executor. `None` in place of a token: the row's logits were not numbers."""
+    """What the loop needs of an executor."""
 
-    def execute(self, batch: ScheduledBatch) -> Sequence[SampledToken | None]:
+    def execute(self, batch: ScheduledBatch) -> Sequence[SampledToken | RowError]:
         """Run the batch; one entry per sampled sequence, in their order."""
         ...
 
@@ -110,15 +110,15 @@ class EngineLoop:
         """End every request with an error: the last resort when the scheduler itself cannot go on."""
         return [out for request_id in list(self._streams) for out in self._end(request_id, "error", error=_text(error))]
 
-    def _take(self, batch: ScheduledBatch, tokens: Sequence[SampledToken | None]) -> list[StepOutput]:
-        """Give the sampled tokens to the scheduler; requests whose logits were not numbers end first."""
+    def _take(self, batch: ScheduledBatch, tokens: Sequence[SampledToken | RowError]) -> list[StepOutput]:
+        """Give the sampled tokens to the scheduler; requests that have none end first."""
         ended: list[StepOutput] = []
-        if any(token is None for token in tokens):
+        if any(isinstance(token, RowError) for token in tokens):
             sampled = [s.request.request_id for s in batch.sequences if s.is_sampled]
             for request_id, token in zip(sampled, tokens, strict=True):
-                if token is None:
-                    ended += self._end(request_id, "error", error="the model's logits were not finite numbers")
-        self.scheduler.update(batch, [token if token is not None else SampledToken(0) for token in tokens])
+                if isinstance(token, RowError):
+                    ended += self._end(request_id, "error", error=token.message)
+        self.scheduler.update(batch, [SampledToken(0) if isinstance(token, RowError) else token for token in tokens])
         return ended
 
     def _report(self, batch: ScheduledBatch) -> list[StepOutput]:

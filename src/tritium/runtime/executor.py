@@ -28,7 +28,7 @@ from tritium.runtime.kernel_choice import choose_kernels
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights, bytes_in_use
 from tritium.runtime.memory import plan_memory
-from tritium.runtime.request import SampledToken, ScheduledBatch
+from tritium.runtime.request import RowError, SampledToken, ScheduledBatch
 from tritium.runtime.sampler import Sampler
 from tritium.runtime.slots import RequestSlots
 from tritium.runtime.staged_weights import StagedWeights
@@ -105,8 +105,8 @@ class Executor:
             self._bound_tokens(self._smallest("tokens").tokens)
             self._bound_rows(self._smallest("rows").rows)
 
-    def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
-        """Run the batch; one entry per sampled sequence, in order; None where the logits were not finite numbers."""
+    def execute(self, batch: ScheduledBatch) -> list[SampledToken | RowError]:
+        """Run the batch; one entry per sampled sequence, in order: its token, or why it has none."""
         step = self.prepare(batch)
         self.launch(step)
         return self.sample(step)
@@ -129,7 +129,7 @@ class Executor:
             for thunk in self._bound_rows(step.row_bucket)[0]:
                 thunk()
 
-    def sample(self, step: PreparedStep) -> list[SampledToken | None]:
+    def sample(self, step: PreparedStep) -> list[SampledToken | RowError]:
         """Choose the tokens of the batch just launched."""
         if not step.layout.num_rows:
             return []

@@ -23,6 +23,24 @@ def refuse_unless_runnable(request: Request, config: SchedulerConfig) -> None:
             f"{name}: prompt token id {largest} at position {request.token_ids.index(largest)} is out of range: the "
             f"model has {config.vocab_size} tokens"
         )
+    if config.vocab_size is not None:
+        _refuse_unknown_ids(request, config.vocab_size)
+
+
+def _refuse_unknown_ids(request: Request, vocab_size: int) -> None:
+    """Raise unless every token id that the parameters name is one of the model's."""
+    params = request.params
+    named = {
+        "logit_bias": params.logit_bias,
+        "allowed_token_ids": params.allowed_token_ids or (),
+        "stop_token_ids": params.stop_token_ids,
+    }
+    for name, token_ids in named.items():
+        if token_ids and (largest := max(token_ids)) >= vocab_size:
+            raise RequestError(
+                f"request {request.request_id!r}: {name} has token id {largest}; the model's ids are 0 to "
+                f"{vocab_size - 1}"
+            )
 
 
 def most_total_tokens(request: Request, config: SchedulerConfig) -> int:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from tritium.errors import RequestError
-from tritium.sampling_params import SamplingParams
+from tritium.sampling_params import MAX_TOKEN_ID, SamplingParams
 
 NULL_BLOCK = 0  # the block that nobody owns: padding, and what lies behind a sliding window
-MAX_TOKEN_ID = (1 << 31) - 1  # ids travel as int32
 MAX_PRIORITY = 1 << 31
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -27,6 +26,12 @@ class RequestStatus(enum.Enum):
     RUNNING = "running"
     PREEMPTED = "preempted"
     FINISHED = "finished"
+
+
+class RowError(NamedTuple):
+    """In place of a token: why this row has none. It ends its own request."""
+
+    message: str
 
 
 class SampledToken(NamedTuple):
@@ -51,13 +56,14 @@ class Timings:
 class Request:
     """One prompt on its way to an output. Compared by identity.
 
-    The first seven fields are the caller's; the rest belongs to the scheduler and is read-only for everyone else.
+    The first eight fields are the caller's; the rest belongs to the scheduler and is read-only for everyone else.
 
     prompt_token_ids: any sequence of ints; kept as a list. Anything else is a `RequestError`.
     priority: a lower number runs sooner; equal ones in order of arrival.
     arrival: seconds of the scheduler's clock; None: when it is added. Read it in `timings`.
     eos_token_ids: the model's own end-of-sequence ids, obeyed unless `params.ignore_eos`.
     cache_salt: requests share cached prefixes only with equal salts.
+    bad_word_ids: `params.bad_words` as token ids: the last id of each cannot follow the ones before it.
 
     token_ids: prompt and outputs, every token known. The KV cache holds the first `num_computed_tokens` of them.
     output_logprobs: one `SampledToken` per output when `params.logprobs` is not None, else empty.
@@ -77,6 +83,7 @@ class Request:
     arrival: float | None = None
     eos_token_ids: tuple[int, ...] = ()
     cache_salt: str = ""
+    bad_word_ids: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     status: RequestStatus = field(default=RequestStatus.WAITING, init=False)
     token_ids: list[int] = field(init=False, repr=False)

@@ -22,6 +22,7 @@ class RequestStream:
         self.listener = listener
         self.is_streaming = is_streaming
         # Without a stop string and without a waiting reader the text is made once, at the end.
+        tokenizer = tokenizer if request.params.detokenize else None
         self.is_text_wanted = tokenizer is not None and (is_streaming or bool(request.params.stop))
         self._stop: str | None = None
         self._detokenizer = IncrementalDetokenizer(tokenizer, request.params) if tokenizer is not None else None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tritium.runtime.request import Request, SampledToken, ScheduledBatch
+from tritium.runtime.request import Request, RowError, SampledToken, ScheduledBatch
 from tritium.runtime.scheduler import Scheduler
 from tritium.runtime.scheduler_config import SchedulerConfig
 
@@ -35,7 +35,7 @@ class FakeExecutor:
         self.before_step: Callable[[ScheduledBatch], None] | None = None
         self.num_steps = 0
 
-    def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
+    def execute(self, batch: ScheduledBatch) -> list[SampledToken | RowError]:
         """One token per sampled sequence."""
         self.num_steps += 1
         if self.before_step is not None:
@@ -48,9 +48,9 @@ class FakeExecutor:
             )
         return [self._token(s.request) for s in batch.sequences if s.is_sampled]
 
-    def _token(self, request: Request) -> SampledToken | None:
+    def _token(self, request: Request) -> SampledToken | RowError:
         if request.request_id in self.nan_for:
-            return None
+            return RowError("the model's logits were not finite numbers")
         return SampledToken(next_token(request.token_ids), -0.5, ((1, -0.5), (2, -1.5)))
 
 

@@ -53,7 +53,7 @@ class Recorder:
                         request = sequence.request
                         logits.setdefault(request.request_id, {})[request.num_tokens] = row
                 for token in self.executor.sample(prepared):
-                    assert token is not None, "the model gave logits that are not numbers"
+                    assert isinstance(token, SampledToken), token
                     tokens.append(token)
             self.scheduler.update(batch, tokens)
             after_step(self, step)

@@ -9,8 +9,7 @@ from tritium.kernels.cpu import library
 from tritium.kernels.kernel import Thunk
 from tritium.kernels.sampling_table import Sampled, SamplingTable
 
-_TABLE = ("temperature", "top_p", "min_p", "top_k", "num_logprobs", "seed", "counter")
-_BANNED = ("banned_begin", "banned_count", "banned_ids")
+_TABLE = ("temperature", "top_p", "min_p", "top_k", "num_logprobs", "seed", "counter", "edits_at", "forced")
 _RESULTS = ("token_ids", "top_ids", "logprobs", "top_logprobs")
 
 
@@ -18,7 +17,7 @@ class SamplingArgs(ctypes.Structure):
     """csrc/sampling.cpp SamplingArgs."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("logits", *_TABLE, *_BANNED, *_RESULTS)),
+        *((name, ctypes.c_void_p) for name in ("logits", *_TABLE, *_RESULTS)),
         *((name, ctypes.c_int64) for name in ("num_rows", "vocab_size", "stride", "top_width")),
     ]
 
@@ -30,7 +29,6 @@ class Sampling:
         self._args = SamplingArgs(vocab_size=vocab_size)
         self._thunks: dict[torch.dtype, Thunk] = {}
         self._table: SamplingTable | None = None
-        self._banned_ids: object = None
         self._out: Sampled | None = None
 
     def __call__(self, logits_RV: torch.Tensor, rows: SamplingTable, out: Sampled) -> None:
@@ -43,11 +41,8 @@ class Sampling:
             raise KernelError(f"{num_rows} rows of logits, but the table holds {len(rows.temperature)}")
         if rows is not self._table:
             self._table = rows
-            for name in (*_TABLE, *_BANNED):
+            for name in _TABLE:
                 setattr(args, name, getattr(rows, name).ctypes.data)
-        if rows.banned_ids is not self._banned_ids:
-            self._banned_ids = rows.banned_ids
-            args.banned_ids = rows.banned_ids.ctypes.data
         if out is not self._out:
             self._out = out
             for name in _RESULTS:

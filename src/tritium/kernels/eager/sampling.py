@@ -1,7 +1,9 @@
 """sampling in torch, for no compiler: the rule of `cpu/csrc/sampling.cpp`, row by row and by sorting."""
 
+import numpy as np
 import torch
 
+from tritium.kernels.logit_edits import LogitEdits
 from tritium.kernels.sampling_table import Sampled, SamplingTable
 
 GREEDY_TEMPERATURE = 1e-5
@@ -22,15 +24,54 @@ def sample(logits_RV: torch.Tensor, rows: SamplingTable, out: Sampled) -> None:
             order = x_V.sort(descending=True, stable=True).indices[: min(num_logprobs, rows.num_top)]
             order = order[x_V[order] > float("-inf")]
             out.top_ids[row, : len(order)], out.top_logprobs[row, : len(order)] = order, logprobs_V[order]
-        begin = int(rows.banned_begin[row])
-        banned = torch.from_numpy(rows.banned_ids[begin : begin + int(rows.banned_count[row])]).to(torch.int64)
-        x_V[banned[(banned >= 0) & (banned < len(x_V))]] = float("-inf")
-        if bool(x_V.amax() == float("-inf")):
-            continue
-        token = _draw(x_V, rows, row) if rows.temperature[row] >= GREEDY_TEMPERATURE else int(x_V.argmax())
+        forced, edits = int(rows.forced[row]), rows.edits[row]
+        if forced < 0 and edits is not None:
+            x_V = edited(x_V, edits)
+            if not bool(x_V.amax() < float("inf")) or bool(x_V.amax() == float("-inf")):
+                continue
+        token = forced if forced >= 0 else _choose(x_V, rows, row)
         out.token_ids[row] = token
         if num_logprobs >= 0:
             out.logprobs[row] = float(logprobs_V[token])
+
+
+def edited(x_V: torch.Tensor, edits: LogitEdits) -> torch.Tensor:
+    """The row as its request wants it: the order and the rounding of `cpu/csrc/logit_edits.h`."""
+    if edits.processed is not None:
+        x_V = torch.from_numpy(edits.processed.copy())
+    size = len(x_V)
+    ids = _known(edits.bias_ids, size)
+    x_V[ids] = _rounded(x_V[ids].double() + _values(edits.bias_values, edits.bias_ids, size))
+    seen_ids, counts = edits.seen_ids[: edits.num_seen], edits.seen_counts[: edits.num_seen]
+    ids, counts_of = _known(seen_ids, size), _values(counts, seen_ids, size)
+    x = x_V[ids].double()
+    x = torch.where(x > 0, x / float(edits.repetition), x * float(edits.repetition))
+    lost = float(edits.frequency) * counts_of + float(edits.presence)
+    x_V[ids] = _rounded(torch.where(counts_of > 0, x - lost, x))
+    if edits.allowed_ids is not None:
+        ids = _known(edits.allowed_ids, size)
+        x_V = torch.full_like(x_V, float("-inf")).index_copy(0, ids, x_V[ids])
+    x_V[_known(edits.banned_ids, size)] = float("-inf")
+    return x_V
+
+
+def _known(ids: np.ndarray, size: int) -> torch.Tensor:
+    """Those in the vocabulary, as an index."""
+    return torch.from_numpy(ids[(ids >= 0) & (ids < size)].astype(np.int64))
+
+
+def _values(values: np.ndarray, ids: np.ndarray, size: int) -> torch.Tensor:
+    return torch.from_numpy(values[(ids >= 0) & (ids < size)].astype(np.float64))
+
+
+def _rounded(x: torch.Tensor) -> torch.Tensor:
+    """float32; what is finite stays finite."""
+    largest = torch.finfo(torch.float32).max
+    return torch.where(x.isinf(), x, x.clamp(-largest, largest)).float()
+
+
+def _choose(x_V: torch.Tensor, rows: SamplingTable, row: int) -> int:
+    return _draw(x_V, rows, row) if rows.temperature[row] >= GREEDY_TEMPERATURE else int(x_V.argmax())
 
 
 def _draw(x_V: torch.Tensor, rows: SamplingTable, row: int) -> int:

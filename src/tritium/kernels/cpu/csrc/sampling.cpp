@@ -4,9 +4,10 @@
 // keep a front part of that order, each of what the one before left: top_k the first k; top_p the shortest part whose
 // probability reaches p; min_p the tokens at least min_p times as likely as the first. Probabilities are of logits
 // divided by temperature. A token is drawn from the kept ones by inverting their cumulative sum in the order of ids, at
-// u = Philox4x32-10(seed, counter) in [0, 1). Temperature 0: the first token. Banned tokens count as logit -inf.
-// A row with NaN or +inf, or with nothing but -inf, has no answer: token -1, logprob NaN. Logprobs are of raw logits.
-#include "sampling_row.h"
+// u = Philox4x32-10(seed, counter) in [0, 1). Temperature 0: the first token. A row's edits (logit_edits.h) come before
+// all this. A forced token is taken as it is. A row with NaN or +inf, or with nothing but -inf, has no answer: token -1,
+// logprob NaN. Logprobs are of the model's own logits.
+#include "logit_edits.h"
 
 namespace {
 using namespace tritium;
@@ -16,8 +17,8 @@ struct SamplingArgs {
   const float *temperature, *top_p, *min_p;  // [R]
   const int32_t *top_k, *num_logprobs;  // [R]; 0: no limit; how many likeliest tokens are wanted, -1: no logprob at all
   const uint64_t *seed, *counter;            // [R]
-  const int32_t *banned_begin, *banned_count;  // [R], into banned_ids
-  const int32_t* banned_ids;
+  const LogitEdits* const* edits;            // [R]; null: none
+  const int32_t* forced;                     // [R]; -1: choose
   int64_t *token_ids, *top_ids;    // [R], [R, top_width]
   float *logprobs, *top_logprobs;  // the same
   int64_t num_rows, vocab_size, stride, top_width;
@@ -39,6 +40,18 @@ double uniform(uint64_t seed, uint64_t counter) {
   return static_cast<double>(((uint64_t{c[0]} << 32) | c[1]) >> 11) * 0x1.0p-53;
 }
 
+// The row's token; -1 if its edits leave none. `total`: what weighing it at temperature 1 gave; 0: that was not done.
+int64_t choose(const SamplingArgs& a, int64_t r, SampledRow& row, double total) {
+  if (const LogitEdits* edits = a.edits[r]; edits != nullptr) {
+    total = 0;
+    if (!apply(*edits, row) || row.is_empty()) return -1;
+  }
+  if (!(a.temperature[r] >= kGreedyTemperature)) return row.greedy();
+  const float inverse = 1.0f / a.temperature[r];
+  const double u = uniform(a.seed[r], a.counter[r]);
+  return row.draw(inverse, a.top_k[r], a.top_p[r], a.min_p[r], inverse == 1.0f ? total : 0, u);
+}
+
 template <class T> void sample(const SamplingArgs& a, int64_t r, Scratch& memory) {
   SampledRow row(a.vocab_size, memory);
   const int64_t wanted = a.num_logprobs[r];
@@ -46,7 +59,8 @@ template <class T> void sample(const SamplingArgs& a, int64_t r, Scratch& memory
   float* top_logprobs = a.top_logprobs + r * a.top_width;
   std::fill_n(top_ids, a.top_width, -1), std::fill_n(top_logprobs, a.top_width, -kInfinity);
   a.token_ids[r] = -1, a.logprobs[r] = std::numeric_limits<float>::quiet_NaN();
-  if (!row.load(static_cast<const T*>(a.logits) + r * a.stride) || row.is_empty()) return;
+  const T* logits = static_cast<const T*>(a.logits) + r * a.stride;
+  if (!row.load(logits) || row.is_empty()) return;
 
   double total = wanted >= 0 ? row.weigh(1.0f) : 0;
   const double log_total = row.max() + std::log(total);
@@ -54,20 +68,10 @@ template <class T> void sample(const SamplingArgs& a, int64_t r, Scratch& memory
     const int64_t found = row.best(count, top_ids);
     for (int64_t i = 0; i < found; ++i) top_logprobs[i] = static_cast<float>(row.logit(top_ids[i]) - log_total);
   }
-  if (a.banned_count[r] > 0) {
-    row.ban(a.banned_ids + a.banned_begin[r], a.banned_count[r]), total = 0;
-    if (row.is_empty()) return;
-  }
-  int64_t token;
-  if (!(a.temperature[r] >= kGreedyTemperature)) {
-    token = row.greedy();
-  } else {
-    const float inverse = 1.0f / a.temperature[r];
-    const double u = uniform(a.seed[r], a.counter[r]);
-    token = row.draw(inverse, a.top_k[r], a.top_p[r], a.min_p[r], inverse == 1.0f ? total : 0, u);
-  }
+  const int64_t token = a.forced[r] >= 0 ? a.forced[r] : choose(a, r, row, total);
+  if (token < 0) return;
   a.token_ids[r] = token;
-  if (wanted >= 0) a.logprobs[r] = static_cast<float>(row.logit(token) - log_total);
+  if (wanted >= 0) a.logprobs[r] = static_cast<float>(to_float(logits[token]) - log_total);
 }
 
 template <class T> void sampling(const SamplingArgs& a) {

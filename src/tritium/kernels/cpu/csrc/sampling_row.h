@@ -59,7 +59,7 @@ struct List {
 class SampledRow {
  public:
   SampledRow(int64_t vocab_size, Scratch& memory) : size_(vocab_size), num_blocks_((vocab_size + kBlock - 1) / kBlock) {
-    const int64_t padded = num_blocks_ * kBlock, words = 8 * padded + 4 * num_blocks_;
+    const int64_t padded = num_blocks_ * kBlock, words = 8 * padded + 5 * num_blocks_;
     float* p = reinterpret_cast<float*>(memory.reserve(static_cast<size_t>(words) * sizeof(float)));
     const auto take = [&p](int64_t count) { float* taken = p; p += count; return taken; };
     x_ = take(padded), w_ = take(padded);
@@ -67,6 +67,8 @@ class SampledRow {
       list->x = take(padded), list->w = take(padded), list->id = reinterpret_cast<int32_t*>(take(padded));
     block_max_ = take(num_blocks_), block_copy_ = take(num_blocks_);
     block_sum_ = reinterpret_cast<double*>(take(2 * num_blocks_));
+    is_stale_ = reinterpret_cast<uint8_t*>(take(num_blocks_));
+    std::fill_n(is_stale_, num_blocks_, 0);
   }
 
   // Takes the row in. False when a logit is NaN or +inf.
@@ -101,12 +103,27 @@ class SampledRow {
     return max_ < kInfinity;
   }
 
-  void ban(const int32_t* ids, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      if (ids[i] < 0 || ids[i] >= size_) continue;
-      x_[ids[i]] = -kInfinity;
-      const float* block = x_ + ids[i] / kBlock * kBlock;
-      block_max_[ids[i] / kBlock] = *std::max_element(block, block + kBlock);
+  // Changes of single logits: any number of `set` and `keep_only`, then `settle` before anything else.
+  bool has(int64_t id) const { return id >= 0 && id < size_; }
+  void set(int64_t id, float x) {
+    x_[id] = x;
+    min_ = x > -kInfinity && x < min_ ? x : min_;
+    is_stale_[id / kBlock] = 1;
+  }
+  // Every other token's logit becomes -inf.
+  void keep_only(const int32_t* ids, int64_t count) {
+    candidates_.size = 0;
+    for (int64_t i = 0; i < count; ++i)
+      if (has(ids[i])) candidates_.push(x_[ids[i]], 0, ids[i]);
+    std::fill_n(x_, num_blocks_ * kBlock, -kInfinity);
+    std::fill_n(block_max_, num_blocks_, -kInfinity);
+    for (int64_t i = 0; i < candidates_.size; ++i) set(candidates_.id[i], candidates_.x[i]);
+  }
+  void settle() {
+    for (int64_t b = 0; b < num_blocks_; ++b) {
+      if (!is_stale_[b]) continue;
+      block_max_[b] = *std::max_element(x_ + b * kBlock, x_ + (b + 1) * kBlock);
+      is_stale_[b] = 0;
     }
     find_max();
   }
@@ -346,6 +363,7 @@ class SampledRow {
   const int64_t size_, num_blocks_;
   float *x_, *w_, *block_max_, *block_copy_, max_ = -kInfinity, min_ = 0;  // of finite logits
   double* block_sum_;
+  uint8_t* is_stale_;  // blocks whose maximum is to be found again
   List candidates_, undecided_;
 };
 
