@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tritium import LLM, SamplingParams, build, ops
-from tritium.models import create
-from tritium.models.blocks import MLP, DecoderBlock
+from tritium.models import MLP, DecoderBlock, create
 from tritium.models.decoder import Decoder
 from tritium.models.presets import preset
 

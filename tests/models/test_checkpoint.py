@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from tritium import models
 from tritium.errors import CheckpointError, ConfigError
 from tritium.testing import tiny_models as tiny
+from tritium.testing.tiny_configs import LLAMA
 from tritium.weights.recipes import Cast, Checkpoint, Concat, Constant, Slice, Transpose
 from tritium.weights.safetensors import SafetensorsSource
 
@@ -105,7 +106,7 @@ def test_a_tied_model_may_carry_a_copy_of_its_head(tmp_path, name):
 
 
 def test_recipes_say_how_each_weight_is_made(tmp_path):
-    path = tiny.make_checkpoint(tmp_path, "gpt2", is_published_gpt=True)
+    path = tiny.make_checkpoint(tmp_path, "gpt2", is_other_spelling=True)
     module = models.create(models.read_config(path, dtype="bfloat16"))
     recipes = models.weight_recipes(module, source=SafetensorsSource(path))
     fused = Checkpoint("h.1.attn.c_attn.weight", (64, 192))
@@ -124,7 +125,7 @@ def test_rotary_frequencies_are_a_constant_of_the_model():
 
 
 def test_a_mapping_goes_before_the_familys_naming(tmp_path):
-    module = models.create(models.parse_config(tiny.LLAMA, "config"))
+    module = models.create(models.parse_config(LLAMA, "config"))
     both = Concat((Checkpoint("a"), Checkpoint("b")), 0)
     mapping = {
         "layers.*.mlp.up_proj": "deep.*.up",
@@ -141,6 +142,6 @@ def test_a_mapping_goes_before_the_familys_naming(tmp_path):
 
 
 def test_a_mapping_of_a_parameter_that_is_not_there_is_refused():
-    module = models.create(models.parse_config(tiny.LLAMA, "config"))
+    module = models.create(models.parse_config(LLAMA, "config"))
     with pytest.raises(ConfigError, match=r"'layers.\*.mlp.up_prj' is no parameter of Decoder; did you mean 'layers"):
         models.weight_recipes(module, mapping={"layers.*.mlp.up_prj": "x"})

@@ -8,6 +8,7 @@ from torch import nn
 
 from tritium import models
 from tritium.testing import tiny_models as tiny
+from tritium.testing.tiny_configs import LLAMA, MISTRAL
 from tritium.weights.safetensors import SafetensorsSource
 from tritium.weights.source import ModuleSource
 
@@ -87,9 +88,9 @@ class NormedDecoder(models.Decoder):
 
 
 def test_a_subclass_with_one_part_changed_is_another_published_model(tmp_path):
-    qwen3 = tiny.LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16}
+    qwen3 = LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16}
     path = tiny.make_checkpoint(tmp_path, qwen3)
-    config = models.parse_config(tiny.LLAMA, "a llama of the same shape")
+    config = models.parse_config(LLAMA, "a llama of the same shape")
     module = tiny.fill(models.create(config, NormedDecoder), SafetensorsSource(path))
     prompt = tiny.random_prompt(40)
     expected = tiny.reference_logits(tiny.reference_model(path), prompt)
@@ -107,5 +108,5 @@ def test_a_decoder_made_by_hand_has_real_weights():
 
 def test_the_tiny_checkpoints_config_is_what_was_asked_for(tmp_path):
     path = tiny.make_checkpoint(tmp_path, "mistral", dtype="bfloat16", num_shards=2)
-    assert json.loads((path / "config.json").read_text()) == tiny.MISTRAL | {"torch_dtype": "bfloat16"}
+    assert json.loads((path / "config.json").read_text()) == MISTRAL | {"torch_dtype": "bfloat16"}
     assert len(list(path.glob("model-*-of-00002.safetensors"))) == 2

@@ -43,7 +43,7 @@ PARALLEL = ModelConfig(
     norm="layer_norm",
     activation="gelu_tanh",
     is_gated=False,
-    is_parallel=True,
+    block="parallel",
     has_mlp_bias=True,
     has_lm_head_bias=True,
     rope=RopeConfig(dim=8, is_interleaved=True),

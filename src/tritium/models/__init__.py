@@ -1,25 +1,21 @@
 """Model definitions: plain modules over packed tokens, and the table of families they serve."""
 
+from tritium.models.attention import Attention
 from tritium.models.blocks import (
-    MLP,
-    Attention,
     DecoderBlock,
-    Embedding,
-    GatedMLP,
-    Head,
-    LayerNorm,
-    Linear,
-    OffsetRMSNorm,
     ParallelDecoderBlock,
-    RMSNorm,
+    PostNormDecoderBlock,
     SandwichDecoderBlock,
+    TwoNormParallelDecoderBlock,
 )
 from tritium.models.checkpoint import Naming, constants, weight_recipes
-from tritium.models.config import ModelConfig, RopeConfig
+from tritium.models.config import ModelConfig
 from tritium.models.create import create
 from tritium.models.decoder import Decoder
 from tritium.models.hf_config import parse_config, read_config
+from tritium.models.parts import MLP, Embedding, GatedMLP, Head, LayerNorm, Linear, OffsetRMSNorm, RMSNorm
 from tritium.models.presets import PRESETS, preset
+from tritium.models.rope_config import RopeConfig
 
 __all__ = [
     "MLP",
@@ -36,9 +32,11 @@ __all__ = [
     "Naming",
     "OffsetRMSNorm",
     "ParallelDecoderBlock",
+    "PostNormDecoderBlock",
     "RMSNorm",
     "RopeConfig",
     "SandwichDecoderBlock",
+    "TwoNormParallelDecoderBlock",
     "constants",
     "create",
     "parse_config",

@@ -6,47 +6,71 @@ import torch
 from torch import Tensor, nn
 
 from tritium import ops
-from tritium.models.blocks import Embedding, Head, block_for, make_norm
+from tritium.models.blocks import BLOCK_CLASSES
 from tritium.models.config import ModelConfig
+from tritium.models.parts import Embedding, Head, Linear, make_norm
 from tritium.models.rope import rope_frequencies
 
 
 class Decoder(nn.Module):
     """Token ids and positions in, logits out. A subclass changes the layers by naming `block_class`.
 
-    `inv_freq` is the only buffer. It holds real numbers even when the module is made on the meta device.
+    Its only buffers are `inv_freq` and `inv_freq_local`. They hold real numbers even when the module is made on the
+    meta device.
     """
 
     block_class: ClassVar[type[nn.Module] | None] = None  # None: the one that config asks for
     inv_freq: Tensor
+    inv_freq_local: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        hidden, width = config.hidden_size, config.embedding_size or config.hidden_size
+        self.embed_tokens = Embedding(config.vocab_size, width)
+        self.project_in = Linear(width, hidden, bias=False) if width != hidden else None
+        self.project_out = Linear(hidden, width, bias=False) if width != hidden else None
         scale = torch.tensor(config.embedding_scale, dtype=getattr(torch, config.dtype), device="cpu")
         self.embedding_scale = float(scale)  # rounded as a multiplication in that dtype would round it
-        self.embed_positions, self.attention_scaling = None, 1.0
+        self.embed_positions = None
         if config.rope is None:
-            self.embed_positions = Embedding(config.max_position_embeddings, config.hidden_size)
-        else:
-            max_model_len = config.max_model_len or config.default_model_len
-            inv_freq, self.attention_scaling = rope_frequencies(config.rope, max_model_len)
-            self.register_buffer("inv_freq", inv_freq, persistent=False)
-        block = self.block_class or block_for(config)
+            self.embed_positions = Embedding(config.max_position_embeddings, hidden)
+        self.attention_scalings: dict[str, float] = {}
+        for name, rope in (("inv_freq", config.rope), ("inv_freq_local", config.rope_local)):
+            if rope is not None:
+                max_model_len = config.max_model_len or config.default_model_len
+                inv_freq, self.attention_scalings[name] = rope_frequencies(rope, max_model_len)
+                self.register_buffer(name, inv_freq, persistent=False)
+        block = self.block_class or BLOCK_CLASSES[config.block]
         self.layers = nn.ModuleList(block(config, layer) for layer in range(config.num_layers))
-        self.norm = make_norm(config)
+        self.norm = make_norm(config) if config.has_final_norm else None
         self.lm_head = Head(config)
 
     def forward(self, input_ids_T: Tensor, positions_T: Tensor) -> Tensor:
         """logits_TV for ids and positions (int64) of one sequence, position i + 1 after position i."""
-        x_TD, cos_sin = self.embed_tokens(input_ids_T), None
+        x_TD = self.embed(input_ids_T, positions_T)
+        cos_sin, cos_sin_local = self.rotations(positions_T)
+        for layer, window in zip(self.layers, self.config.windows, strict=True):
+            x_TD = layer(x_TD, cos_sin_local if window else cos_sin)
+        if self.norm is not None:
+            x_TD = self.norm(x_TD)
+        if self.project_out is not None:
+            x_TD = self.project_out(x_TD)
+        return self.lm_head(x_TD, self.embed_tokens.weight)
+
+    def embed(self, input_ids_T: Tensor, positions_T: Tensor) -> Tensor:
+        """What the first layer reads: [T, D]."""
+        x_TD = self.embed_tokens(input_ids_T)
         if self.embedding_scale != 1.0:
             x_TD = x_TD * self.embedding_scale
-        if self.embed_positions is not None:
-            x_TD = x_TD + self.embed_positions(positions_T)
-        else:
-            cos_sin = ops.rope_cos_sin(positions_T, self.inv_freq, self.attention_scaling)
-        for layer in self.layers:
-            x_TD = layer(x_TD, cos_sin)
-        return self.lm_head(self.norm(x_TD), self.embed_tokens.weight)
+        if self.project_in is not None:
+            x_TD = self.project_in(x_TD)
+        return x_TD if self.embed_positions is None else x_TD + self.embed_positions(positions_T)
+
+    def rotations(self, positions_T: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """cos and sin of full and of windowed layers; None without rotary positions."""
+        found = [
+            ops.rope_cos_sin(positions_T, getattr(self, name), scaling)
+            for name, scaling in self.attention_scalings.items()
+        ]
+        return (found[0], found[-1]) if found else (None, None)

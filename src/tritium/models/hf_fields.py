@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tritium.errors import CheckpointError, UnsupportedModel
-from tritium.models.config import MAX_SIZE
+from tritium.models.rope_config import MAX_SIZE
 
 RESTORE = "restore the config.json that the model was published with"
 REQUIRED: Any = object()  # the default of a field that must be there

@@ -95,6 +95,50 @@ def _stablelm(layers: int, hidden: int, intermediate: int, heads: int, **more: A
     }
 
 
+def _phi3(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
+    names = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "vocab_size": 32_064, "sliding_window": 2047}
+    return _llama(layers, hidden, intermediate, heads, kv_heads) | names | more
+
+
+def _gpt_neox(layers: int, hidden: int, heads: int, **more: Any) -> dict[str, Any]:
+    return {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_attention_heads": heads,
+        "vocab_size": 50_432,
+        "max_position_embeddings": 2048,
+        "hidden_act": "gelu",
+        "rotary_pct": 0.25,
+        "rotary_emb_base": 10_000,
+        "layer_norm_eps": 1e-5,
+        "use_parallel_residual": True,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        **more,
+    }
+
+
+def _opt(layers: int, hidden: int, heads: int, **more: Any) -> dict[str, Any]:
+    return {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "word_embed_proj_dim": hidden,
+        "ffn_dim": 4 * hidden,
+        "num_attention_heads": heads,
+        "vocab_size": 50_272,
+        "max_position_embeddings": 2048,
+        "activation_function": "relu",
+        "do_layer_norm_before": True,
+        "torch_dtype": "float16",
+        **more,
+    }
+
+
 def _gpt2(layers: int, hidden: int, heads: int) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -132,6 +176,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gemma-2-2b": _gemma2(26, 2304, 9216, 8, 4),
     "gemma-2-9b": _gemma2(42, 3584, 14_336, 16, 8),
     "gemma-2-27b": _gemma2(46, 4608, 36_864, 32, 16, head_dim=128, query_pre_attn_scalar=144),
+    "phi-3-mini-4k": _phi3(32, 3072, 8192, 32, 32),
+    "phi-3-medium-4k": _phi3(40, 5120, 17_920, 40, 10),
     "stablelm-3b": _stablelm(32, 2560, 6912, 32, vocab_size=50_304),
     "stablelm-2-1.6b": _stablelm(24, 2048, 5632, 32, vocab_size=100_352, use_qkv_bias=True),
     "gpt2": _gpt2(12, 768, 12),
@@ -142,6 +188,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "architectures": ["GPTJForCausalLM"], "model_type": "gptj", "n_positions": 2048, "rotary_dim": 64,
         "vocab_size": 50_400, "tie_word_embeddings": False, "torch_dtype": "bfloat16",  # published in fp32 and fp16
     },
+    "gpt-neox-20b": _gpt_neox(44, 6144, 64, hidden_act="gelu_fast"),
+    "pythia-160m": _gpt_neox(12, 768, 12, vocab_size=50_304),
+    "pythia-6.9b": _gpt_neox(32, 4096, 32),
+    "opt-125m": _opt(12, 768, 12),
+    "opt-350m": _opt(24, 1024, 16, word_embed_proj_dim=512, do_layer_norm_before=False),
+    "opt-6.7b": _opt(32, 4096, 32),
 }  # fmt: skip
 
 

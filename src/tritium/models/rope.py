@@ -3,7 +3,7 @@
 Formulas as in transformers' `modeling_rope_utils.py` (v5), evaluated in the same order in float32, so that they agree
 to the last bit. Sources: default Su et al. 2021 (RoFormer, arXiv:2104.09864); linear Chen et al. 2023 (Position
 Interpolation, arXiv:2306.15595); dynamic NTK Reddit users u/bloc97 and u/emozilla 2023; yarn Peng et al. 2023
-(arXiv:2309.00071); llama3 Meta's Llama 3.1 release.
+(arXiv:2309.00071); llama3 Meta's Llama 3.1 release; longrope Ding et al. 2024 (arXiv:2402.13753).
 """
 
 import math
@@ -11,23 +11,30 @@ import math
 import torch
 from torch import Tensor
 
-from tritium.models.config import RopeConfig
+from tritium.models.rope_config import RopeConfig
 
 
 def rope_frequencies(rope: RopeConfig, max_model_len: int) -> tuple[Tensor, float]:
     """Inverse frequencies, float32 [P], and the factor that cos and sin are multiplied by.
 
-    max_model_len matters to "dynamic" only. That type is defined to change its base with the length of the sequence:
+    max_model_len matters to "longrope", which has one set of factors for sequences up to
+    original_max_position_embeddings and another for longer ones, and to "dynamic". The latter is defined to change its
+    base with the length of the sequence:
 
         base' = base · (factor · L / M - (factor - 1)) ^ (dim / (dim - 2)),
 
     with L = max(length, M) and M = max_position_embeddings. Keys cached under an older base would be wrong, so L is
     frozen here at max_model_len. Results equal transformers' for sequences of that length (and, when max_model_len <=
-    M, for all up to M), and a token's numbers never depend on how long its sequence will become.
+    M, for all up to M), and a token's numbers never depend on how long its sequence will become. In the same way the
+    factors of longrope are those for max_model_len, and results equal transformers' where it takes the same ones.
     """
     steps = torch.arange(0, rope.dim, 2, dtype=torch.int64, device="cpu").to(torch.float32) / rope.dim
     if rope.type == "dynamic":
         return 1.0 / (_dynamic_base(rope, max_model_len) ** steps), 1.0
+    if rope.type == "longrope":
+        is_long = max_model_len > rope.original_max_position_embeddings
+        factors = torch.tensor(rope.long_factors if is_long else rope.short_factors, dtype=torch.float32, device="cpu")
+        return 1.0 / (factors * rope.theta**steps), _longrope_attention_factor(rope)
     inv_freq = 1.0 / (rope.theta**steps)
     if rope.type == "linear":
         return inv_freq / rope.factor, 1.0
@@ -83,3 +90,14 @@ def _yarn_attention_factor(rope: RopeConfig) -> float:
     if rope.mscale and rope.mscale_all_dim:
         return mscale(rope.mscale) / mscale(rope.mscale_all_dim)
     return mscale(1.0)
+
+
+def _longrope_attention_factor(rope: RopeConfig) -> float:
+    """Given, or sqrt(1 + ln(factor) / ln(original length)): the entropy of attention over more tokens stays."""
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    return (
+        1.0
+        if rope.factor <= 1
+        else math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_position_embeddings))
+    )

@@ -7,7 +7,7 @@ import pytest
 
 from tritium import models
 from tritium.errors import CheckpointError, TritiumError
-from tritium.testing.tiny_models import TINY_MODELS
+from tritium.testing.tiny_configs import TINY_MODELS
 
 WHERE = "dir/config.json"
 ODD_VALUES = ([1, 2], {"a": 1}, "rope", 0.1, -3, 10**30, None, True, float("nan"), "")

@@ -16,131 +16,28 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tritium import models
+from tritium.testing.tiny_configs import LLAMA as LLAMA
+from tritium.testing.tiny_configs import TINY_MODELS as TINY_MODELS
 from tritium.weights.recipes import evaluate
 from tritium.weights.safetensors import SafetensorsSource
 from tritium.weights.source import WeightSource
 
-LLAMA: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 199,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-MISTRAL = LLAMA | {
-    "architectures": ["MistralForCausalLM"],
-    "model_type": "mistral",
-    "head_dim": 24,
-    "sliding_window": 11,
-}
-QWEN2 = LLAMA | {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "rope_theta": 1e6,
-    "use_sliding_window": False,
-    "sliding_window": 13,
-    "max_window_layers": 1,
-}
-QWEN3 = QWEN2 | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 24}
-GEMMA2 = {name: value for name, value in LLAMA.items() if name != "hidden_act"} | {
-    "architectures": ["Gemma2ForCausalLM"],
-    "model_type": "gemma2",
-    "head_dim": 24,
-    "query_pre_attn_scalar": 20,
-    "sliding_window": 12,
-    "attn_logit_softcapping": 2.0,
-    "final_logit_softcapping": 6.0,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "tie_word_embeddings": True,
-}
-STABLELM = {name: value for name, value in LLAMA.items() if name != "rms_norm_eps"} | {
-    "architectures": ["StableLmForCausalLM"],
-    "model_type": "stablelm",
-    "layer_norm_eps": 1e-5,
-    "partial_rotary_factor": 0.25,
-}
-GPT2: dict[str, Any] = {
-    "architectures": ["GPT2LMHeadModel"],
-    "model_type": "gpt2",
-    "vocab_size": 199,
-    "n_embd": 64,
-    "n_layer": 3,
-    "n_head": 4,
-    "n_positions": 96,
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-GPTJ = GPT2 | {
-    "architectures": ["GPTJForCausalLM"],
-    "model_type": "gptj",
-    "rotary_dim": 8,
-    "n_inner": 80,
-    "tie_word_embeddings": False,
-}
-
-
-def _scaled(kind: str, **more: Any) -> dict[str, Any]:
-    """A Llama with 32 positions of pre-training stretched by 4; prompts of more than 32 tokens see the scaling."""
-    scaling = {"rope_type": kind, "factor": 4.0, **more}
-    if kind in ("linear", "dynamic"):
-        return LLAMA | {"max_position_embeddings": 32, "rope_scaling": scaling}
-    return LLAMA | {"rope_scaling": scaling | {"original_max_position_embeddings": 32}}
-
-
-TINY_MODELS: dict[str, dict[str, Any]] = {
-    "llama": LLAMA,
-    "llama-tied": LLAMA | {"tie_word_embeddings": True},
-    "llama-mha-biased": LLAMA | {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True},
-    "llama-linear": _scaled("linear"),
-    "llama-dynamic": _scaled("dynamic"),
-    "llama-llama3": _scaled("llama3", low_freq_factor=1.0, high_freq_factor=4.0),
-    "llama-yarn": _scaled("yarn"),
-    "llama-yarn-mscale": _scaled("yarn", mscale=1.3, mscale_all_dim=0.6, beta_fast=4, beta_slow=0.5),
-    "llama-yarn-factor": _scaled("yarn", attention_factor=1.4, truncate=False),
-    "mistral": MISTRAL,
-    "mistral-no-window": MISTRAL | {"sliding_window": None, "head_dim": None},
-    "qwen2": QWEN2,
-    "qwen2-window": QWEN2 | {"use_sliding_window": True},
-    "qwen2-tied": QWEN2 | {"tie_word_embeddings": True},
-    "qwen3": QWEN3 | {"use_sliding_window": True},
-    "qwen3-biased": QWEN3 | {"attention_bias": True, "tie_word_embeddings": True},
-    "gemma2": GEMMA2,
-    "gemma2-no-caps": GEMMA2
-    | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True},
-    "stablelm": STABLELM,
-    "stablelm-biased-tied": STABLELM
-    | {"use_qkv_bias": True, "partial_rotary_factor": 0.5, "tie_word_embeddings": True},
-    "gpt2": GPT2,
-    "gpt2-scaled-by-layer": GPT2 | {"scale_attn_by_inverse_layer_idx": True, "n_inner": 72},
-    "gpt2-untied": GPT2 | {"tie_word_embeddings": False},
-    "gptj": GPTJ,
-    "gptj-tied": GPTJ | {"tie_word_embeddings": True, "rotary_dim": 16},
-}
-
-
 # Queries and keys: attention chooses. Outputs: layers outweigh the embedding. Both keep greedy decoding from repeating:
 # 32 greedy tokens hold 16 to 26 different ones for the base row of each family (with gains of 1: 1 to 20).
 GAINS = {
-    **dict.fromkeys(("q_proj", "k_proj", "c_attn"), 3.0),
-    **dict.fromkeys(("o_proj", "out_proj", "attn.c_proj"), 6.0),
-    **dict.fromkeys(("down_proj", "fc_out", "mlp.c_proj"), 4.0),
+    **dict.fromkeys(("self_attn.out_proj", "fc2"), 1.0),  # OPT, else always the same token
+    **dict.fromkeys(("q_proj", "k_proj", "c_attn", "qkv_proj", "query_key_value"), 3.0),
+    **dict.fromkeys(("o_proj", "out_proj", "attn.c_proj", "attention.dense"), 6.0),
+    **dict.fromkeys(("down_proj", "fc_out", "mlp.c_proj", "4h_to_h"), 4.0),
 }
 
+HEADS = ("lm_head.weight", "embed_out.weight")
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings.")  # word_embeddings_layernorm is BLOOM's norm
+POSITIONS = ("wpe", "embed_positions")
 POST_NORM_GAIN = 10.0  # Gemma 2 multiplies its embedding by sqrt(D), and no layer puts out more than its last norm does
 
 
@@ -151,12 +48,13 @@ def make_checkpoint(
     seed: int = 0,
     dtype: str = "float32",
     num_shards: int = 1,
-    is_published_gpt: bool = False,
+    is_other_spelling: bool = False,
 ) -> Path:
     """Write a model directory and return its path. `model`: a name of TINY_MODELS, or the contents of a config.json.
 
     dtype: of the stored tensors and in config.json. num_shards > 1: shards with an index.
-    is_published_gpt: as the first GPT-2 and GPT-J files were: with causal masks, GPT-2 without `transformer.` in names.
+    is_other_spelling: as some publications of the family are. GPT-2 and GPT-J with causal masks, GPT-2 without
+        `transformer.` in names; OPT without `model.`; GPT-NeoX with its head under the name of others.
     """
     config = dict(TINY_MODELS[model] if isinstance(model, str) else model)
     path = Path(path)
@@ -166,8 +64,8 @@ def make_checkpoint(
     eos = {"bos_token_id": config.get("bos_token_id"), "eos_token_id": config.get("eos_token_id")}
     (path / "generation_config.json").write_text(json.dumps(eos))
     tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in draw_tensors(path, seed).items()}
-    if is_published_gpt:
-        tensors = _as_published(tensors, config)
+    if is_other_spelling:
+        tensors = _other_spelling(tensors, config)
     write_tensors(path, tensors, num_shards)
     return path
 
@@ -177,15 +75,14 @@ def draw_tensors(path: str | Path, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(path))
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del shapes["lm_head.weight"]
-    head = "lm_head.weight" if "lm_head.weight" in shapes else next(iter(shapes))
+    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint_tensors(model).items()}
+    embedding = next(name for name in shapes if any(part in name for part in EMBEDDINGS))
+    head = next((name for name in HEADS if name in shapes), embedding)
     is_conv1d = model.config.model_type == "gpt2"
     tensors = {}
     for name, shape in shapes.items():
         noise = torch.randn(shape, generator=generator)
-        is_linear = len(shape) == 2 and "wte" not in name and "embed" not in name and "wpe" not in name
+        is_linear = len(shape) == 2 and name != embedding and not any(part in name for part in POSITIONS)
         if len(shape) == 1:
             gain = POST_NORM_GAIN if "post_feedforward_layernorm" in name else 1.0
             tensors[name] = gain * (0.3 * noise + (0.0 if name.endswith("bias") else 1.0))
@@ -196,8 +93,14 @@ def draw_tensors(path: str | Path, seed: int) -> dict[str, Tensor]:
             gain = next((gain for part, gain in GAINS.items() if part in name), 1.0)
             tensors[name] = noise * (gain * fan_in**-0.5)
         else:
-            tensors[name] = noise * 0.5
+            tensors[name] = noise * (3.0 if "embed_positions" in name else 0.5)
     return tensors
+
+
+def checkpoint_tensors(model: Any) -> dict[str, Tensor]:
+    """A transformers model's tensors, under the names and in the form in which checkpoints of it are published."""
+    tensors = revert_weight_conversion(model, model.state_dict())
+    return {name: t for name, t in tensors.items() if not (model.config.tie_word_embeddings and name in HEADS)}
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], num_shards: int = 1) -> None:
@@ -227,6 +130,11 @@ def reference_model(path: str | Path, dtype: str = "float32") -> nn.Module:
     return model.eval()
 
 
+def reference_tensor(model: Any, name: str) -> Tensor:
+    """The part of transformers' model that the checkpoint's tensor `name` is: write to it to change the model."""
+    return model.get_parameter(name.replace("embed_out", "lm_head")).data
+
+
 @torch.no_grad()
 def reference_logits(model: nn.Module, token_ids: list[int] | Tensor) -> Tensor:
     """transformers' logits_TV of one sequence, float32."""
@@ -246,13 +154,19 @@ def random_prompt(length: int, vocab_size: int = 199, seed: int = 0) -> list[int
     return torch.randint(3, vocab_size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def _as_published(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    if config["model_type"] == "gpt2":
-        tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
-    prefix, positions = "" if config["model_type"] == "gpt2" else "transformer.", config["n_positions"]
-    for layer in range(config["n_layer"]):
+def _other_spelling(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+    kind = config["model_type"]
+    start, other = {
+        "gpt2": ("transformer.", ""),
+        "gptj": ("", ""),
+        "opt": ("model.", ""),
+        "gpt_neox": ("embed_out", "lm_head"),
+    }[kind]
+    tensors = {other + n.removeprefix(start) if n.startswith(start) else n: tensor for n, tensor in tensors.items()}
+    for layer in range(config["n_layer"] if kind in ("gpt2", "gptj") else 0):
+        prefix, positions = "" if kind == "gpt2" else "transformer.", config["n_positions"]
         mask = torch.ones(positions, positions).tril()[None, None]
-        tensors[f"{prefix}h.{layer}.attn.bias"] = mask if config["model_type"] == "gpt2" else mask.to(torch.uint8)
+        tensors[f"{prefix}h.{layer}.attn.bias"] = mask if kind == "gpt2" else mask.to(torch.uint8)
         tensors[f"{prefix}h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
     return tensors
 

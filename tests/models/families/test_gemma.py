@@ -1,7 +1,7 @@
 """config.json of Gemma."""
 
 from tritium.testing.configs import check_published, parse, without
-from tritium.testing.tiny_models import GEMMA2
+from tritium.testing.tiny_configs import GEMMA2
 
 GEMMA_2_27B = {
     "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
@@ -26,7 +26,7 @@ def test_gemma2_windows_every_other_layer_and_caps_scores_and_logits():
     config = parse(GEMMA2)
     assert (config.windows, config.attention_softcap, config.logit_softcap) == ((12, 0, 12), 2.0, 6.0)
     assert (config.attention_scale(0), config.embedding_scale) == (20**-0.5, 8.0)
-    assert (config.norm, config.has_post_norms, config.activation) == ("offset_rms_norm", True, "gelu_tanh")
+    assert (config.norm, config.block, config.activation) == ("offset_rms_norm", "sandwich", "gelu_tanh")
     absent = parse(without(GEMMA2, "attn_logit_softcapping", "final_logit_softcapping"))
     assert (absent.attention_softcap, absent.logit_softcap) == (50.0, 30.0)  # transformers' defaults
     assert parse(GEMMA2 | {"attn_logit_softcapping": None}).attention_softcap == 0

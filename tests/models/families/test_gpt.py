@@ -2,7 +2,7 @@
 
 from tritium import models
 from tritium.testing.configs import check_published, parse
-from tritium.testing.tiny_models import GPT2, GPTJ, TINY_MODELS
+from tritium.testing.tiny_configs import GPT2, GPTJ, TINY_MODELS
 
 GPT2_PUBLISHED = {
     "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
@@ -30,13 +30,13 @@ GPTJ_PUBLISHED = {
 
 
 def test_the_published_file_of_gpt_j_is_read():
-    check_published(GPTJ_PUBLISHED, intermediate_size=16384, head_size=256, has_lm_head_bias=True, is_parallel=True)
+    check_published(GPTJ_PUBLISHED, intermediate_size=16384, head_size=256, has_lm_head_bias=True, block="parallel")
 
 
 def test_gptj_rotates_part_of_a_head_in_neighbouring_pairs_beside_its_mlp():
     config = parse(GPTJ)
     assert config.rope == models.RopeConfig(dim=8, is_interleaved=True)
-    assert config.is_parallel and config.has_lm_head_bias and not config.is_gated
+    assert config.block == "parallel" and config.has_lm_head_bias and not config.is_gated
     assert config.intermediate_size == 80
 
 

@@ -2,7 +2,7 @@
 
 from tritium import models
 from tritium.testing.configs import check_published, parse, without
-from tritium.testing.tiny_models import LLAMA, MISTRAL
+from tritium.testing.tiny_configs import LLAMA, MISTRAL
 
 LLAMA_3_1_INSTRUCT = {
     "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,

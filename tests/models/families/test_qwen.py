@@ -1,7 +1,7 @@
 """config.json of Qwen."""
 
 from tritium.testing.configs import check_published, error_of, parse, without
-from tritium.testing.tiny_models import QWEN2, QWEN3
+from tritium.testing.tiny_configs import QWEN2, QWEN3
 
 QWEN2_5_YARN = {
     "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,

@@ -5,7 +5,7 @@ import pytest
 from tritium import models
 from tritium.errors import CheckpointError, UnsupportedModel
 from tritium.testing.configs import error_of
-from tritium.testing.tiny_models import STABLELM
+from tritium.testing.tiny_configs import STABLELM
 
 
 def test_a_published_file_is_read():
@@ -41,7 +41,7 @@ def test_a_part_that_cannot_be_rotated_is_named(odd):
     [
         ({"qk_layernorm": True}, "qk_layernorm"),
         ({"use_parallel_residual": True}, "use_parallel_residual"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "rope_scaling.type"),
     ],
 )
 def test_what_no_block_does_is_refused(fields, name):

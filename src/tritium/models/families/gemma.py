@@ -35,7 +35,7 @@ def _read_gemma2(fields: Fields) -> dict[str, Any]:
         "logit_softcap": logit_cap or 0.0,
         "embedding_scale": hidden**0.5,
         "norm": "offset_rms_norm",
-        "has_post_norms": True,
+        "block": "sandwich",
         "has_qkv_bias": has_bias,
         "has_output_bias": has_bias,
         "tie_word_embeddings": fields.boolean("tie_word_embeddings", default=True),

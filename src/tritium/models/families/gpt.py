@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from tritium.models.config import MAX_LAYERS, RopeConfig
+from tritium.models.config import MAX_LAYERS
 from tritium.models.families.family import Family, Names
 from tritium.models.families.places import Conv1D
 from tritium.models.families.reading import heads_size
 from tritium.models.hf_fields import Fields
+from tritium.models.rope_config import RopeConfig
 
 GPT2_NAMES: Names = {
     "embed_tokens": "transformer.wte",
@@ -80,7 +81,7 @@ def _read_gptj(fields: Fields) -> dict[str, Any]:
     if dim % 2:
         raise fields.error("rotary_dim", f"is {dim}, expected an even number")
     return found | {
-        "is_parallel": True,
+        "block": "parallel",
         "rope": RopeConfig(dim=dim, is_interleaved=True),
         "has_lm_head_bias": True,
         "tie_word_embeddings": fields.boolean("tie_word_embeddings", default=False),

@@ -1,10 +1,10 @@
 """Where a weight is when the checkpoint does not keep it as a tensor of its own, in our layout."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from tritium.models.config import ModelConfig
-from tritium.weights.recipes import Checkpoint, Recipe, Slice, Transpose
+from tritium.weights.recipes import Checkpoint, Recipe, Reshape, Slice, Transpose
 
 
 class Place(Protocol):
@@ -33,3 +33,51 @@ class Conv1D:
         if self.parts > 1:
             recipe = Slice(recipe, dim, self.part * out, (self.part + 1) * out)
         return Transpose(recipe) if dim else recipe
+
+
+@dataclass(frozen=True)
+class StackedRows:
+    """Some rows of a linear that the checkpoint keeps as [q; k; v] or as [gate; up] (Phi-3)."""
+
+    path: str
+    part: Literal["q", "k", "v", "gate", "up"]
+
+    def recipe(self, name: str, shape: tuple[int, ...], config: ModelConfig) -> Recipe:
+        """From a weight [rows of all parts, in] or a bias [rows of all parts]."""
+        q, kv = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
+        before = {"q": 0, "k": q, "v": q + kv, "gate": 0, "up": config.intermediate_size}[self.part]
+        total = q + 2 * kv if self.part in ("q", "k", "v") else 2 * config.intermediate_size
+        return Slice(Checkpoint(name, (total, *shape[1:])), 0, before, before + shape[0])
+
+
+@dataclass(frozen=True)
+class GroupedRows:
+    """The rows of q, k or v in a linear that keeps, for each kv head, its query heads, then its k and its v.
+
+    With as many kv heads as query heads that is [q0 k0 v0 q1 k1 v1 ...] (GPT-NeoX, BLOOM); with one kv head
+    [q; k; v] (Falcon 7B); Falcon 40B lies between.
+    """
+
+    path: str
+    part: Literal["q", "k", "v"]
+
+    def recipe(self, name: str, shape: tuple[int, ...], config: ModelConfig) -> Recipe:
+        """From a weight [(N + 2 K) · H, in] or a bias [(N + 2 K) · H]."""
+        groups, size = config.num_kv_heads, config.head_size
+        members = config.num_heads // groups
+        whole = Checkpoint(name, (groups * (members + 2) * size, *shape[1:]))
+        first, end = {"q": (0, members), "k": (members, members + 1), "v": (members + 1, members + 2)}[self.part]
+        return Reshape(Slice(Reshape(whole, (groups, members + 2, size, *shape[1:])), 1, first, end), shape)
+
+
+@dataclass(frozen=True)
+class RowsFrom:
+    """A table without its first `start` rows, which nothing reads (OPT's positions)."""
+
+    path: str
+    start: int
+
+    def recipe(self, name: str, shape: tuple[int, ...], config: ModelConfig) -> Recipe:
+        """From a table of `start` rows more."""
+        end = self.start + shape[0]
+        return Slice(Checkpoint(name, (end, *shape[1:])), 0, self.start, end)

@@ -1,6 +1,6 @@
 """What the readers of several families share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tritium.models.config import MAX_LAYERS
@@ -24,6 +24,8 @@ def llama_like(
     head_size: int | None = None,
     activation: tuple[str, str] = ("hidden_act", "silu"),
     rotated_part: float | None = None,
+    rope_theta: float = 10_000.0,
+    rope_types: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What Llama and its successors share. The keywords are transformers' defaults for absent fields."""
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads", high=1 << 14)
@@ -45,7 +47,9 @@ def llama_like(
         "max_position_embeddings": max_positions,
         "norm_eps": fields.number("rms_norm_eps", high=1.0, default=1e-6),
         "activation": fields.activation(activation[0], default=activation[1]),
-        "rope": read_rope(fields, head_size, max_positions, rotated_part=rotated_part),
+        "rope": read_rope(
+            fields, head_size, max_positions, rotated_part=rotated_part, theta=rope_theta, renamed=rope_types
+        ),
         "tie_word_embeddings": fields.boolean("tie_word_embeddings", default=False),
     }
 
