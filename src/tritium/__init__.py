@@ -15,6 +15,7 @@ _HOME = {
     "LLM": "tritium.llm",
     "SamplingParams": "tritium.sampling_params",
     "BuildConfig": "tritium.config",
+    "OptimizationProfile": "tritium.config",
     "build": "tritium.compiler",
     "Engine": "tritium.engine.engine",
 }

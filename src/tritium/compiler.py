@@ -22,19 +22,22 @@ import torch
 from torch import nn
 
 import tritium
-from tritium.config import BuildConfig
+from tritium.config import BuildConfig, OptimizationProfile
 from tritium.engine.engine import Engine
 from tritium.engine.manifest import Manifest
 from tritium.engine.plan import Plan
 from tritium.engine.recipe_file import weight_specs
 from tritium.engine.serialise import write_engine
 from tritium.errors import CaptureError, ConfigError, EngineError
+from tritium.example_inputs import ExampleInputs, ModuleInputs, read_example_inputs
 from tritium.graph import dump
 from tritium.graph.capture import capture
 from tritium.models.config import ModelConfig
 from tritium.passes import pipeline
+from tritium.passes.lower import lower_module
+from tritium.passes.module_pipeline import optimise_module
 from tritium.passes.tables import check_tables
-from tritium.resolve import ResolvedModel, Weights, resolve_model
+from tritium.resolve import ResolvedModel, Weights, resolve_model, resolve_stateless
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.weights import bind, recipes
 from tritium.weights.fit import checkpoint_leaves
@@ -66,6 +69,8 @@ def build(
     config: BuildConfig | None = None,
     *,
     output_dir: str | Path,
+    example_inputs: ExampleInputs | None = None,
+    profile: OptimizationProfile | None = None,
     weights: Weights = None,
     progress: Progress | None = None,
     **overrides: Any,
@@ -73,7 +78,10 @@ def build(
     """Compile `model` into an engine at `output_dir` and open it.
 
     model: a Hugging Face directory or hub id, a module `forward(input_ids [T], positions [T]) -> logits [T, V]`, or a
-        ModelConfig.
+        ModelConfig. With `example_inputs`, any module that keeps no state between calls.
+    example_inputs: tensors [batch, ...] by the names of forward's parameters, or a tuple in their order; only dtypes
+        and sizes count. `Engine.run` takes tensors by these names.
+    profile: the batches that such an engine is for; unset, 1 to 64.
     weights: a state dict in place of the model's own; "dummy": random ones, of which no file is written.
     overrides: fields of `BuildConfig`.
     progress(stage, done, total) is called as work proceeds; stages are `STAGES`, the last counts bytes of weights.
@@ -83,12 +91,21 @@ def build(
     """
     config = _config(config, overrides)
     clock = _Clock(progress)
-    with clock.stage("resolve"):
-        resolved = resolve_model(model, config, weights)
-    compiled = compile_module(resolved.module, config, dtype=resolved.dtype, clock=clock)
-    check_tables(compiled.plan, resolved.max_model_len)
+    if example_inputs is None:
+        if profile is not None:
+            raise ConfigError(f"profile={profile!r} is for stateless modules: give example_inputs with it")
+        with clock.stage("resolve"):
+            resolved = resolve_model(model, config, weights)
+        compiled = compile_module(resolved.module, config, dtype=resolved.dtype, clock=clock)
+        check_tables(compiled.plan, resolved.max_model_len)
+    else:
+        profile = profile or OptimizationProfile()
+        with clock.stage("resolve"):
+            resolved = resolve_stateless(model, config, weights)  # type: ignore[arg-type]  # it says what else is refused
+            inputs = read_example_inputs(resolved.module, example_inputs)
+        compiled = compile_stateless(resolved.module, inputs, clock=clock)
     with clock.stage("write"):
-        path = _write(resolved, compiled, config, Path(output_dir), clock)
+        path = _write(resolved, compiled, config, Path(output_dir), clock, profile)
     return Engine.load(path)
 
 
@@ -111,11 +128,7 @@ def compile_module(
     with clock.stage("lower"):
         plan = pipeline.to_plan(optimised)
     with clock.stage("kernels"):
-        chosen = choose_kernels(plan)
-        steps = (
-            msgspec.structs.replace(step, kernel=kernel.name) for step, kernel in zip(plan.steps, chosen, strict=True)
-        )
-        plan = msgspec.structs.replace(plan, steps=tuple(steps))
+        plan = _with_kernels(plan)
     return Compiled(
         plan=plan,
         graph_text=dump.to_text(optimised.graph),
@@ -126,7 +139,44 @@ def compile_module(
     )
 
 
-def _write(resolved: ResolvedModel, compiled: Compiled, config: BuildConfig, output_dir: Path, clock: "_Clock") -> Path:
+def compile_stateless(module: nn.Module, inputs: ModuleInputs, *, clock: "_Clock | None" = None) -> Compiled:
+    """The same for a stateless module with these inputs. Raises `CaptureError` with the node that cannot be."""
+    clock = clock or _Clock(None)
+    with clock.stage("capture"):
+        captured = capture(module, inputs=inputs.specs, is_by_name=inputs.is_by_name)
+        if captured.restriction is not None:
+            raise captured.restriction
+    with clock.stage("optimise"):
+        optimised = optimise_module(captured.graph)
+    with clock.stage("lower"):
+        plan = lower_module(optimised.graph, captured.outputs)
+    with clock.stage("kernels"):
+        plan = _with_kernels(plan)
+    return Compiled(
+        plan=plan,
+        graph_text=dump.to_text(optimised.graph),
+        graph_json=dump.to_json(optimised.graph),
+        constants=captured.constants | optimised.constants,
+        matches=optimised.matches,
+        weights=optimised.weights,
+    )
+
+
+def _with_kernels(plan: Plan) -> Plan:
+    """The plan with the kernel that each step is to run, here."""
+    chosen = choose_kernels(plan)
+    steps = (msgspec.structs.replace(step, kernel=kernel.name) for step, kernel in zip(plan.steps, chosen, strict=True))
+    return msgspec.structs.replace(plan, steps=tuple(steps))
+
+
+def _write(
+    resolved: ResolvedModel,
+    compiled: Compiled,
+    config: BuildConfig,
+    output_dir: Path,
+    clock: "_Clock",
+    profile: OptimizationProfile | None,
+) -> Path:
     specs = weight_specs(compiled.plan)
     trees = {name: _recipe(name, resolved.recipes, compiled) for name in specs}
     for name in _inner_constants(trees):  # they are no weights, but a refit needs them
@@ -150,6 +200,8 @@ def _write(resolved: ResolvedModel, compiled: Compiled, config: BuildConfig, out
         dtype=_compute_dtype(compiled.plan),
         scheme=config.scheme,
         invariance=config.invariance,
+        kind=compiled.plan.kind,
+        profile=None if profile is None else dataclasses.asdict(profile),
         max_model_len=resolved.max_model_len,
         vocab_size=compiled.plan.vocab_size,
         bos_token_id=resolved.bos_token_id,
@@ -203,8 +255,8 @@ def _spec(tensor: torch.Tensor) -> TensorSpec:
 
 
 def _compute_dtype(plan: Plan) -> str:
-    """The dtype of what the KV cache holds: the model's activations."""
-    return plan.kv_groups[0].dtype
+    """The dtype of what the KV cache holds, the model's activations; a stateless module's, of its first output."""
+    return plan.kv_groups[0].dtype if plan.kv_groups else plan.value(plan.results[0]).dtype
 
 
 def _config(config: BuildConfig | None, overrides: Mapping[str, Any]) -> BuildConfig:

@@ -63,6 +63,25 @@ class BuildConfig:
 
 @refuse_unknown(ConfigError)
 @dataclass(frozen=True, kw_only=True)
+class OptimizationProfile:
+    """The batches that a stateless module is built for.
+
+    min: the smallest; a smaller one is refused. opt: the usual one, laid out when the engine is opened; others are when
+    they first come. max: the largest; memory is planned for it.
+    """
+
+    min: int = 1
+    opt: int = 1
+    max: int = 64
+
+    def __post_init__(self) -> None:
+        check_int("profile max", self.max, 1, 1 << 20)
+        check_int("profile min", self.min, 1, self.max)
+        check_int("profile opt", self.opt, self.min, self.max)
+
+
+@refuse_unknown(ConfigError)
+@dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     """How an engine is run. Nothing here changes the engine on disk.
 

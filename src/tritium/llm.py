@@ -61,6 +61,10 @@ class LLM:
         _speak()
         build, self.config = _split_options(options)
         self.engine = Engine.load(obtain_engine(model, build, build_in_child))
+        if self.engine.manifest.kind == "module":
+            raise ConfigError(
+                f"{self.engine.path} is a stateless module, no language model: use Engine.load(...).run()"
+            )
         self.tokenizer: Tokenizer | None = None
         if (self.engine.path / "tokenizer.json").is_file():
             self.tokenizer = Tokenizer.from_directory(self.engine.path, model_vocab_size=self.engine.plan.vocab_size)

@@ -116,6 +116,27 @@ def _from_module(module: nn.Module, config: BuildConfig, weights: Weights) -> Re
     )
 
 
+def resolve_stateless(module: nn.Module, config: BuildConfig, weights: Weights) -> ResolvedModel:
+    """A stateless module with its own weights. Raises `ConfigError` for options that only a language model has."""
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"example_inputs are for an nn.Module, not {type(module).__name__}: {module!r:.100}")
+    for name in ("dtype", "max_model_len", "disabled_passes"):
+        if (value := getattr(config, name)) != getattr(BuildConfig(), name):
+            hint = "; convert the module itself, by module.to(...)" if name == "dtype" else ""
+            raise ConfigError(f"{name}={value!r} has no meaning for a stateless module{hint}")
+    source = None if weights == "dummy" else _source(weights) or ModuleSource(module)
+    own = {name: name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return ResolvedModel(
+        module=module,
+        name=type(module).__name__,
+        architecture=type(module).__name__,
+        origin=f"{type(module).__module__}.{type(module).__qualname__}",
+        max_model_len=0,
+        recipes=models.weight_recipes(module, mapping=own),
+        source=source,
+    )
+
+
 def _module_recipes(module: nn.Module, described: ModelConfig | None, source: WeightSource | None) -> dict[str, Recipe]:
     """By the module's own names where the weights have them, else by its family's."""
     own = {name: name for name, _ in module.named_parameters(remove_duplicate=False)}

@@ -25,6 +25,14 @@ def test_the_demo_completes_every_prompt_and_ends_with_its_speed() -> None:
     assert "engine " in lines[0]
 
 
+def test_the_recommender_answers_as_torch_does_for_every_batch() -> None:
+    lines = run("recommender.py").splitlines()
+    assert lines[0] == "takes dense, categories; gives click; batches of 1 to 256"
+    answers = [re.fullmatch(r"batch of (\d+): best item \d+, equal to torch within (.*)", line) for line in lines[1:]]
+    assert [found is not None and found[1] for found in answers] == ["1", "7", "256"]
+    assert max(float(found[2]) for found in answers if found is not None) < 1e-5
+
+
 def test_models_of_ones_own_compile_and_the_plain_one_equals_pytorch() -> None:
     first, second = run("custom_model.py").splitlines()
     assert first.startswith("TinyModel, equal to PyTorch: [")

@@ -13,12 +13,12 @@ from tritium.errors import EngineError
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector load
 ITEM_SIZES = {
     "bool": 1, "uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8, "float16": 2, "bfloat16": 2, "float32": 4,
-    "float64": 8,
+    "float64": 8, "complex64": 8,
 }  # fmt: skip
 
 
 class Lifetime(NamedTuple):
-    """first: the step that writes the value; last: the last that reads it (for the output, the number of steps)."""
+    """first: the step that writes the value; last: the last that reads it (for an output, the number of steps)."""
 
     first: int
     last: int
@@ -72,9 +72,9 @@ def find_lifetimes(plan: Plan) -> dict[str, Lifetime]:
         for name in step.outputs:
             if values[name].kind == "temp":
                 lifetimes.setdefault(name, Lifetime(index, index))
-    output = base(plan.output)
-    if output in lifetimes:
-        lifetimes[output] = Lifetime(lifetimes[output].first, len(plan.steps))
+    for output in map(base, plan.results):
+        if output in lifetimes:
+            lifetimes[output] = Lifetime(lifetimes[output].first, len(plan.steps))
     return lifetimes
 
 

@@ -37,7 +37,7 @@ def check_plan(plan: Plan) -> None:
     layers = _check_groups(plan.kv_groups)
     if len(plan.by_name) < len(plan.values):
         raise damaged("two of the plan's values have one name")
-    provided = dict(INPUTS)
+    provided = dict(INPUTS) if plan.kind == "decoder" else _module_inputs(plan)
     for name, expected in GROUP_INPUTS.items():
         provided |= {f"{name}.{group}": expected for group in range(len(plan.kv_groups))}
     for value in plan.values:
@@ -48,8 +48,21 @@ def check_plan(plan: Plan) -> None:
             tensors[value.name] = _tensor(value, tensors, sizes)
         check_steps(plan, tensors)
         logits = tensors.get(plan.output)
-        if logits is None or list(logits.shape) != [sizes.rows, plan.vocab_size] or not logits.is_floating_point():
+        if plan.kind == "decoder" and (
+            logits is None or list(logits.shape) != [sizes.rows, plan.vocab_size] or not logits.is_floating_point()
+        ):
             raise damaged(f"the plan's output {plan.output!r} is not a floating value of sizes [R, {plan.vocab_size}]")
+
+
+def _module_inputs(plan: Plan) -> dict[str, tuple[str, Shape]]:
+    """What a stateless module is given: inputs of its own, the batch in front of fixed sizes."""
+    if not plan.outputs or plan.kv_groups:
+        raise damaged("the plan of a stateless module has no outputs, or a KV cache")
+    inputs = {value.name: value for value in plan.values if value.kind == "input"}
+    for value in inputs.values():
+        if value.shape[:1] != ("T",) or not all(_extent(value, dim).is_static for dim in value.shape[1:]):
+            raise damaged(f"the plan's input {value.name!r} has sizes {list(value.shape)}, not ['T', ...]")
+    return {name: (value.dtype, value.shape) for name, value in inputs.items()}
 
 
 def _check_groups(groups: tuple[KVGroup, ...]) -> dict[int, KVGroup]:

@@ -11,6 +11,7 @@ from tritium import ops
 from tritium.engine.plan import Plan, Ref, Step, Value, damaged
 from tritium.errors import EngineError
 from tritium.kernels.eager.aten import ALLOWED
+from tritium.ops.torch_ops import is_torch_op, overload
 
 REDUCTIONS = ("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default")
 TYPES: Mapping[str, tuple[type, ...]] = {  # of a schema's arguments, in a plan
@@ -60,14 +61,17 @@ def check_steps(plan: Plan, tensors: Tensors) -> None:
                 raise damaged(f"{where} writes {name!r}, which is no temporary of its own")
             written.add(name)
         _check_step(where, step, tensors)
-    output = _root(values, plan.output) if plan.output in values else plan.output
-    if output not in written:
-        raise damaged(f"the plan's output {plan.output!r} is written by no step")
+    for name in plan.results:
+        output = _root(values, name) if name in values else name
+        if output not in written and (plan.kind == "decoder" or output not in values):
+            raise damaged(f"the plan's output {name!r} is written by no step")
 
 
 def _check_step(where: str, step: Step, tensors: Tensors) -> None:
     try:
         arguments = {name: _argument(arg, tensors) for name, arg in step.args.items()}
+        if is_torch_op(step.op):
+            return _check_torch_op(step, arguments)
         result = _result(step.op, arguments)
     except (EngineError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         raise damaged(f"{where} cannot run: {str(error).partition(chr(10))[0]}") from None
@@ -79,6 +83,18 @@ def _check_step(where: str, step: Step, tensors: Tensors) -> None:
         )
     if not step.op.startswith("aten.") and [t.dtype for t in given] != [t.dtype for t in declared]:
         raise damaged(f"{where} gives {given[0].dtype}, but {step.outputs[0]!r} is {declared[0].dtype}")
+
+
+def _check_torch_op(step: Step, arguments: Mapping[str, Any]) -> None:
+    """Names and number of outputs. Its kernel compares the sizes: torch would import its compiler for it here, 2 s."""
+    schema = overload(step.op)._schema
+    if unknown := arguments.keys() - {argument.name for argument in schema.arguments}:
+        raise EngineError(f"it has no argument {', '.join(sorted(unknown))}")
+    for argument in schema.arguments:
+        if argument.name not in arguments:
+            _default(argument)
+    if len(schema.returns) > 1 and len(step.outputs) != len(schema.returns):
+        raise EngineError(f"it has {len(step.outputs)} outputs, not {len(schema.returns)}")
 
 
 def _check_sizes(op: str, arguments: Tensors) -> None:

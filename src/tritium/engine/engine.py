@@ -1,8 +1,11 @@
 """`Engine`: an engine directory, opened. Loading reads JSON and safetensors only; nothing in it is executed."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -13,13 +16,19 @@ from tritium.engine.plan import PLAN_VERSION, Plan
 from tritium.engine.refit import Progress, refit_directory
 from tritium.engine.serialise import WEIGHTS_NAME
 from tritium.errors import EngineError
+from tritium.kernels.kernel import resolve
 
 BACKENDS = ("cpu",)
+_RUNNER = "tritium.runtime.module_runner:ModuleRunner"  # by name: the runtime stands above the engine that it opens
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine directory whose manifest and plan are read and checked. `tritium build` makes one; `LLM` runs one."""
+    """An engine directory whose manifest and plan are read and checked. `build` makes one.
+
+    `LLM` runs a language model's; `run` that of a stateless module.
+    """
 
     path: Path
     manifest: Manifest
@@ -69,6 +78,23 @@ class Engine:
         """
         refit_directory(self.path, self.manifest, self.plan, source, progress)
         return Engine.load(self.path)
+
+    def run(self, **tensors: Any) -> dict[str, torch.Tensor]:
+        """Compute one batch of a stateless module: its named inputs [batch, ...], torch or numpy -> its named outputs.
+
+        Loads the weights at the first call. Threads may call it at once: batches are computed one after another on a
+        thread of the engine's own. An id that a table has no row for gives NaN. Raises `RequestError` for inputs that
+        are not the module's (name, dtype, sizes, a batch outside the profile), `EngineError` for an engine that is no
+        stateless module or a step that fails.
+        """
+        with _opening:
+            runner = self._runner
+        found: dict[str, torch.Tensor] = runner.run(tensors)
+        return found
+
+    @cached_property
+    def _runner(self) -> Any:
+        return resolve(_RUNNER)(self)
 
     @property
     def identity(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from tritium.engine.plan import PlanKind
 from tritium.errors import EngineError
 
 MANIFEST_VERSION = 1
@@ -31,7 +32,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a person, or a runtime, has to know of an engine before it opens anything else.
 
     backend: the kernels it was lowered for. model: name, architecture and source, for people.
-    max_model_len: longest prompt plus output in tokens. eos_token_ids: ids that end an output.
+    kind: "decoder" generates text; "module" is stateless. max_model_len: longest prompt plus output in tokens.
+    profile: a module's smallest, usual and largest batch. eos_token_ids: ids that end an output.
     dummy_seed: weights without a file are generated from it; None: every weight is in `weights.safetensors`.
     weights_generation: how often the weights were replaced since the build; weights_source: by what, for people.
     ignored_tensors: of the checkpoint it was built from, those that no weight reads.
@@ -46,8 +48,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     scheme: str | None = None
     invariance: str = "bitwise"
-    max_model_len: int
-    vocab_size: int
+    kind: PlanKind = "decoder"
+    profile: dict[str, int] | None = None
+    max_model_len: int = 0
+    vocab_size: int = 0
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dummy_seed: int | None = None

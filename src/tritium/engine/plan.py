@@ -8,7 +8,8 @@ A plan is a flat list of steps over named values. A value is one of
     temp     lives in the arena between two steps
     view     another value seen with other sizes or strides; costs nothing at run time
 
-Sizes are linear in the batch: `Extent` is `a·T + c·R + b·S + d` with T tokens, R sampled rows, S sequences.
+Sizes are linear in the batch: `Extent` is `a·T + c·R + b·S + d` with T tokens, R sampled rows, S sequences. In the plan
+of a stateless module (`kind` "module") T counts the elements of its batch.
 The runtime turns a plan and its bounds into addresses once; nothing is allocated while it runs.
 """
 
@@ -21,6 +22,7 @@ import msgspec
 from tritium.errors import EngineError
 
 PLAN_VERSION = 1
+PlanKind = Literal["decoder", "module"]
 Phase = Literal["tokens", "rows"]  # steps over all T tokens, then steps over the R sampled rows
 
 
@@ -123,14 +125,24 @@ class KVGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """Everything the executor needs beside the weights. `output` names the logits, [R, V]."""
+    """Everything the executor needs beside the weights.
+
+    A decoder's `output` names the logits, [R, V]. The others have named `outputs`: the model's name -> the value.
+    """
 
     version: int = PLAN_VERSION
+    kind: PlanKind = "decoder"
     values: tuple[Value, ...]
     steps: tuple[Step, ...]
-    kv_groups: tuple[KVGroup, ...]
-    output: str
-    vocab_size: int
+    kv_groups: tuple[KVGroup, ...] = ()
+    output: str = ""
+    outputs: dict[str, str] = {}
+    vocab_size: int = 0
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The values that are read when all steps have run."""
+        return (self.output,) if self.kind == "decoder" else tuple(self.outputs.values())
 
     @cached_property
     def by_name(self) -> dict[str, Value]:

@@ -1,8 +1,8 @@
 """Capture: an nn.Module becomes an fx graph, through torch.export on meta tensors.
 
-The module's forward takes `input_ids` [T] and `positions` [T] (int64) and returns logits [T, V]. Nothing of the module
-is executed on data and none of its tensors is copied. The captured graph has one placeholder per input, parameter and
-buffer; every node carries
+A decoder's forward takes `input_ids` [T] and `positions` [T] (int64) and returns logits [T, V]; other modules have
+named inputs of their own, each with the batch in front. Nothing of the module is executed on data and none of its
+tensors is copied. The captured graph has one placeholder per input, parameter and buffer; every node carries
 
     meta["spec"]    dtype and shape (spec.py)
     meta["source"]  where in the model it comes from (source.py)
@@ -14,20 +14,31 @@ has meta["value"], the tensor; a weight that a pass has made (derived.py) meta["
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from tritium.errors import CaptureError
 from tritium.graph.annotate import annotate, fixed_sizes, symbolic_sizes
 from tritium.graph.conditions import holds_for_every_length
 
 EXAMPLE_TOKENS = 8  # T = 1 would be specialised on
-INPUTS = ("input_ids", "positions")
+
+
+class InputSpec(NamedTuple):
+    """dtype and sizes of a module's input, the first size, of the batch, left out."""
+
+    dtype: torch.dtype
+    sizes: tuple[int, ...] = ()
+
+
+TOKEN_INPUTS: Mapping[str, InputSpec] = {"input_ids": InputSpec(torch.int64), "positions": InputSpec(torch.int64)}
 
 
 @dataclass(frozen=True)
@@ -36,36 +47,50 @@ class Captured:
 
     graph: the fx graph; passes change it in place.
     constants: values of the module's real buffers, and of tensors made in its code, by weight name.
+    outputs: the name of each tensor that the graph returns: "output" alone, keys of a dict, numbers in a tuple.
     restriction: set when the code holds for some lengths of the input only. Most often the locality proof finds the
         node that is to blame; where it does not, this is to be raised.
     """
 
     graph: fx.Graph
     constants: dict[str, torch.Tensor]
+    outputs: tuple[str, ...]
     restriction: CaptureError | None = None
 
 
-def capture(module: nn.Module, *, dtype: torch.dtype | None = None) -> Captured:
+def capture(
+    module: nn.Module,
+    *,
+    dtype: torch.dtype | None = None,
+    inputs: Mapping[str, InputSpec] = TOKEN_INPUTS,
+    is_by_name: bool = False,
+) -> Captured:
     """Export `module` with a dynamic number of tokens; floating parameters are taken as `dtype` when given.
 
+    inputs: what forward takes, in order. is_by_name: by these names, else by place, whatever forward calls them.
     The module is left as it was. Raises `CaptureError` when it cannot be exported.
     """
-    ids, positions = (torch.zeros(EXAMPLE_TOKENS, dtype=torch.int64, device="meta") for _ in INPUTS)
+    example = {
+        name: torch.zeros((EXAMPLE_TOKENS, *spec.sizes), dtype=spec.dtype, device="meta")
+        for name, spec in inputs.items()
+    }
     num_tokens = torch.export.Dim("T", min=2)
-    shapes = ({0: num_tokens}, {0: num_tokens})
+    sizes = {name: {0: num_tokens} for name in inputs}
+    shapes: Any = sizes if is_by_name else tuple(sizes.values())
+    args, kwargs = ((), example) if is_by_name else (tuple(example.values()), {})
     restriction = None
     constants = {name: b for name, b in module.named_buffers(remove_duplicate=False) if not b.is_meta}
     with _as_meta(module, dtype), torch.no_grad():
         try:
             try:
-                exported = _export(module, (ids, positions), shapes)
+                exported = _export(module, args, shapes, kwargs)
             except torch._dynamo.exc.UserError as error:
-                restriction = CaptureError(_export_failed(module, error))
-                exported = _export(module, (ids, positions), shapes, is_lenient=True)
+                restriction = CaptureError(_export_failed(module, error, inputs))
+                exported = _export(module, args, shapes, kwargs, is_lenient=True)
         except Exception as error:
-            raise CaptureError(_export_failed(module, error)) from error
+            raise CaptureError(_export_failed(module, error, inputs)) from error
     graph = exported.graph
-    tokens = _name_placeholders(graph, exported.graph_signature)
+    tokens = _name_placeholders(graph, exported.graph_signature, _input_names(exported, inputs))
     if restriction is not None and holds_for_every_length(graph, tokens):
         restriction = None
     constants |= {name: t for name, t in exported.constants.items() if isinstance(t, torch.Tensor) and not t.is_meta}
@@ -73,20 +98,28 @@ def capture(module: nn.Module, *, dtype: torch.dtype | None = None) -> Captured:
     for node in graph.nodes:
         if node.op == "placeholder" and node.meta["name"] in constants:
             node.meta["value"] = constants[node.meta["name"]]
-    return Captured(graph, constants, restriction)
+    return Captured(graph, constants, _output_names(exported), restriction)
 
 
 def _export(
-    module: nn.Module, args: tuple[torch.Tensor, ...], dynamic_shapes: Any, *, is_lenient: bool = False
+    module: nn.Module,
+    args: tuple[torch.Tensor, ...],
+    dynamic_shapes: Any,
+    kwargs: Mapping[str, torch.Tensor] | None = None,
+    *,
+    is_lenient: bool = False,
 ) -> torch.export.ExportedProgram:
     """is_lenient: conditions on the number of tokens become assertions in the graph instead of errors."""
-    exported = torch.export.export(
-        module,
-        args,
-        dynamic_shapes=dynamic_shapes,
-        strict=False,
-        prefer_deferred_runtime_asserts_over_guards=is_lenient,
-    )
+    with warnings.catch_warnings():  # torch's recurrent layers renew a list of their own weights
+        warnings.filterwarnings("ignore", ".*were assigned during export")
+        exported = torch.export.export(
+            module,
+            args,
+            dict(kwargs or {}),
+            dynamic_shapes=dynamic_shapes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=is_lenient,
+        )
     if any(_is_mutating(node) for node in exported.graph.nodes):
         exported = exported.run_decompositions({})  # doubles the time; decomposes nothing, makes it functional
     return exported
@@ -124,13 +157,28 @@ def capture_function(
     return graph
 
 
-def _name_placeholders(graph: fx.Graph, signature: Any) -> sympy.Symbol:
+def _input_names(exported: torch.export.ExportedProgram, inputs: Mapping[str, InputSpec]) -> list[str]:
+    """The inputs in the order of the graph's placeholders: torch sorts those given by name."""
+    spec = exported.call_spec.in_spec
+    assert spec is not None
+    return list(spec.child(1).context or inputs)
+
+
+def _output_names(exported: torch.export.ExportedProgram) -> tuple[str, ...]:
+    spec = exported.call_spec.out_spec
+    assert spec is not None
+    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(range(spec.num_leaves), spec))
+    return tuple(".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) or "output"
+                 for path, _ in paths)  # fmt: skip
+
+
+def _name_placeholders(graph: fx.Graph, signature: Any, input_names: Sequence[str]) -> sympy.Symbol:
     """Set kind and name of every placeholder; return torch's symbol for the number of tokens."""
     names: dict[str, str] = {}
     for spec in signature.input_specs:
         if spec.kind != torch.export.graph_signature.InputKind.USER_INPUT:
             names[spec.arg.name] = spec.target
-    inputs = iter(INPUTS)
+    inputs = iter(input_names)
     for node in graph.nodes:
         if node.op == "placeholder":
             weight = names.get(node.name)
@@ -173,14 +221,17 @@ def _tensor_dicts(owner: nn.Module) -> tuple[tuple[dict[str, Any], bool], ...]:
     return (owner._parameters, True), (owner._buffers, False)
 
 
-def _export_failed(module: nn.Module, error: Exception) -> str:
+def _export_failed(module: nn.Module, error: Exception, inputs: Mapping[str, InputSpec]) -> str:
     """What to tell the author of a model that torch.export refused."""
     lines = [line.strip(" -").split("For more information")[0] for line in str(error).splitlines() if line.strip()]
     text = f"{type(module).__name__} could not be captured: {type(error).__name__}: {' '.join(lines[:2])[:400]}"
     if "Constraints violated" in str(error):
-        text += ". The model's code fixes the number of tokens: it must work for every length of input_ids"
+        text += f". The model's code fixes its batch: it must work for every length of {', '.join(inputs)}"
     elif "two different devices" in str(error) or "expected device meta" in str(error):
         text += ". A tensor made in forward() is on another device than its inputs: register it as a buffer"
     elif "data-dependent" in str(error):
         text += ". Control flow in forward() may not depend on tensor values"
+    if inputs is not TOKEN_INPUTS:
+        sizes = ", ".join(f"{name} {['batch', *spec.sizes]}".replace("'", "") for name, spec in inputs.items())
+        return text + f". It was called with ({sizes})"
     return text + ". The module must take (input_ids [T], positions [T]) and return logits [T, V]"

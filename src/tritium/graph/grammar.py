@@ -12,7 +12,7 @@ from torch import fx
 from tritium import ops
 from tritium.engine.plan import Extent
 from tritium.errors import CaptureError
-from tritium.graph.edit import Target, arguments
+from tritium.graph.edit import Target, arguments, output_node
 from tritium.graph.spec import Spec, has_spec, spec_of, target_of
 from tritium.graph.vocabulary import FINAL, VIEWS
 
@@ -21,7 +21,14 @@ LITERALS = (bool, int, float, str, type(None), torch.dtype, torch.memory_format,
 
 
 def verify_captured(graph: fx.Graph) -> None:
-    """Check a graph as capture makes it. Raises `CaptureError` with the node."""
+    """Check a decoder's graph as capture makes it. Raises `CaptureError` with the node."""
+    verify_form(graph)
+    if len(output_node(graph).all_input_nodes) != 1:
+        raise CaptureError("the model must return exactly one tensor, the logits")
+
+
+def verify_form(graph: fx.Graph) -> None:
+    """Check what every graph must be, whatever the model. Raises `CaptureError` with the node."""
     names: set[str] = set()
     for node in graph.nodes:
         if "spec" not in node.meta or "covers" not in node.meta:
@@ -34,9 +41,6 @@ def verify_captured(graph: fx.Graph) -> None:
             names.add(node.meta["name"])
         elif node.op not in ("call_function", "output"):
             refuse(node, f"is a {node.op}: only calls of ops can be compiled")
-    outputs = [node for node in graph.nodes if node.op == "output"]
-    if len(outputs) != 1 or len(outputs[0].all_input_nodes) != 1:
-        raise CaptureError("the model must return exactly one tensor, the logits")
     graph.lint()
 
 
@@ -56,9 +60,9 @@ def verify(graph: fx.Graph) -> None:
             )
         if not has_spec(node) and target_of(node)._schema.returns:
             refuse(node, "must have exactly one tensor as result")
-        _check_arguments(node)
+        check_arguments(node)
         if is_ours:
-            _check_ours(node, stored)
+            check_ours(node, stored)
 
 
 def refuse(node: fx.Node, reason: str) -> NoReturn:
@@ -68,7 +72,8 @@ def refuse(node: fx.Node, reason: str) -> NoReturn:
     raise CaptureError(f"{call} {reason}. At {node.meta.get('source') or 'an unknown place'}")
 
 
-def _check_arguments(node: fx.Node) -> None:
+def check_arguments(node: fx.Node) -> None:
+    """Each argument is a tensor or a literal that a plan can hold."""
     for name, value in arguments(node).items():
         for item in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(item, fx.Node):
@@ -78,8 +83,8 @@ def _check_arguments(node: fx.Node) -> None:
                 refuse(node, f"has {name}={item!r}, which cannot be written into a plan")
 
 
-def _check_ours(node: fx.Node, stored: set[fx.Node]) -> None:
-    """Ranks and sizes that the kernels of our ops rely on."""
+def check_ours(node: fx.Node, stored: set[fx.Node]) -> None:
+    """Ranks and sizes that the kernels of our ops rely on. stored: layers of the KV cache that hold something."""
     a = arguments(node)
     name = target_of(node)._schema.name.partition("::")[2]
     if name == "attention":

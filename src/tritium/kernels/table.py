@@ -3,8 +3,10 @@
 The order is the preference: compiled, oneDNN, then the eager row, which every op has and which takes everything.
 """
 
+from tritium.kernels.eager import torch_ops
 from tritium.kernels.eager.aten import ALLOWED, bind_name
 from tritium.kernels.kernel import Kernel
+from tritium.ops.torch_ops import TORCH_OPS
 
 _CPU = "tritium.kernels.cpu"
 _EAGER = "tritium.kernels.eager"
@@ -79,5 +81,15 @@ KERNELS: tuple[Kernel, ...] = (
             name=f"eager.{op}", op=op, backend="eager", target=f"{_EAGER}.aten:{bind_name(op)}", numerics="torch's own"
         )
         for op in ALLOWED
+    ),
+    *(
+        Kernel(
+            name=f"eager.{op}",
+            op=op,
+            backend="eager",
+            target=f"{_EAGER}.torch_ops:{torch_ops.bind_name(op)}",
+            numerics="torch's own",
+        )
+        for op in TORCH_OPS
     ),
 )

@@ -5,6 +5,7 @@ transposed tensor flattened, say) gets a copy first: contiguity is decided here 
 tensors what the runtime will do. Steps over R rows follow all steps over T tokens.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,11 @@ def lower(graph: fx.Graph, kv_groups: Sequence[KVGroup]) -> Plan:
     return _Lowering(graph).plan(tuple(kv_groups))
 
 
+def lower_module(graph: fx.Graph, outputs: Sequence[str]) -> Plan:
+    """The plan of a stateless module; `outputs` names what the graph returns, in order."""
+    return _Lowering(graph).module_plan(outputs)
+
+
 class _Lowering:
     """State of one lowering: values so far, steps by phase, the name and the sample tensor of each node."""
 
@@ -39,16 +45,8 @@ class _Lowering:
         self.samples: dict[str, torch.Tensor] = {}
 
     def plan(self, kv_groups: tuple[KVGroup, ...]) -> Plan:
-        """Lower every node."""
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                self._placeholder(node)
-        for node in self.graph.nodes:
-            if node.op == "call_function":
-                if is_view(node):
-                    self._view(node)
-                else:
-                    self._step(node)
+        """Lower every node of a decoder."""
+        self._lower()
         logits = self._logits()
         return Plan(
             values=tuple(self.values.values()),
@@ -57,6 +55,30 @@ class _Lowering:
             output=self.names[logits],
             vocab_size=int(spec_of(logits).shape[1]),  # type: ignore[arg-type]
         )
+
+    def module_plan(self, outputs: Sequence[str]) -> Plan:
+        """Lower every node of a stateless module."""
+        self._lower()
+        named = zip(outputs, args_of(output_node(self.graph))[0], strict=True)
+        return Plan(
+            kind="module",
+            values=tuple(self.values.values()),
+            steps=tuple(self.steps["tokens"]),
+            outputs={name: self.names[node] for name, node in named if node is not None},
+        )
+
+    def _lower(self) -> None:
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                self._placeholder(node)
+        for node in self.graph.nodes:
+            if node.op == "call_function":
+                if is_view(node):
+                    self._view(node)
+                elif node.target is operator.getitem:
+                    self.names[node] = f"{self.names[args_of(node)[0]]}.{args_of(node)[1]}"
+                else:
+                    self._step(node)
 
     def _logits(self) -> fx.Node:
         results = output_node(self.graph).all_input_nodes
@@ -75,8 +97,10 @@ class _Lowering:
 
     def _add(self, node: fx.Node, kind: Any, name: str, **fields: Any) -> str:
         """A new value for the node."""
-        spec = spec_of(node)
         self.names[node] = name
+        return self._add_value(spec_of(node), kind, name, **fields)
+
+    def _add_value(self, spec: Spec, kind: Any, name: str, **fields: Any) -> str:
         shape = tuple(_text(dim) for dim in spec.shape)
         self.values[name] = Value(name=name, kind=kind, dtype=dtype_name(spec.dtype), shape=shape, **fields)
         if kind != "view":
@@ -118,10 +142,13 @@ class _Lowering:
         return copy
 
     def _step(self, node: fx.Node) -> None:
-        if node.meta["spec"] is not None and not has_spec(node):
-            raise CaptureError(f"{node.name} ({node.target}; {node.meta['source']}) has several outputs: no kernel has")
         args = {name: self._arg(value) for name, value in arguments(node).items()}
-        outputs = () if node.meta["spec"] is None else (self._add(node, "temp", self._free_name(node.name)),)
+        outputs: tuple[str, ...] = ()
+        if has_spec(node):
+            outputs = (self._add(node, "temp", self._free_name(node.name)),)
+        elif node.meta["spec"] is not None:
+            base = self.names[node] = self._free_name(node.name)
+            outputs = tuple(self._add_value(s, "temp", f"{base}.{i}") for i, s in enumerate(node.meta["spec"]))
         self._emit(op_name(node.target), args, outputs, node)
 
     def _emit(self, op: str, args: dict[str, Arg], outputs: tuple[str, ...], node: fx.Node) -> None:

@@ -30,7 +30,7 @@ class Binder:
         arena_bytes: int,
         inputs: Mapping[str, torch.Tensor],
         weights: LoadedWeights,
-        kv_cache: KVCache,
+        kv_cache: KVCache | None = None,
     ) -> None:
         self._plan = plan
         self._inputs = inputs
@@ -52,6 +52,7 @@ class Binder:
         if value.kind == "weight":
             return self._weights.get(name)
         if value.kind == "kv":
+            assert self._kv_cache is not None, f"{name} is of a plan that has no KV cache"
             return self._kv_cache.layer(kv_layer(name))
         if value.kind == "input":
             return _cut(self._inputs[name], _shape(value, sizes))

@@ -1,0 +1,60 @@
+"""The passes for a stateless module, in order: no attention to batch, no proof, and sizes linear in the batch.
+
+A module is run as it is, on exactly the batch that it is given; nothing is padded, so it may mix what it likes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from tritium.graph.derived import derived_weights
+from tritium.graph.grammar import verify_form
+from tritium.graph.module_grammar import verify_module
+from tritium.passes.batch_views import expand_along_batch
+from tritium.passes.canonicalise import canonicalise
+from tritium.passes.dead_code import remove_dead_code, remove_duplicates
+from tritium.passes.embedding_bags import split_bags
+from tritium.passes.fold_constants import constants_of, fold_constants
+from tritium.passes.pipeline import Pass
+from tritium.passes.recognise import recognise
+from tritium.passes.recognise_products import recognise_products
+from tritium.weights.recipes import Recipe
+
+MODULE = (
+    Pass(name="split_bags", run=split_bags),
+    Pass(name="expand_along_batch", run=expand_along_batch),  # before canonicalise, which knows fixed sizes only
+    Pass(name="canonicalise", run=canonicalise),
+    Pass(name="remove_dead_code", run=remove_dead_code),  # sizes that only views read are gone now
+    Pass(name="remove_duplicates", run=remove_duplicates),
+    Pass(name="fold_constants", run=fold_constants),
+    Pass(name="recognise_products", run=recognise_products),
+    Pass(name="recognise", run=recognise),
+    Pass(name="canonicalise_recognised", run=canonicalise),
+    Pass(name="remove_duplicates_again", run=remove_duplicates),
+    Pass(name="remove_dead_code_again", run=remove_dead_code),
+)
+
+
+@dataclass(frozen=True)
+class OptimisedModule:
+    """A graph ready for lowering, and how often each pass matched.
+
+    weights: the recipes of weights that passes made. constants: by weight name.
+    """
+
+    graph: fx.Graph
+    matches: dict[str, int]
+    weights: dict[str, Recipe]
+    constants: dict[str, torch.Tensor]
+
+
+def optimise_module(graph: fx.Graph) -> OptimisedModule:
+    """Run the passes on a captured graph, in place.
+
+    Raises `CaptureError` with the node that no kernel runs, or whose sizes are not linear in the batch.
+    """
+    verify_form(graph)
+    matches = {row.name: row.run(graph).num_matches for row in MODULE}
+    verify_module(graph)
+    return OptimisedModule(graph, matches, derived_weights(graph), constants_of(graph))
