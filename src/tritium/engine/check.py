@@ -41,6 +41,8 @@ def check_plan(plan: Plan) -> None:
     for name, expected in GROUP_INPUTS.items():
         provided |= {f"{name}.{group}": expected for group in range(len(plan.kv_groups))}
     for value in plan.values:
+        if plan.kind == "decoder" and value.dtype == "complex64":
+            raise damaged(f"the plan's value {value.name!r} has dtype {value.dtype!r}")
         _check_value(value, provided, layers)
     for sizes in SAMPLES:
         tensors: dict[str, torch.Tensor] = {}
