@@ -30,7 +30,7 @@ from tritium.mailbox import AsyncMailbox
 from tritium.progress import progress_bar
 from tritium.runtime.assemble import make_loop
 from tritium.runtime.engine_thread import EngineThread
-from tritium.runtime.outputs import CompletionOutput, RequestOutput, StepOutput
+from tritium.runtime.outputs import CompletionOutput, RequestOutput, StepOutput, join_steps
 from tritium.runtime.request import Request
 from tritium.runtime.scheduler_config import SchedulerConfig, SchedulerStats
 from tritium.runtime.weight_updates import OnInflight, WeightUpdate
@@ -130,23 +130,25 @@ class LLM:
     ) -> AsyncIterator[RequestOutput]:
         """Complete one prompt, as it is computed: each RequestOutput holds only what is new (text and token ids).
 
-        The last one is `finished`. Leaving the iteration early aborts the request. Raises as `generate` does.
+        It has one entry in `outputs`, whose `index` says which of the `n` outputs goes on. The last one is `finished`.
+        Leaving the iteration early aborts the request. Raises as `generate` does.
         """
         params = _with_max_tokens(sampling_params or SamplingParams(), COMPLETION_MAX_TOKENS)
         text, request = self._request(prompt, params, request_id)
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[StepOutput] = asyncio.Queue()
         self._thread.submit(request, partial(self._mailbox(loop).post, arrived), is_streaming=True)
-        is_finished = False
+        num_unfinished = params.n
         try:
-            while not is_finished:
+            while num_unfinished:
                 step = await arrived.get()
-                is_finished = step.finish_reason is not None
                 if step.refusal is not None:
+                    num_unfinished = 0
                     raise step.refusal
-                yield _output(text, request, [step])
+                num_unfinished -= step.finish_reason is not None
+                yield join_steps(text, request, [step], finished=not num_unfinished)
         finally:
-            if not is_finished:
+            if num_unfinished:
                 self.abort(request.request_id)
 
     def abort(self, request_id: str) -> None:
@@ -250,7 +252,7 @@ class LLM:
         """Submit all, wait for all. An exception here (a refusal, Ctrl-C) aborts what is unfinished."""
         arrived: SimpleQueue[StepOutput] = SimpleQueue()
         steps: dict[str, list[StepOutput]] = {request.request_id: [] for _, request in requests}
-        unfinished = set(steps)
+        unfinished = {request.request_id: request.params.n for _, request in requests}
         try:
             for _, request in requests:
                 self._thread.submit(request, arrived.put)
@@ -261,12 +263,14 @@ class LLM:
                         raise step.refusal
                     steps[step.request_id].append(step)
                     if step.finish_reason is not None:
-                        unfinished.discard(step.request_id)
-                        bar.finish_one(len(step.token_ids))
+                        unfinished[step.request_id] -= 1
+                    if not unfinished[step.request_id]:
+                        del unfinished[step.request_id]
+                        bar.finish_one(sum(len(one.token_ids) for one in steps[step.request_id]))
         finally:
             for request_id in unfinished:
                 self.abort(request_id)
-        return [_output(text, request, steps[request.request_id]) for text, request in requests]
+        return [join_steps(text, request, steps[request.request_id], finished=True) for text, request in requests]
 
 
 def _speak() -> None:
@@ -277,30 +281,6 @@ def _speak() -> None:
         handler.setFormatter(logging.Formatter("tritium: %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-
-
-def _output(prompt: str | None, request: Request, steps: Sequence[StepOutput]) -> RequestOutput:
-    """What these steps gave, joined."""
-    last = steps[-1]
-    wants_logprobs = request.params.logprobs is not None
-    completion = CompletionOutput(
-        text="".join(step.text for step in steps),
-        token_ids=[token_id for step in steps for token_id in step.token_ids],
-        logprobs=[token for step in steps for token in step.logprobs] if wants_logprobs else None,
-        finish_reason=last.finish_reason,
-        stop_reason=last.stop_reason,
-    )
-    return RequestOutput(
-        request_id=request.request_id,
-        prompt=prompt,
-        prompt_token_ids=list(request.prompt_token_ids),
-        outputs=[completion],
-        timings=dataclasses.replace(last.timings or request.timings),
-        num_cached_tokens=last.num_cached_tokens,
-        weights_generation=last.weights_generation,
-        finished=last.finish_reason is not None,
-        error=last.error,
-    )
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -22,6 +22,7 @@ MAX_BIASES = 4096
 MAX_ALLOWED_IDS = 1 << 20
 MAX_BAD_WORDS = 256
 MAX_PROCESSORS = 16
+MAX_SAMPLES = 128
 LOWEST_TEMPERATURE = 1e-2
 _FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")
 
@@ -47,6 +48,7 @@ class LogitsProcessor(Protocol):
 class SamplingParams:
     """Sampling and stopping of one request.
 
+    n: how many outputs to draw of one prompt, which is computed once. best_of: draw so many, return the n likeliest.
     max_tokens: output tokens at most; None: until a stop or the end of the context.
     min_tokens: that many output tokens come before any stop: eos and stop ids cannot be chosen, stop strings are text.
     temperature: 0 is greedy; else logits are divided by it.
@@ -67,6 +69,8 @@ class SamplingParams:
     truncate_prompt_tokens: keep only the last n tokens of a longer prompt.
     """
 
+    n: int = 1
+    best_of: int | None = None
     max_tokens: int | None = None
     min_tokens: int = 0
     temperature: float = 1.0
@@ -98,6 +102,7 @@ class SamplingParams:
         if 0.0 < self.temperature < LOWEST_TEMPERATURE:  # dividing by less would overflow to inf and NaN
             object.__setattr__(self, "temperature", LOWEST_TEMPERATURE)
         _check_int("top_k", self.top_k, 0, 1 << 31)
+        self._check_samples()
         _check_float("top_p", self.top_p, 0.0, 1.0, above_low=True)
         _check_float("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
@@ -127,6 +132,11 @@ class SamplingParams:
             )
 
     @property
+    def num_samples(self) -> int:
+        """How many outputs are drawn."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
     def is_greedy(self) -> bool:
         """True when the likeliest token is always taken."""
         return self.temperature == 0.0 or self.top_k == 1
@@ -135,6 +145,16 @@ class SamplingParams:
     def has_penalties(self) -> bool:
         """True when a token's logit depends on which tokens there were before."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    def _check_samples(self) -> None:
+        _check_int("n", self.n, 1, MAX_SAMPLES)
+        if self.best_of is not None:
+            _check_int("best_of", self.best_of, self.n, MAX_SAMPLES)
+        if self.num_samples > 1 and self.is_greedy:
+            raise RequestError(
+                f"n={self.n}, best_of={self.best_of} with temperature={self.temperature}, top_k={self.top_k}: all "
+                "outputs would be equal; draw one, or raise the temperature"
+            )
 
     def _take_tuple(self, name: str, kind: type, limit: int) -> None:
         """Make the field a tuple of `kind`, each item in its bounds."""
@@ -147,6 +167,20 @@ class SamplingParams:
             elif not 1 <= len(item) <= MAX_STOP_LENGTH:
                 raise RequestError(f"each string of {name} needs 1 to {MAX_STOP_LENGTH} characters, not {len(item)}")
         object.__setattr__(self, name, items)
+
+
+def child_seed(seed: int, index: int) -> int:
+    """The seed of sample `index` of a request with `n` or `best_of`; the first sample has the request's own.
+
+    The others are outputs of SplitMix64 (Steele, Lea, Flood 2014), whose state `seed` is.
+    """
+    mask = (1 << 64) - 1
+    z = (seed + index * 0x9E3779B97F4A7C15) & mask
+    if index == 0:
+        return seed
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -50,39 +51,56 @@ def run(
 
 def record(job_id: str, out: RequestOutput) -> dict[str, Any]:
     """A finished request as JSON."""
-    completion, timings = out.outputs[0], out.timings
     entry: dict[str, Any] = {
         "id": job_id,
+        **_completion(out.outputs[0]),
+        "num_prompt_tokens": len(out.prompt_token_ids),
+        "num_cached_tokens": out.num_cached_tokens,
+        "timings": dataclasses.asdict(out.timings),
+    }
+    if len(out.outputs) > 1:
+        entry["outputs"] = [_completion(completion) for completion in out.outputs]
+    if out.error is not None:
+        entry["error"] = {"type": "EngineError", "message": out.error}
+    return entry
+
+
+def _completion(completion: CompletionOutput) -> dict[str, Any]:
+    entry: dict[str, Any] = {
         "text": completion.text,
         "token_ids": completion.token_ids,
         "finish_reason": completion.finish_reason,
         "stop_reason": completion.stop_reason,
-        "num_prompt_tokens": len(out.prompt_token_ids),
-        "num_cached_tokens": out.num_cached_tokens,
-        "timings": dataclasses.asdict(timings),
     }
     if completion.logprobs is not None:
         entry["logprobs"] = [token._asdict() for token in completion.logprobs]
-    if out.error is not None:
-        entry["error"] = {"type": "EngineError", "message": out.error}
+    if completion.cumulative_logprob is not None:
+        entry["cumulative_logprob"] = completion.cumulative_logprob
     return entry
 
 
 async def collect(llm: LLM, prompt: str | list[int], params: SamplingParams) -> RequestOutput:
     """Complete one prompt; the whole output."""
     last: RequestOutput | None = None
-    outputs: list[CompletionOutput] = []
+    pieces: dict[int, list[CompletionOutput]] = defaultdict(list)
+    error: str | None = None
     async for last in llm.generate_async(prompt, params):
-        outputs.append(last.outputs[0])
+        error = error or last.error
+        for piece in last.outputs:
+            pieces[piece.index].append(piece)
     assert last is not None
-    joined = CompletionOutput(
-        text="".join(out.text for out in outputs),
-        token_ids=list(chain.from_iterable(out.token_ids for out in outputs)),
-        logprobs=None if params.logprobs is None else list(chain.from_iterable(out.logprobs or [] for out in outputs)),
-        finish_reason=outputs[-1].finish_reason,
-        stop_reason=outputs[-1].stop_reason,
+    return dataclasses.replace(last, outputs=[_joined(pieces[index]) for index in sorted(pieces)], error=error)
+
+
+def _joined(pieces: list[CompletionOutput]) -> CompletionOutput:
+    """The last piece with what all of them hold."""
+    has_logprobs = pieces[-1].logprobs is not None
+    return dataclasses.replace(
+        pieces[-1],
+        text="".join(piece.text for piece in pieces),
+        token_ids=list(chain.from_iterable(piece.token_ids for piece in pieces)),
+        logprobs=list(chain.from_iterable(piece.logprobs or [] for piece in pieces)) if has_logprobs else None,
     )
-    return dataclasses.replace(last, outputs=[joined])
 
 
 async def _stream(llm: LLM, prompts: list[str], params: SamplingParams) -> None:

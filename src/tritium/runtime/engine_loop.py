@@ -10,7 +10,8 @@ import random
 from collections.abc import Sequence
 from typing import Protocol
 
-from tritium.errors import EngineError
+from tritium.errors import EngineError, RequestError
+from tritium.runtime.fan_out import FanOut
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.request import FinishReason, Request, RowError, SampledToken, ScheduledBatch
 from tritium.runtime.scheduler import Scheduler
@@ -51,6 +52,7 @@ class EngineLoop:
         self._updates = updates
         self._tokenizer = tokenizer
         self._streams: dict[str, RequestStream] = {}
+        self._fan_outs: dict[str, FanOut] = {}  # by the parent's request_id, until its last child has ended
         self.is_stalled = False  # the last step found nothing that could run
 
     @property
@@ -65,13 +67,25 @@ class EngineLoop:
         """
         if request.params.seed is None:
             request.params = dataclasses.replace(request.params, seed=self._seeds.getrandbits(64))
-        self.scheduler.add(request)
-        self._streams[request.request_id] = RequestStream(request, listener, self._tokenizer, is_streaming)
+        group = FanOut(request, listener) if request.params.num_samples > 1 else None
+        self._refuse_known_ids(group.children if group is not None else [request])
+        if group is None:
+            self.scheduler.add(request)
+            self._streams[request.request_id] = RequestStream(request, listener, self._tokenizer, is_streaming)
+            return
+        self.scheduler.add(group.children[0])
+        self._fan_outs[request.request_id] = group
+        is_streaming = is_streaming and not group.is_ranked
+        for index, child in enumerate(group.children):
+            stream = RequestStream(child, group.listener_of(index), self._tokenizer, is_streaming, group)
+            self._streams[child.request_id] = stream
 
     def abort(self, request_id: str) -> None:
-        """End the request now with finish_reason "abort"; unknown and finished ones are ignored."""
-        if request_id in self._streams:
-            self._end(request_id, "abort")
+        """End the request, each output of it, with finish_reason "abort"; unknown and finished ones are ignored."""
+        group = self._fan_outs.get(request_id)
+        for request in group.children if group is not None else ():
+            self._end(request.request_id, "abort")
+        self._end(request_id, "abort")
 
     def update_weights(self, update: WeightUpdate) -> None:
         """Take new weights as soon as they are staged; `update.done` tells when. Raises `EngineError` if it cannot."""
@@ -81,6 +95,8 @@ class EngineLoop:
 
     def step(self) -> list[StepOutput]:
         """Compute one batch, after a piece of a weight update if there is one. Returns what was sent to listeners."""
+        for group in self._fan_outs.values():
+            self._start_held(group)
         is_updating = self._updates is not None and self._updates.advance()
         batch = self.scheduler.schedule()
         self.is_stalled = not batch.sequences and not is_updating
@@ -109,6 +125,22 @@ class EngineLoop:
     def fail_all(self, error: BaseException) -> list[StepOutput]:
         """End every request with an error: the last resort when the scheduler itself cannot go on."""
         return [out for request_id in list(self._streams) for out in self._end(request_id, "error", error=_text(error))]
+
+    def _refuse_known_ids(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            if request.request_id in self._streams or request.request_id in self._fan_outs:
+                raise RequestError(
+                    f"request {request.request_id!r}: another unfinished request has this request_id; choose another"
+                )
+
+    def _start_held(self, group: FanOut) -> None:
+        """Start the samples that wait for a prompt which has now been computed."""
+        if group.held and group.is_prompt_ready:
+            for child in group.held:
+                if child.request_id in self._streams:
+                    child.timings.arrival = group.children[0].timings.arrival
+                    self.scheduler.add(child)
+            group.held = []
 
     def _take(self, batch: ScheduledBatch, tokens: Sequence[SampledToken | RowError]) -> list[StepOutput]:
         """Give the sampled tokens to the scheduler; requests that have none end first."""
@@ -156,6 +188,7 @@ class EngineLoop:
         stream = self._streams.pop(request_id, None)
         if stream is None:
             return []
+        self._leave(stream)
         try:
             if not stream.request.is_finished:
                 self.scheduler.abort(request_id, reason=reason, stop_reason=stop_reason)
@@ -172,8 +205,17 @@ class EngineLoop:
             if not isinstance(error, ListenerGone):
                 logger.exception("the listener of request %r failed; the request ends", stream.request.request_id)
             if self._streams.pop(stream.request.request_id, None) is not None:
+                self._leave(stream)
                 self.scheduler.abort(stream.request.request_id)
+            if stream.group is not None:
+                self.abort(stream.group.request.request_id)
         return [output]
+
+    def _leave(self, stream: RequestStream) -> None:
+        """The stream has been taken out: with the last of its group, the group goes."""
+        group = stream.group
+        if group is not None and not any(child.request_id in self._streams for child in group.children):
+            self._fan_outs.pop(group.request.request_id, None)
 
 
 def _text(error: BaseException) -> str:

@@ -66,6 +66,7 @@ class Request:
     bad_word_ids: `params.bad_words` as token ids: the last id of each cannot follow the ones before it.
 
     token_ids: prompt and outputs, every token known. The KV cache holds the first `num_computed_tokens` of them.
+    cumulative_logprob: the sum of the outputs' logprobs, if `params.logprobs` is not None.
     output_logprobs: one `SampledToken` per output when `params.logprobs` is not None, else empty.
     block_tables: per KV group, the block of every `block_size` tokens from the first on; behind a window NULL_BLOCK.
         Entries are only appended or become NULL_BLOCK, until a preemption (see `num_preemptions`) empties the tables.
@@ -88,6 +89,7 @@ class Request:
     status: RequestStatus = field(default=RequestStatus.WAITING, init=False)
     token_ids: list[int] = field(init=False, repr=False)
     output_token_ids: list[int] = field(default_factory=list, init=False, repr=False)
+    cumulative_logprob: float = field(default=0.0, init=False)
     output_logprobs: list[SampledToken] = field(default_factory=list, init=False, repr=False)
     num_computed_tokens: int = field(default=0, init=False)
     num_cached_tokens: int = field(default=0, init=False)
@@ -152,6 +154,7 @@ class Request:
         self.output_token_ids.append(token.token_id)
         if self.params.logprobs is not None:
             self.output_logprobs.append(token)
+            self.cumulative_logprob += token.logprob
 
 
 class ScheduledSequence(NamedTuple):

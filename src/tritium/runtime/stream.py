@@ -1,11 +1,15 @@
 """One request's way out of the loop: its text as far as it is made, and what its listener has not heard yet."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.request import FinishReason, Request
 from tritium.text.detokenizer import IncrementalDetokenizer, TextDelta
 from tritium.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tritium.runtime.fan_out import FanOut
 
 Listener = Callable[[StepOutput], None]
 
@@ -17,8 +21,17 @@ class ListenerGone(Exception):
 class RequestStream:
     """Text and tokens of one request, from the last output sent on."""
 
-    def __init__(self, request: Request, listener: Listener, tokenizer: Tokenizer | None, is_streaming: bool) -> None:
+    def __init__(
+        self,
+        request: Request,
+        listener: Listener,
+        tokenizer: Tokenizer | None,
+        is_streaming: bool,
+        group: "FanOut | None" = None,
+    ) -> None:
+        """group: the request that this one is a sample of."""
         self.request = request
+        self.group = group
         self.listener = listener
         self.is_streaming = is_streaming
         # Without a stop string and without a waiting reader the text is made once, at the end.
@@ -61,6 +74,7 @@ class RequestStream:
             error=error,
             num_cached_tokens=request.num_cached_tokens,
             timings=request.timings,
+            cumulative_logprob=request.cumulative_logprob if request.params.logprobs is not None else None,
             weights_generation=request.weights_generation,
         )
 
