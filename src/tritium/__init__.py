@@ -18,6 +18,7 @@ _HOME = {
     "OptimizationProfile": "tritium.config",
     "build": "tritium.compiler",
     "Engine": "tritium.engine.engine",
+    "Plugin": "tritium.kernels.plugin",
 }
 
 __all__ = [*_HOME, "__version__"]

@@ -2,7 +2,7 @@
 
     python -m tritium.build_child < request.json > reply.json
 
-request: {"model": path, "output_dir": path, "build": BuildConfig fields}.
+request: {"model": path, "output_dir": path, "build": BuildConfig fields, "plugins": ["module:name"]}.
 reply: {} or {"error": class, "message": text}.
 What the build has to say goes to standard error.
 """
@@ -11,16 +11,31 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tritium import errors
 from tritium.config import BuildConfig
-from tritium.errors import EngineError, TritiumError
+from tritium.errors import ConfigError, EngineError, TritiumError
 
 
-def build_in_child(model: str | Path, config: BuildConfig, output_dir: Path) -> None:
-    """Run the build in a child process and wait. A designed error of the child is raised here as the same class."""
-    request = {"model": str(model), "output_dir": str(output_dir), "build": dataclasses.asdict(config)}
+def build_in_child(model: str | Path, config: BuildConfig, output_dir: Path, *, plugins: Sequence[object] = ()) -> None:
+    """Run the build in a child process and wait. A designed error of the child is raised here as the same class.
+
+    plugins: as "module:name". A `ConfigError` for anything else: an object cannot reach the other process.
+    """
+    for plugin in plugins:
+        if not isinstance(plugin, str):
+            raise ConfigError(
+                f"plugin {getattr(plugin, 'name', plugin)!r} is an object, which the building process cannot have: "
+                "name it as 'module:name', or build the engine first: tritium.build(..., plugins=[...])"
+            )
+    request = {
+        "model": str(model),
+        "output_dir": str(output_dir),
+        "build": dataclasses.asdict(config),
+        "plugins": list(plugins),
+    }
     child = subprocess.run(
         # -P: the working directory, perhaps a model's, is no place to import from
         [sys.executable, "-P", "-m", "tritium.build_child"],
@@ -45,7 +60,8 @@ def main() -> int:
     request["build"]["disabled_passes"] = tuple(request["build"]["disabled_passes"])
     reply = {}
     try:
-        build(request["model"], BuildConfig(**request["build"]), output_dir=request["output_dir"])
+        config = BuildConfig(**request["build"])
+        build(request["model"], config, output_dir=request["output_dir"], plugins=request["plugins"])
     except TritiumError as error:
         reply = {"error": type(error).__name__, "message": str(error)}
     print(json.dumps(reply))

@@ -11,7 +11,7 @@ write      weights streamed through their recipes, everything into a temporary d
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,8 @@ from tritium.errors import CaptureError, ConfigError, EngineError
 from tritium.example_inputs import ExampleInputs, ModuleInputs, read_example_inputs
 from tritium.graph import dump
 from tritium.graph.capture import capture
+from tritium.graph.foreign import Targets, registered
+from tritium.kernels.plugin import Plugin, load_plugins, plugin_ops
 from tritium.models.config import ModelConfig
 from tritium.passes import pipeline
 from tritium.passes.lower import lower_module
@@ -72,6 +74,7 @@ def build(
     example_inputs: ExampleInputs | None = None,
     profile: OptimizationProfile | None = None,
     weights: Weights = None,
+    plugins: Sequence[Plugin | str] = (),
     progress: Progress | None = None,
     **overrides: Any,
 ) -> Engine:
@@ -83,6 +86,7 @@ def build(
         and sizes count. `Engine.run` takes tensors by these names.
     profile: the batches that such an engine is for; unset, 1 to 64.
     weights: a state dict in place of the model's own; "dummy": random ones, of which no file is written.
+    plugins: ops and kernels of your own, as `Plugin` objects or "module:name"; who runs the engine gives them again.
     overrides: fields of `BuildConfig`.
     progress(stage, done, total) is called as work proceeds; stages are `STAGES`, the last counts bytes of weights.
 
@@ -90,14 +94,17 @@ def build(
     `CheckpointError`, `CaptureError`, `KernelError` or `EngineError`.
     """
     config = _config(config, overrides)
+    own = load_plugins(plugins)
     clock = _Clock(progress)
     if example_inputs is None:
         if profile is not None:
             raise ConfigError(f"profile={profile!r} is for stateless modules: give example_inputs with it")
         with clock.stage("resolve"):
             resolved = resolve_model(model, config, weights)
-        compiled = compile_module(resolved.module, config, dtype=resolved.dtype, clock=clock)
+        compiled = compile_module(resolved.module, config, dtype=resolved.dtype, plugins=own, clock=clock)
         check_tables(compiled.plan, resolved.max_model_len)
+    elif own:
+        raise ConfigError("plugins are for decoders: the steps of a stateless module are torch's own ops")
     else:
         profile = profile or OptimizationProfile()
         with clock.stage("resolve"):
@@ -105,19 +112,35 @@ def build(
             inputs = read_example_inputs(resolved.module, example_inputs)
         compiled = compile_stateless(resolved.module, inputs, clock=clock)
     with clock.stage("write"):
-        path = _write(resolved, compiled, config, Path(output_dir), clock, profile)
-    return Engine.load(path)
+        path = _write(resolved, compiled, config, own, Path(output_dir), clock, profile)
+    return Engine.load(path, plugins=own)
 
 
 def compile_module(
-    module: nn.Module, config: BuildConfig, *, dtype: torch.dtype | None = None, clock: "_Clock | None" = None
+    module: nn.Module,
+    config: BuildConfig,
+    *,
+    dtype: torch.dtype | None = None,
+    plugins: Sequence[Plugin] = (),
+    clock: "_Clock | None" = None,
 ) -> Compiled:
     """Capture, optimise and lower `module` and choose its kernels; touches no weight and no file."""
-    clock = clock or _Clock(None)
+    with registered(plugin_ops(plugins)) as foreign:
+        return _compile(module, config, dtype, plugins, foreign, clock or _Clock(None))
+
+
+def _compile(
+    module: nn.Module,
+    config: BuildConfig,
+    dtype: torch.dtype | None,
+    plugins: Sequence[Plugin],
+    foreign: Targets,
+    clock: "_Clock",
+) -> Compiled:
     with clock.stage("capture"):
         captured = capture(module, dtype=dtype)
     with clock.stage("optimise"):
-        optimised = pipeline.optimise(captured.graph, disabled=config.disabled_passes)
+        optimised = pipeline.optimise(captured.graph, disabled=config.disabled_passes, foreign=foreign)
         if not optimised.kv_groups:
             raise CaptureError(
                 f"{type(module).__name__} has no causal attention. This version builds decoders only: write attention "
@@ -128,7 +151,7 @@ def compile_module(
     with clock.stage("lower"):
         plan = pipeline.to_plan(optimised)
     with clock.stage("kernels"):
-        plan = _with_kernels(plan)
+        plan = _with_kernels(plan, plugins)
     return Compiled(
         plan=plan,
         graph_text=dump.to_text(optimised.graph),
@@ -162,9 +185,9 @@ def compile_stateless(module: nn.Module, inputs: ModuleInputs, *, clock: "_Clock
     )
 
 
-def _with_kernels(plan: Plan) -> Plan:
+def _with_kernels(plan: Plan, plugins: Sequence[Plugin] = ()) -> Plan:
     """The plan with the kernel that each step is to run, here."""
-    chosen = choose_kernels(plan)
+    chosen = choose_kernels(plan, plugins)
     steps = (msgspec.structs.replace(step, kernel=kernel.name) for step, kernel in zip(plan.steps, chosen, strict=True))
     return msgspec.structs.replace(plan, steps=tuple(steps))
 
@@ -173,6 +196,7 @@ def _write(
     resolved: ResolvedModel,
     compiled: Compiled,
     config: BuildConfig,
+    plugins: Sequence[Plugin],
     output_dir: Path,
     clock: "_Clock",
     profile: OptimizationProfile | None,
@@ -208,6 +232,7 @@ def _write(
         eos_token_ids=resolved.eos_token_ids,
         dummy_seed=DUMMY_SEED if is_dummy else None,
         ignored_tensors=_unread(trees, resolved.source),
+        plugins=_used(plugins, compiled.plan),
         build=dataclasses.asdict(config),
         versions={"tritium": tritium.__version__, "torch": str(torch.__version__)},
         timings=clock.seconds,  # the same dict: "write" is in it by the time the manifest, the last file, is written
@@ -236,6 +261,12 @@ def _recipe(name: str, known: Mapping[str, recipes.Recipe], compiled: Compiled) 
     if name in compiled.constants:
         return recipes.Constant(name)
     raise EngineError(f"weight {name!r} of the plan is neither a parameter nor a buffer of the model")
+
+
+def _used(plugins: Sequence[Plugin], plan: Plan) -> dict[str, str]:
+    """The versions of the plugins that a step needs, for its op or its kernel."""
+    named = {name.partition(".")[0] for step in plan.steps for name in (step.op, step.kernel)}
+    return {plugin.name: plugin.version for plugin in plugins if plugin.name in named}
 
 
 def _inner_constants(trees: Mapping[str, recipes.Recipe]) -> list[str]:

@@ -25,6 +25,7 @@ from tritium.engine.engine import Engine
 from tritium.engine.obtain import obtain_engine
 from tritium.engine.refit import new_weights, open_source
 from tritium.errors import ConfigError, RequestError
+from tritium.kernels.plugin import Plugin, load_plugins
 from tritium.keywords import check_known
 from tritium.mailbox import AsyncMailbox
 from tritium.progress import progress_bar
@@ -52,15 +53,20 @@ class LLM:
 
     model: an engine directory, a Hugging Face model directory, or a hub id. A model is built into an engine on first
     use, in a child process, and cached by content; later starts compile nothing.
+    plugins: ops and kernels of your own, as `Plugin` objects or "module:name": those that an engine was built with, or,
+        for a model, those to build with (then named, since a child process builds).
     options: the fields of `BuildConfig` (dtype, scheme, device, max_model_len, ...) and of `RuntimeConfig`
     (max_num_seqs, max_num_batched_tokens, kv_cache_memory, num_threads, seed, ...). An unknown one is a `ConfigError`.
     """
 
-    def __init__(self, model: str | Path, **options: Any) -> None:
+    def __init__(self, model: str | Path, *, plugins: Sequence[Plugin | str] = (), **options: Any) -> None:
         """Raises `ConfigError`, `CheckpointError`, `EngineError` or `OutOfMemory`, each naming what is wrong."""
         _speak()
         build, self.config = _split_options(options)
-        self.engine = Engine.load(obtain_engine(model, build, build_in_child))
+        own = load_plugins(plugins)
+        keys = [f"{given} {plugin.name} {plugin.version}" for given, plugin in zip(plugins, own, strict=True)]
+        path = obtain_engine(model, build, partial(build_in_child, plugins=plugins), plugins=keys)
+        self.engine = Engine.load(path, plugins=own)
         if self.engine.manifest.kind == "module":
             raise ConfigError(
                 f"{self.engine.path} is a stateless module, no language model: use Engine.load(...).run()"

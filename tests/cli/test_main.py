@@ -13,17 +13,18 @@ from tritium import __version__
 from tritium.cli.main import app
 
 FLAGS = {
-    "build": "MODEL --arch --disable-pass --dtype --dummy-weights --json --max-model-len --output",
+    "build": "MODEL --arch --disable-pass --dtype --dummy-weights --json --max-model-len --output --plugin",
     "refit": "CHECKPOINT ENGINE --json",
     "run": "MODEL --dtype --ignore-eos --input --json --kv-cache-memory --max-model-len --max-num-batched-tokens "
-    "--max-num-seqs --max-tokens --min-p --min-tokens --num-threads --output --prompt --seed --stop --temperature "
-    "--top-k --top-p",
-    "chat": "MODEL --dtype --json --kv-cache-memory --max-model-len --max-tokens --min-p --num-threads --seed --stop "
-    "--system --temperature --top-k --top-p",
+    "--max-num-seqs --max-tokens --min-p --min-tokens --num-threads --output --plugin --prompt --seed "
+    "--stop --temperature --top-k --top-p",
+    "chat": "MODEL --dtype --json --kv-cache-memory --max-model-len --max-tokens --min-p --num-threads --plugin "
+    "--seed --stop --system --temperature --top-k --top-p",
     "cache list": "--json",
     "cache prune": "--days --json",
     "bench throughput": "MODEL --arch --dtype --dummy-weights --input-len --json --kv-cache-memory --max-model-len "
-    "--max-num-batched-tokens --max-num-seqs --num-prompts --num-threads --output-len --seed --temperature",
+    "--max-num-batched-tokens --max-num-seqs --num-prompts --num-threads --output-len --plugin "
+    "--seed --temperature",
 }
 
 

@@ -24,7 +24,7 @@ SPELLINGS = [(op, spelling) for op in ops.OPS for spelling in op.spellings]
 @pytest.fixture(autouse=True)
 def weights_tell_the_dtype(monkeypatch):
     """A function has no weights: try the patterns of both types."""
-    monkeypatch.setattr("tritium.passes.recognise._dtypes", lambda graph: [torch.float32, bf16])
+    monkeypatch.setattr("tritium.passes.recognise.dtypes", lambda graph: [torch.float32, bf16])
 
 
 def x(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

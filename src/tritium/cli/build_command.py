@@ -1,7 +1,7 @@
 """`tritium build`: a model becomes an engine directory."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,14 @@ from tritium.models.presets import preset
 
 
 def run(
-    *, model: str | None, arch: str | None, is_dummy: bool, output: Path, config: Mapping[str, Any], is_json: bool
+    *,
+    model: str | None,
+    arch: str | None,
+    is_dummy: bool,
+    output: Path,
+    config: Mapping[str, Any],
+    plugins: Sequence[str],
+    is_json: bool,
 ) -> None:
     """Build and say what was built."""
     build_config = BuildConfig(**config)
@@ -28,7 +35,12 @@ def run(
     say_config({"model": model or arch, **asdict(build_config), "output": output}, is_json=is_json)
     with _progress(is_json=is_json) as progress:
         engine = build(
-            source, build_config, output_dir=output, weights="dummy" if is_dummy else None, progress=progress
+            source,
+            build_config,
+            output_dir=output,
+            weights="dummy" if is_dummy else None,
+            plugins=plugins,
+            progress=progress,
         )
     if is_json:
         print_json({"config": asdict(build_config), **describe_engine(engine)})

@@ -61,13 +61,15 @@ def build(
     dtype: o.Dtype = None,
     max_model_len: o.MaxModelLen = None,
     disable_pass: Annotated[list[str] | None, typer.Option(help="Leave out an optional pass. May be repeated.")] = None,
+    plugin: o.Plugins = None,
     is_json: o.Json = False,
 ) -> None:
     """Compile a model into an engine directory."""
     passes = tuple(disable_pass) if disable_pass else None
     config = o.given(dtype=dtype, max_model_len=max_model_len, disabled_passes=passes)
     source = {"model": model, "arch": arch, "is_dummy": dummy_weights}
-    _work("build_command", {**source, "output": output, "config": config, "is_json": is_json})
+    work = {**source, "output": output, "config": config, "plugins": plugin or []}
+    _work("build_command", {**work, "is_json": is_json})
 
 
 @app.command()
@@ -101,6 +103,7 @@ def run(
     max_num_batched_tokens: o.MaxNumBatchedTokens = None,
     kv_cache_memory: o.KVCacheMemory = None,
     num_threads: o.NumThreads = None,
+    plugin: o.Plugins = None,
     is_json: o.Json = False,
 ) -> None:
     """Complete prompts: given here, streaming, or from a file of JSON lines, resumable."""
@@ -122,6 +125,7 @@ def run(
         max_num_batched_tokens=max_num_batched_tokens,
         kv_cache_memory=kv_cache_memory,
         num_threads=num_threads,
+        plugins=plugin,
     )
     files = {"input": input, "output": output}
     work = {"model": model, "prompts": prompt or [], **files, "sampling": sampling, "config": config}
@@ -143,6 +147,7 @@ def chat(
     max_model_len: o.MaxModelLen = None,
     kv_cache_memory: o.KVCacheMemory = None,
     num_threads: o.NumThreads = None,
+    plugin: o.Plugins = None,
     is_json: o.Json = False,
 ) -> None:
     """Talk to a model. Reads lines; /reset forgets the conversation, /exit ends it."""
@@ -155,7 +160,13 @@ def chat(
         seed=seed,
         stop=stop or None,
     )
-    config = o.given(dtype=dtype, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory, num_threads=num_threads)
+    config = o.given(
+        dtype=dtype,
+        max_model_len=max_model_len,
+        kv_cache_memory=kv_cache_memory,
+        num_threads=num_threads,
+        plugins=plugin,
+    )
     work = {"model": model, "system": system, "sampling": sampling, "config": config}
     _work("chat_command", {**work, "is_json": is_json})
 
@@ -191,6 +202,7 @@ def bench_throughput(
     max_num_batched_tokens: o.MaxNumBatchedTokens = None,
     kv_cache_memory: o.KVCacheMemory = None,
     num_threads: o.NumThreads = None,
+    plugin: o.Plugins = None,
     is_json: o.Json = False,
 ) -> None:
     """Offline throughput at forced lengths, with percentiles of TTFT, TPOT and latency."""
@@ -202,6 +214,7 @@ def bench_throughput(
         kv_cache_memory=kv_cache_memory,
         num_threads=num_threads,
         seed=seed,
+        plugins=plugin,
     )
     work = {"model": model, "arch": arch, "is_dummy": dummy_weights, "config": config}
     load = {"num_prompts": num_prompts, "input_len": input_len, "output_len": output_len}

@@ -14,6 +14,11 @@ MaxModelLen = Annotated[int | None, typer.Option(help="Longest prompt plus outpu
 Arch = Annotated[str | None, typer.Option(help="A well-known shape instead of a model, e.g. llama-3.2-1b.")]
 DummyWeights = Annotated[bool, typer.Option("--dummy-weights", help="Random weights; needs no download.")]
 
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="Ops and kernels of your own, as module:name. May be repeated."),
+]
+
 # how an engine is run
 MaxNumSeqs = Annotated[int | None, typer.Option(help="Requests in flight at most.")]
 MaxNumBatchedTokens = Annotated[int | None, typer.Option(help="Tokens computed in one step at most.")]

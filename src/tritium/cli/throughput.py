@@ -142,7 +142,8 @@ def _build_arch(arch: str, config: Mapping[str, Any], place: Path, *, is_dummy: 
     build_config = BuildConfig(**{name: value for name, value in config.items() if name in names})
     source = choose_model(None, arch, build_config, is_dummy=is_dummy)
     start = time.perf_counter()
-    build(source, build_config, output_dir=place / arch, weights="dummy")
+    plugins = config.get("plugins", ())
+    build(source, build_config, output_dir=place / arch, weights="dummy", plugins=plugins)
     say(f"built {arch} with random weights in {time.perf_counter() - start:.1f} s")
     runtime = {name: value for name, value in config.items() if name not in names or name == "max_model_len"}
     return str(place / arch), runtime

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -52,11 +52,11 @@ def engines_dir() -> Path:
     return path
 
 
-def engine_path(model_dir: Path, build: BuildConfig) -> Path:
+def engine_path(model_dir: Path, build: BuildConfig, plugins: Sequence[str] = ()) -> Path:
     """Where the engine of this model, built like this by this Tritium, belongs; it may not be there yet."""
     digest = hashlib.sha256()
     versions = (__version__, str(MANIFEST_VERSION), str(PLAN_VERSION), _compiler_fingerprint())
-    for text in (*versions, repr(sorted(dataclasses.asdict(build).items()))):
+    for text in (*versions, repr(sorted(dataclasses.asdict(build).items())), *plugins):
         digest.update(text.encode() + b"\0")
     for name, sha256 in _file_hashes(model_dir):
         digest.update(f"{name} {sha256}\0".encode())

@@ -14,6 +14,7 @@ from tritium.engine.check_steps import check_steps
 from tritium.engine.plan import Extent, KVGroup, Plan, Sizes, Value, damaged, kv_layer
 from tritium.engine.views import view_of
 from tritium.errors import EngineError
+from tritium.ops.op import Op
 
 SAMPLES = (Sizes(tokens=1009, sequences=11, rows=13), Sizes(tokens=1, sequences=1, rows=1))
 ANY = 16  # stands for a size that only the runtime knows
@@ -32,8 +33,11 @@ GROUP_INPUTS: Mapping[str, tuple[str, Shape]] = {
 }
 
 
-def check_plan(plan: Plan) -> None:
-    """Raises `EngineError` that names the value or step which is not what a compiler of this version writes."""
+def check_plan(plan: Plan, plugin_ops: Mapping[str, Op] | None = None) -> None:
+    """Raises `EngineError` that names the value or step which is not what a compiler of this version writes.
+
+    plugin_ops: by their names in plans.
+    """
     layers = _check_groups(plan.kv_groups)
     if len(plan.by_name) < len(plan.values):
         raise damaged("two of the plan's values have one name")
@@ -48,7 +52,7 @@ def check_plan(plan: Plan) -> None:
         tensors: dict[str, torch.Tensor] = {}
         for value in plan.values:
             tensors[value.name] = _tensor(value, tensors, sizes)
-        check_steps(plan, tensors)
+        check_steps(plan, tensors, plugin_ops or {})
         logits = tensors.get(plan.output)
         if plan.kind == "decoder" and (
             logits is None or list(logits.shape) != [sizes.rows, plan.vocab_size] or not logits.is_floating_point()

@@ -40,8 +40,11 @@ RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
 }
 
 
-def check_steps(plan: Plan, tensors: Tensors) -> None:
-    """tensors: the plan's values as meta tensors, for one batch. Raises `EngineError` that names the step."""
+def check_steps(plan: Plan, tensors: Tensors, plugin_ops: Mapping[str, ops.Op]) -> None:
+    """tensors: the plan's values as meta tensors, for one batch. plugin_ops: by their names in plans.
+
+    Raises `EngineError` that names the step.
+    """
     values = plan.by_name
     written: set[str] = set()
     phase = "tokens"
@@ -60,19 +63,19 @@ def check_steps(plan: Plan, tensors: Tensors) -> None:
             if name not in values or values[name].kind != "temp" or name in written:
                 raise damaged(f"{where} writes {name!r}, which is no temporary of its own")
             written.add(name)
-        _check_step(where, step, tensors)
+        _check_step(where, step, tensors, plugin_ops)
     for name in plan.results:
         output = _root(values, name) if name in values else name
         if output not in written and (plan.kind == "decoder" or output not in values):
             raise damaged(f"the plan's output {name!r} is written by no step")
 
 
-def _check_step(where: str, step: Step, tensors: Tensors) -> None:
+def _check_step(where: str, step: Step, tensors: Tensors, plugin_ops: Mapping[str, ops.Op]) -> None:
     try:
         arguments = {name: _argument(arg, tensors) for name, arg in step.args.items()}
         if is_torch_op(step.op):
             return _check_torch_op(step, arguments)
-        result = _result(step.op, arguments)
+        result = _result(step.op, arguments, plugin_ops.get(step.op))
     except (EngineError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         raise damaged(f"{where} cannot run: {str(error).partition(chr(10))[0]}") from None
     given = [] if result is None else [result]
@@ -113,11 +116,12 @@ def _check_sizes(op: str, arguments: Tensors) -> None:
             raise EngineError(f"an argument has sizes {list(sizes)}, not {list(expected)} (None: any)")
 
 
-def _result(op: str, arguments: Mapping[str, Any]) -> torch.Tensor | None:
-    """What the op gives for these arguments. Whatever is raised says why it refuses them."""
+def _result(op: str, arguments: Mapping[str, Any], foreign: ops.Op | None) -> torch.Tensor | None:
+    """What the op gives for these arguments; `foreign`, when a plugin has it. What is raised says why it refuses."""
     if op in ALLOWED:
         return _of_torch(op, arguments)
-    known = ops.target(op)._schema.arguments
+    found = foreign or ops.op_named(op)
+    known = torch._C.parse_schema(found.schema).arguments
     if unknown := arguments.keys() - {argument.name for argument in known}:
         raise EngineError(f"it has no argument {', '.join(sorted(unknown))}")
     in_order = [arguments[a.name] if a.name in arguments else _default(a) for a in known]
@@ -126,7 +130,7 @@ def _result(op: str, arguments: Mapping[str, Any]) -> torch.Tensor | None:
         if not isinstance(given, types) or (isinstance(given, bool) and bool not in types):
             raise EngineError(f"its argument {argument.name} is a {type(given).__name__}, not {argument.type}")
     _check_sizes(op, {name: x for name, x in arguments.items() if isinstance(x, torch.Tensor)})
-    return ops.op_named(op).fake(*in_order)  # not the op: torch's dispatch to it would import torch's compiler, 2 s
+    return found.fake(*in_order)  # not the op: torch's dispatch to it would import torch's compiler, 2 s
 
 
 def _of_torch(op: str, arguments: Mapping[str, Any]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """`Engine`: an engine directory, opened. Loading reads JSON and safetensors only; nothing in it is executed."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from tritium.engine.refit import Progress, refit_directory
 from tritium.engine.serialise import WEIGHTS_NAME
 from tritium.errors import EngineError
 from tritium.kernels.kernel import resolve
+from tritium.kernels.plugin import Plugin, load_plugins, plugin_ops
 
 BACKENDS = ("cpu",)
 _RUNNER = "tritium.runtime.module_runner:ModuleRunner"  # by name: the runtime stands above the engine that it opens
@@ -33,10 +34,11 @@ class Engine:
     path: Path
     manifest: Manifest
     plan: Plan
+    plugins: tuple[Plugin, ...] = ()
 
     @classmethod
-    def load(cls, path: str | Path, *, verify: bool = False) -> "Engine":
-        """Open an engine directory.
+    def load(cls, path: str | Path, *, verify: bool = False, plugins: Sequence[Plugin | str] = ()) -> "Engine":
+        """Open an engine directory. plugins: those it was built with, themselves or as "module:name".
 
         Files under 32 MiB are always checked against their sha256; larger ones by size, and by hash with `verify`.
         Raises `EngineError`, naming the file and what to do, when one is missing, truncated, damaged or of a newer
@@ -57,12 +59,13 @@ class Engine:
                 raise EngineError(
                     f"{path / MANIFEST_NAME} does not list {name}: the engine is incomplete; build it again"
                 )
+        needed = _needed_plugins(path, manifest, load_plugins(plugins))
         plan = _read_plan(path / PLAN_NAME)
         try:
-            check_plan(plan)
+            check_plan(plan, plugin_ops(needed))
         except EngineError as error:
             raise EngineError(f"{path / PLAN_NAME}: {error}") from None
-        return cls(path=path, manifest=manifest, plan=plan)
+        return cls(path=path, manifest=manifest, plan=plan, plugins=needed)
 
     def refit(self, source: Mapping[str, torch.Tensor] | str | Path, *, progress: Progress | None = None) -> "Engine":
         """Give the engine on disk other weights, and open it again. Never imports the compiler.
@@ -77,7 +80,7 @@ class Engine:
         `EngineError` when the engine cannot be written.
         """
         refit_directory(self.path, self.manifest, self.plan, source, progress)
-        return Engine.load(self.path)
+        return Engine.load(self.path, plugins=self.plugins)
 
     def run(self, **tensors: Any) -> dict[str, torch.Tensor]:
         """Compute one batch of a stateless module: its named inputs [batch, ...], torch or numpy -> its named outputs.
@@ -106,6 +109,23 @@ class Engine:
     def weights_path(self) -> Path | None:
         """The safetensors file, or None when every weight is generated (`manifest.dummy_seed`)."""
         return self.path / WEIGHTS_NAME if WEIGHTS_NAME in self.manifest.files else None
+
+
+def _needed_plugins(path: Path, manifest: Manifest, given: tuple[Plugin, ...]) -> tuple[Plugin, ...]:
+    """Those of `given` that the engine was built with. `EngineError` names one that is absent or of another version."""
+    by_name = {plugin.name: plugin for plugin in given}
+    for name, version in manifest.plugins.items():
+        if name not in by_name:
+            raise EngineError(
+                f"{path / MANIFEST_NAME}: this engine was built with the plugin {name!r}, version {version}, which was "
+                "not given: pass it, as LLM(..., plugins=[...]) or --plugin module:name"
+            )
+        if by_name[name].version != version:
+            raise EngineError(
+                f"{path / MANIFEST_NAME}: this engine was built with version {version} of plugin {name!r}, given is "
+                f"{by_name[name].version}: give that version, or build the engine again"
+            )
+    return tuple(by_name[name] for name in manifest.plugins)
 
 
 def _read_plan(path: Path) -> Plan:

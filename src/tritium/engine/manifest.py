@@ -37,6 +37,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     dummy_seed: weights without a file are generated from it; None: every weight is in `weights.safetensors`.
     weights_generation: how often the weights were replaced since the build; weights_source: by what, for people.
     ignored_tensors: of the checkpoint it was built from, those that no weight reads.
+    plugins: by name, the version of each plugin that the plan needs.
     build: the resolved BuildConfig. timings: seconds by stage of the build. matches: places changed, by pass.
     versions: of tritium, torch. files: every other file of the directory.
     """
@@ -58,6 +59,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     weights_generation: int = 0
     weights_source: str = ""
     ignored_tensors: tuple[str, ...] = ()
+    plugins: dict[str, str] = {}
     build: dict[str, Any] = {}
     timings: dict[str, float] = {}
     matches: dict[str, int] = {}

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +17,10 @@ logger = logging.getLogger("tritium")
 Build = Callable[[Path, BuildConfig, Path], None]
 
 
-def obtain_engine(model: str | Path, config: BuildConfig, build: Build) -> Path:
+def obtain_engine(model: str | Path, config: BuildConfig, build: Build, *, plugins: Sequence[str] = ()) -> Path:
     """The engine directory for `model`, which may be one itself; else built by `build` on first use and cached.
+
+    plugins: what tells the plugins it is built with from others.
 
     Raises `ConfigError` when `config` contradicts a given engine, `CheckpointError` when there is nothing at `model`.
     """
@@ -28,7 +30,7 @@ def obtain_engine(model: str | Path, config: BuildConfig, build: Build) -> Path:
     model_dir = model_directory(model)
     if config.max_model_len is not None and not _is_length_compiled_in(model_dir, config.max_model_len):
         config = replace(config, max_model_len=None)  # only the runtime needs it: one engine serves every length
-    path = cache.engine_path(model_dir, config)
+    path = cache.engine_path(model_dir, config, plugins)
     with cache.build_lock(path):
         if not is_engine(path):
             logger.warning("building an engine for %s, once, in %s", model, path)

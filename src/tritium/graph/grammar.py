@@ -4,6 +4,7 @@ A violation prints the node, its inputs and the model's line. At entry any torch
 a kernel exists for, with arguments of the ranks and types they need.
 """
 
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 import torch
@@ -44,8 +45,8 @@ def verify_form(graph: fx.Graph) -> None:
     graph.lint()
 
 
-def verify(graph: fx.Graph) -> None:
-    """Check a finished graph. Raises `CaptureError` with the node."""
+def verify(graph: fx.Graph, *, foreign: Collection[Target] = ()) -> None:
+    """Check a finished graph. Raises `CaptureError` with the node. foreign: the torch ops of plugins."""
     verify_captured(graph)
     stored: set[fx.Node] = set()
     for node in graph.nodes:
@@ -54,7 +55,7 @@ def verify(graph: fx.Graph) -> None:
         if not isinstance(node.target, Target):
             refuse(node, "is no torch op")
         is_ours = target_of(node).namespace == ops.library.NAMESPACE
-        if not is_ours and node.target not in FINAL | VIEWS:
+        if not is_ours and node.target not in FINAL | VIEWS and node.target not in foreign:
             refuse(
                 node, "is an op that no kernel runs. Write it with the ops in tritium.ops, or with element-wise torch"
             )

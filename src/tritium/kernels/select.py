@@ -1,6 +1,6 @@
 """Choosing a kernel for a step: the row a plan prefers, else the first that is available and supports the arguments."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from tritium.errors import KernelError
@@ -8,15 +8,19 @@ from tritium.kernels.kernel import Kernel, TensorSpec, resolve
 from tritium.kernels.table import KERNELS
 
 
-def choose(op: str, args: Mapping[str, Any], *, available: Set[str], preferred: str = "") -> Kernel:
+def choose(
+    op: str, args: Mapping[str, Any], *, available: Set[str], preferred: str = "", extra: Sequence[Kernel] = ()
+) -> Kernel:
     """The kernel for `op` with these `TensorSpec`s and literals among the backends in `available`.
+
+    extra: rows of plugins, which stand before those of the table.
 
     That is the row named `preferred`, if it can run here, else the first of the table that can. An eager row is never
     preferred: that a plan names one only says that where it was built nothing better could run.
 
     Raises `KernelError` with every kernel that was tried and why it was refused.
     """
-    rows = [kernel for kernel in KERNELS if kernel.op == op]
+    rows = [kernel for kernel in (*extra, *KERNELS) if kernel.op == op]
     rows.sort(key=lambda kernel: kernel.name != preferred or kernel.backend == "eager")
     refusals = []
     for kernel in rows:

@@ -16,6 +16,7 @@ from tritium.engine.plan import Arg, Extent, KVGroup, Plan, Ref, Sizes, Step, Va
 from tritium.engine.views import view_of
 from tritium.errors import CaptureError
 from tritium.graph.edit import arguments, output_node
+from tritium.graph.foreign import PREFIX, is_foreign
 from tritium.graph.spec import NUM_ROWS, Dim, Spec, args_of, dtype_name, has_spec, spec_of, target_of
 from tritium.passes.views import EXPAND, PERMUTE, SLICE, VIEW, is_view
 
@@ -171,8 +172,10 @@ class _Lowering:
 
 
 def op_name(target: Any) -> str:
-    """`rms_norm` for our ops, `aten.add.Tensor` for torch's."""
+    """`rms_norm` for our ops, `aten.add.Tensor` for torch's, `<plugin>.<op>` for a plugin's."""
     namespace, _, name = target._schema.name.partition("::")
+    if is_foreign(namespace):
+        return f"{namespace.removeprefix(PREFIX)}.{name}"
     return name if namespace == "tritium" else f"{namespace}.{name}.{target._overloadname}"
 
 

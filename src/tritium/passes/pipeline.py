@@ -5,6 +5,7 @@ The order is the design: a comment stands wherever a position matters.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import fx
@@ -12,6 +13,7 @@ from torch import fx
 from tritium.engine.plan import KVGroup, Plan
 from tritium.errors import ConfigError
 from tritium.graph.derived import derived_weights
+from tritium.graph.foreign import Targets
 from tritium.graph.grammar import verify, verify_captured
 from tritium.graph.locality import prove_token_local
 from tritium.passes.canonicalise import canonicalise
@@ -26,6 +28,7 @@ from tritium.passes.merge_parallel import merge_parallel
 from tritium.passes.merge_qkv import merge_qkv
 from tritium.passes.recognise import recognise
 from tritium.passes.recognise_attention import read_shared_heads, recognise_attention
+from tritium.passes.recognise_plugins import recognise_plugins
 from tritium.passes.recognise_products import recognise_products
 from tritium.passes.recognise_rotary import recognise_rotary
 from tritium.passes.result import PassResult
@@ -93,8 +96,12 @@ PASSES = (*NORMALISE, *BATCH, *MERGE)
 OPTIONAL = tuple(p.name for p in PASSES if not p.is_required)
 
 
-def optimise(graph: fx.Graph, *, disabled: Sequence[str] = (), after: Rewrite | None = None) -> Optimised:
+def optimise(
+    graph: fx.Graph, *, disabled: Sequence[str] = (), after: Rewrite | None = None, foreign: Targets | None = None
+) -> Optimised:
     """Run the pipeline on a captured graph, in place. `after` is called with it after each pass (tests, dumps).
+
+    foreign: the ops of plugins.
 
     Raises `CaptureError` when the graph is outside the vocabulary or not token-local, `ConfigError` for a name in
     `disabled` that is no optional pass.
@@ -116,11 +123,13 @@ def optimise(graph: fx.Graph, *, disabled: Sequence[str] = (), after: Rewrite | 
     verify_captured(graph)
     run(NORMALISE)
     prove_token_local(graph)
+    if foreign:
+        run([Pass(name="recognise_plugins", run=partial(recognise_plugins, targets=foreign))])
     run(BATCH)
     run(MERGE)
     result, kv_groups = insert_kv(graph)
     matches["insert_kv"] = result.num_matches
-    verify(graph)
+    verify(graph, foreign=[target for _, target in (foreign or {}).values()])
     return Optimised(graph, kv_groups, matches, derived_weights(graph), constants_of(graph))
 
 

@@ -31,20 +31,23 @@ def recognise(graph: fx.Graph) -> PassResult:
     """See the module's docstring."""
     if all(_is_ours(node) or node.target in PLAIN for node in graph.nodes if node.op == "call_function"):
         return PassResult(0)
+    return _recognise(graph, dtypes(graph))
+
+
+def _recognise(graph: fx.Graph, of: Iterable[torch.dtype]) -> PassResult:
     counts: dict[str, int] = {}
-    for op, spelling, pattern in sorted(_patterns(_dtypes(graph)), key=lambda row: -row[2].size):
+    for op, spelling, pattern in sorted(_patterns(of), key=lambda row: -row[2].size):
         for node in list(graph.nodes):
             match = find(pattern, node) if node.op == "call_function" else None
-            if match is not None and _rewrite(node, op, spelling, pattern, match):
+            if match is not None and rewrite(node, ops.target(op.name), spelling, pattern, match):
                 name = f"{op.name}.{spelling.name}"
                 counts[name] = counts.get(name, 0) + 1
         remove_dead_code(graph)
     return PassResult(sum(counts.values()), tuple(counts.items()))
 
 
-def _rewrite(root: fx.Node, op: ops.Op, spelling: ops.Spelling, pattern: Pattern, match: Match) -> bool:
-    """Put the op in the root's place; False when it would not give the root's type."""
-    target = ops.target(op.name)
+def rewrite(root: fx.Node, target: Target, spelling: ops.Spelling, pattern: Pattern, match: Match) -> bool:
+    """Put the op `target` in the root's place; False when it would not give the root's type."""
     values = match.bound(pattern) | match.attributes | dict(spelling.binds)
     args = tuple(values.get(a.name, a.default_value) for a in target._schema.arguments)
     if infer(target, args, {}) != spec_of(root):
@@ -70,13 +73,17 @@ def _patterns_in(dtype: torch.dtype) -> list[tuple[ops.Op, ops.Spelling, Pattern
     ]
 
 
-def pattern_of(op: ops.Op, spelling: ops.Spelling, dtype: torch.dtype) -> Pattern:
-    """The graph of a spelling for activations of `dtype`."""
+def pattern_of(op: ops.Op, spelling: ops.Spelling, dtype: torch.dtype, *, is_recognised: bool = False) -> Pattern:
+    """The graph of a spelling for activations of `dtype`. is_recognised: our ops are found in it, as in a model."""
     example = [tensor for tensor in spelling.example(dtype) if tensor is not None]
     graph = capture_function(spelling.fn, example, spelling.attributes)
     canonicalise(graph)
     remove_dead_code(graph)
     remove_duplicates(graph)
+    if is_recognised:
+        _recognise(graph, [dtype])
+        canonicalise(graph)
+        remove_dead_code(graph)
     tensors = [name for name in inspect.signature(spelling.fn).parameters if name not in spelling.attributes]
     return Pattern(
         graph,
@@ -85,7 +92,7 @@ def pattern_of(op: ops.Op, spelling: ops.Spelling, dtype: torch.dtype) -> Patter
     )
 
 
-def _dtypes(graph: fx.Graph) -> list[torch.dtype]:
+def dtypes(graph: fx.Graph) -> list[torch.dtype]:
     """The floating types that the model computes in: those of its matrices."""
     weights = [n for n in graph.nodes if n.op == "placeholder" and n.meta["kind"] == "weight" and has_spec(n)]
     found = dict.fromkeys(spec_of(n).dtype for n in weights if spec_of(n).rank == 2)

@@ -62,7 +62,7 @@ class Executor:
         self._engine = engine
         self._plan = plan
         self._is_null = is_null
-        self._kernels = choose_kernels(plan)
+        self._kernels = choose_kernels(plan, engine.plugins)
         is_bitwise = engine.manifest.invariance == "bitwise"
         self._multiples = {phase: self._row_multiple(phase) if is_bitwise else 1 for phase in ("tokens", "rows")}
         self._largest = Sizes(
@@ -128,6 +128,10 @@ class Executor:
         if step.layout.num_rows:
             for thunk in self._bound_rows(step.row_bucket)[0]:
                 thunk()
+
+    def thunks(self, step: PreparedStep) -> list[Thunk]:
+        """What `launch` calls, one per step of the plan, those over rows too."""
+        return [*self._bound_tokens(step.token_bucket), *self._bound_rows(step.row_bucket)[0]]
 
     def sample(self, step: PreparedStep) -> list[SampledToken | RowError]:
         """Choose the tokens of the batch just launched."""

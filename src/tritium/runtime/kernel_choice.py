@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from tritium.engine.plan import Arg, Extent, Plan, Ref, Step, Value
 from tritium.errors import EngineError
 from tritium.kernels.cpu import library
 from tritium.kernels.kernel import Kernel, TensorSpec
+from tritium.kernels.plugin import Plugin, kernel_rows
 from tritium.kernels.select import choose
 
 logger = logging.getLogger("tritium")
@@ -29,11 +30,18 @@ def available_backends() -> frozenset[str]:
     return frozenset(backends)
 
 
-def choose_kernels(plan: Plan) -> list[Kernel]:
-    """One kernel per step. Raises `KernelError` when nothing can run a step, `EngineError` for an unknown value."""
+def choose_kernels(plan: Plan, plugins: Sequence[Plugin] = ()) -> list[Kernel]:
+    """One kernel per step, a plugin's or one of the table.
+
+    Raises `KernelError` when nothing can run a step, `EngineError` for an unknown value.
+    """
     values = {value.name: value for value in plan.values}
     available = available_backends()
-    return [choose(step.op, _specs(step, values), available=available, preferred=step.kernel) for step in plan.steps]
+    extra = kernel_rows(plugins)
+    return [
+        choose(step.op, _specs(step, values), available=available, preferred=step.kernel, extra=extra)
+        for step in plan.steps
+    ]
 
 
 def _specs(step: Step, values: Mapping[str, Value]) -> dict[str, Any]:

@@ -28,19 +28,27 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fvisibilit
 COMPILE_TIMEOUT_S = 300
 
 
-def library_path(compiler: str, openmp_runtime: str, cache: Path, *, progress: Callable[[str], None]) -> Path:
+def library_path(
+    compiler: str,
+    openmp_runtime: str,
+    cache: Path,
+    source_dir: Path | None = None,
+    *,
+    progress: Callable[[str], None],
+) -> Path:
     """The library for this machine, compiler and OpenMP runtime; built when the cache does not have it.
 
+    source_dir: its *.cpp are compiled, with the headers of SOURCE_DIR; None: Tritium's own.
     compiler: a command, possibly with arguments ("ccache g++"). progress gets one line when something is built.
     Raises `KernelError` with the compiler's own words, or with why the cache cannot be trusted.
     """
-    command = shlex.split(compiler)
-    directory = _directory(cache, command, openmp_runtime)
-    _make_private(cache)
+    command, source_dir = shlex.split(compiler), source_dir or SOURCE_DIR
+    directory = _directory(cache, command, openmp_runtime, source_dir)
+    make_private(cache)
     if not directory.exists():
         progress(f"tritium: compiling CPU kernels with {compiler} (once, into {directory})")
         start = time.perf_counter()
-        _build_into(directory, command, openmp_runtime)
+        _build_into(directory, command, openmp_runtime, source_dir)
         progress(f"tritium: CPU kernels compiled in {time.perf_counter() - start:.1f} s")
     _check_private(directory)
     library = directory / NAME
@@ -48,22 +56,23 @@ def library_path(compiler: str, openmp_runtime: str, cache: Path, *, progress: C
     return library
 
 
-def _directory(cache: Path, command: Sequence[str], openmp_runtime: str) -> Path:
+def _directory(cache: Path, command: Sequence[str], openmp_runtime: str, source_dir: Path) -> Path:
     """Where the library of these sources and this compiler is or will be. Starts no process.
 
     Without the compiler, the newest library that the same command has built here: it may be gone from a small image.
     """
-    key, compiler = _key(command, openmp_runtime), _compiler(command)
+    key, compiler = _key(command, openmp_runtime, source_dir), _compiler(command)
     built = [path for path in cache.glob(f"{key}-*") if path.is_dir()] if compiler is None else []
     if built:
         return max(built, key=lambda path: path.lstat().st_mtime_ns)
     return cache / f"{key}-{hashlib.sha256((compiler or '').encode()).hexdigest()[:8]}"
 
 
-def _key(command: Sequence[str], openmp_runtime: str) -> str:
+def _key(command: Sequence[str], openmp_runtime: str, source_dir: Path) -> str:
     """A hash of what the bits depend on beside the compiler: sources, flags, command, CPU, OpenMP runtime."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCE_DIR.iterdir()):
+    headers = [path for path in SOURCE_DIR.iterdir() if path.suffix == ".h" and source_dir != SOURCE_DIR]
+    for path in sorted([*source_dir.iterdir(), *headers]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     for text in (*FLAGS, *command, _cpu(), openmp_runtime):
         digest.update(text.encode() + b"\0")
@@ -89,12 +98,15 @@ def _cpu() -> str:
     return "\n".join(line for line in first.splitlines() if line.startswith(wanted))
 
 
-def _build_into(directory: Path, command: Sequence[str], openmp_runtime: str) -> None:
+def _build_into(directory: Path, command: Sequence[str], openmp_runtime: str, source_dir: Path) -> None:
     work = Path(tempfile.mkdtemp(prefix=".building-", dir=directory.parent))  # mkdtemp makes it 0700
     try:
-        sources = sorted(SOURCE_DIR.glob("*.cpp"))
+        sources = sorted(source_dir.glob("*.cpp"))
         objects = [work / f"{source.stem}.o" for source in sources]
-        jobs = [[*command, *FLAGS, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
+        jobs = [
+            [*command, *FLAGS, "-I", str(SOURCE_DIR), "-c", str(s), "-o", str(o)]
+            for s, o in zip(sources, objects, strict=True)
+        ]
         with ThreadPoolExecutor(available_threads()) as pool:
             list(pool.map(_run, jobs))
         _run([*command, "-shared", "-o", str(work / NAME), *map(str, objects), openmp_runtime])
@@ -121,7 +133,8 @@ def _run(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def _make_private(directory: Path) -> None:
+def make_private(directory: Path) -> None:
+    """Make a directory that only this user may write; refuse one that another owns or may write."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     directory.mkdir(mode=0o700, exist_ok=True)
     _check_private(directory)

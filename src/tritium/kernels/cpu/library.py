@@ -11,6 +11,7 @@ import ctypes
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +39,13 @@ def thunk(name: str, dtype: torch.dtype | None, args: ctypes.Structure, *tensors
     The struct and `tensors` (whatever its pointers point into) live as long as the returned callable.
     Raises `KernelError` when there is no library, or when the struct's size is not what the C++ side expects.
     """
-    library = _library()
+    return call(_library(), name, dtype, args, *tensors)
+
+
+def call(
+    library: ctypes.CDLL, name: str, dtype: torch.dtype | None, args: ctypes.Structure, *tensors: torch.Tensor
+) -> Callable[[], object]:
+    """`thunk` of any library made like this one."""
     expected = getattr(library, f"tritium_{name}_args_size")()
     if ctypes.sizeof(args) != expected:
         raise KernelError(f"{type(args).__name__} has {ctypes.sizeof(args)} bytes, csrc has {expected}: fields differ")
@@ -73,19 +80,27 @@ def _library() -> ctypes.CDLL:
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    command = compiler_command()
-    if not command.strip():
-        return None, "no C++ compiler: CXX is empty"
-    runtimes = openmp.loaded_runtimes()
     try:
-        runtime = openmp.torch_runtime(runtimes)
-        path = build.library_path(command, runtime, cache_dir() / "kernels", progress=_print_progress)
-        library = ctypes.CDLL(str(path))
+        return load(None), ""
     except (KernelError, OSError) as error:
         return None, str(error)
+
+
+def load(source_dir: Path | None) -> ctypes.CDLL:
+    """The C++ files of a directory (None: Tritium's own), built for this machine unless the cache has them, and loaded.
+
+    Raises `KernelError`, or `OSError` when the system cannot load what was built.
+    """
+    command = compiler_command()
+    if not command.strip():
+        raise KernelError("no C++ compiler: CXX is empty")
+    runtimes = openmp.loaded_runtimes()
+    runtime = openmp.torch_runtime(runtimes)
+    path = build.library_path(command, runtime, cache_dir() / "kernels", source_dir, progress=_print_progress)
+    library = ctypes.CDLL(str(path))
     if extra := openmp.loaded_runtimes() - runtimes:
-        return None, f"loading the kernels brought a second OpenMP runtime: {', '.join(sorted(extra))}"
-    return library, ""
+        raise KernelError(f"loading the kernels brought a second OpenMP runtime: {', '.join(sorted(extra))}")
+    return library
 
 
 def _print_progress(message: str) -> None:
