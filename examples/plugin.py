@@ -2,7 +2,6 @@
 
 import ctypes
 import tempfile
-from dataclasses import replace
 
 import torch
 from custom_model import SquaredReluDecoder
@@ -64,8 +63,8 @@ OP = Op(name="squared_relu", schema="squared_relu(Tensor x) -> Tensor", **MEANS)
 PLUGIN = Plugin(name="primer", ops=(OP,), kernels=ROWS)
 
 if __name__ == "__main__":
-    config = replace(preset("gpt2", dtype="float32", max_model_len=512), num_layers=4, windows=(0,) * 4)
-    model = create(config, SquaredReluDecoder)
+    model = create(preset("gpt2", dtype="float32", max_model_len=512), SquaredReluDecoder)
+    model.layers = model.layers[:4]
     tokens, params = [], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     for plugins in ([], [PLUGIN]):
         with tempfile.TemporaryDirectory() as place:

@@ -51,6 +51,8 @@ def test_logits_processors_of_ones_own_choose_what_may_be_said() -> None:
 
 def test_a_plugin_halves_the_steps_that_its_op_takes_and_changes_no_token() -> None:
     lines = run("plugin.py").splitlines()
-    found = [re.fullmatch(r"(\d) plugins: (\d+) steps for relu\(x\)², [\d.]+ ms a prompt of 256", line) for line in lines]
+    found = [
+        re.fullmatch(r"(\d) plugins: (\d+) steps for relu\(x\)², [\d.]+ ms a prompt of 256", line) for line in lines
+    ]
     assert [match and match.groups() for match in found] == [("0", "8"), ("1", "4")]
     assert len((EXAMPLES / "plugin.py").read_text().splitlines()) < 80
