@@ -10,7 +10,8 @@ from tritium import LLM, Plugin, SamplingParams, build
 from tritium.kernels.cpu.extension import Extension
 from tritium.kernels.kernel import Kernel
 from tritium.models import create
-from tritium.models.presets import preset
+from tritium.models.hf_config import parse_config
+from tritium.models.presets import PRESETS
 from tritium.ops import Op, Spelling
 from tritium.ops.op import like_first
 from tritium.runtime.step_times import prefill_times
@@ -63,8 +64,8 @@ OP = Op(name="squared_relu", schema="squared_relu(Tensor x) -> Tensor", **MEANS)
 PLUGIN = Plugin(name="primer", ops=(OP,), kernels=ROWS)
 
 if __name__ == "__main__":
-    model = create(preset("gpt2", dtype="float32", max_model_len=512), SquaredReluDecoder)
-    model.layers = model.layers[:4]
+    config = parse_config(PRESETS["gpt2"] | {"n_layer": 4}, "gpt2", dtype="float32", max_model_len=512)
+    model = create(config, SquaredReluDecoder)
     tokens, params = [], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     for plugins in ([], [PLUGIN]):
         with tempfile.TemporaryDirectory() as place:
