@@ -31,7 +31,10 @@ def test_an_older_instruction_set_gives_the_same_bits(
     num_compared = 0
     for case in CASES:
         for kernel in KERNELS:
-            if kernel.backend != "cpu" or kernel.op != case.op:
+            has_own_bits = (
+                kernel.name == "cpu.linear" and dtype == torch.bfloat16
+            )  # by AMX or dot products: test_linear.py
+            if kernel.backend != "cpu" or kernel.op != case.op or has_own_bits:
                 continue
             args = case.make(9, dtype)
             out_shape = resolve("tritium.ops:target")(case.op)(**args)

@@ -35,6 +35,11 @@ def _refuses(kernel: Kernel, args: dict) -> str | None:
     return resolve(kernel.supports)(specs) if kernel.supports else None
 
 
+def _dense(args: dict) -> dict:
+    """The arguments without what lies between their rows: torch 2.13 reads beyond a bf16 row on AMX (NaN spreads)."""
+    return {n: a.contiguous() if isinstance(a, torch.Tensor) else a for n, a in args.items()}
+
+
 def test_the_compiler_of_this_machine_builds_the_library() -> None:
     assert library.why_not() == ""
 
@@ -44,10 +49,8 @@ def test_the_compiler_of_this_machine_builds_the_library() -> None:
 def test_a_kernel_is_within_twice_the_references_own_error(kernel: Kernel, case: Case, dtype: torch.dtype) -> None:
     for num_tokens in (kernel.row_multiple, 12, 33):
         args = case.make(num_tokens, dtype)
-        if _refuses(kernel, args):
-            assert kernel.name == "onednn.linear" and dtype == torch.float16
-            return
-        reference = ops.op_named(case.op).reference(**args)
+        assert _refuses(kernel, args) is None
+        reference = ops.op_named(case.op).reference(**_dense(args))
         exact = case.exact(**in_double(args))
         out = run(kernel, args, tuple(reference.shape), reference.dtype)
         ulp = torch.finfo(reference.dtype).eps * exact.abs().max()
@@ -66,7 +69,7 @@ def test_a_rows_bits_depend_on_no_other_row_and_not_on_threads(kernel: Kernel, c
     torch.set_num_threads(1)
     is_cast_only = kernel.backend == "eager" and dtype != torch.float32  # the fp32 code and a cast
     for num_rows in (1, 2, 3, 5, 8, 13, 34) if is_cast_only else range(1, 65):
-        if num_rows % kernel.row_multiple and num_rows < 12:
+        if num_rows % kernel.row_multiple:
             continue
         start = (64 - num_rows) // 3
         part = torch.empty_like(whole[:num_rows])
@@ -74,7 +77,7 @@ def test_a_rows_bits_depend_on_no_other_row_and_not_on_threads(kernel: Kernel, c
         assert torch.equal(part, whole[start : start + num_rows]), f"{num_rows} rows from {start}"
 
 
-@pytest.mark.parametrize(("kernel", "case"), [p for p in PAIRS if p.values[0].backend in ("cpu", "onednn")])
+@pytest.mark.parametrize(("kernel", "case"), [p for p in PAIRS if p.values[0].backend == "cpu"])
 def test_a_batch_that_is_shared_by_threads_has_the_bits_of_one_thread(kernel: Kernel, case: Case) -> None:
     args = case.make(700, torch.float32)
     shape = tuple(case.exact(**in_double(args)).shape)

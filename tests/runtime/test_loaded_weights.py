@@ -11,7 +11,7 @@ from tritium.compiler import build
 from tritium.runtime.loaded_weights import LoadedWeights
 from tritium.testing.plain_models import PlainLlama
 
-PACK = "tritium.kernels.onednn.linear:pack_weight"
+PACK = "tritium.kernels.cpu.linear:pack_weight"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-Backend = Literal["cpu", "eager", "onednn"]
+Backend = Literal["cpu", "eager"]
 Thunk = Callable[[], object]
 Bind = Callable[[Mapping[str, Any], Sequence[torch.Tensor]], Thunk]
 Supports = Callable[[Mapping[str, Any]], str | None]
@@ -34,8 +34,8 @@ class Kernel:
     """One implementation of one op.
 
     name: as plans and messages write it, e.g. "cpu.rms_norm". target: "module:attribute" of its bind function.
-    row_multiple: a row's bits do not depend on its neighbours as long as there are at least 12 rows, or a multiple of
-        this (the classes of F.linear, measured); the executor pads up to it.
+    row_multiple: a row's bits do not depend on its neighbours as long as the number of rows is a multiple of this; the
+        executor pads up to it.
     numerics: what is summed in what type and order; kernels with equal strings give equal bits.
     """
 

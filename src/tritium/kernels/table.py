@@ -1,16 +1,16 @@
 """Every kernel, as literal rows. For one op the first row that is available and supports the arguments is taken.
 
-The order is the preference: compiled, oneDNN, then the eager row, which every op has and which takes everything.
+The order is the preference: compiled, then the eager row, which every op has and which takes everything.
 """
 
 from tritium.kernels.eager import torch_ops
 from tritium.kernels.eager.aten import ALLOWED, bind_name
+from tritium.kernels.eager.linear import TILE_ROWS
 from tritium.kernels.kernel import Kernel
 from tritium.ops.torch_ops import TORCH_OPS
 
 _CPU = "tritium.kernels.cpu"
 _EAGER = "tritium.kernels.eager"
-_ONEDNN = "tritium.kernels.onednn.linear"
 _REFERENCE = "the op's reference"
 
 KERNELS: tuple[Kernel, ...] = (
@@ -37,22 +37,21 @@ KERNELS: tuple[Kernel, ...] = (
         )
     ),
     Kernel(
-        name="onednn.linear",
+        name="cpu.linear",
         op="linear",
-        backend="onednn",
-        target=f"{_ONEDNN}:bind",
-        supports=f"{_ONEDNN}:supports",
-        row_multiple=2,
-        pack={"weight_NK": f"{_ONEDNN}:pack_weight"},
-        numerics="fp32 sums, oneDNN's order for 2 rows and more",
+        backend="cpu",
+        target=f"{_CPU}.linear:bind",
+        supports=f"{_CPU}.linear:supports",
+        pack={"weight_NK": f"{_CPU}.linear:pack_weight"},
+        numerics="fp32 chains over K; their order is the instruction set's",
     ),
     Kernel(
         name="eager.linear",
         op="linear",
         backend="eager",
         target=f"{_EAGER}.linear:bind",
-        row_multiple=4,
-        numerics="fp32 sums, MKL's order for multiples of 4 rows",
+        row_multiple=TILE_ROWS,
+        numerics="fp32 sums, torch's order for TILE_ROWS rows",
     ),
     *(
         Kernel(

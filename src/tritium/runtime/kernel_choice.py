@@ -21,8 +21,6 @@ logger = logging.getLogger("tritium")
 def available_backends() -> frozenset[str]:
     """Backends that work in this process; says once why the compiled kernels do not, if so."""
     backends = {"eager"}
-    if torch.backends.mkldnn.is_available():
-        backends.add("onednn")
     if library.available():
         backends.add("cpu")
     else:

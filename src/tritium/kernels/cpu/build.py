@@ -23,7 +23,8 @@ from tritium.errors import KernelError
 SOURCE_DIR = Path(__file__).parent / "csrc"
 NAME = "libtritium_kernels.so"
 WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi")
-EXACT = ("-fno-math-errno", "-fno-trapping-math")  # change no value: sqrt and selects become vector instructions
+# No value depends on how a compiler pairs products with sums; the other two only let sqrt and selects become vectors.
+EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fvisibility=hidden", *EXACT, *WARNINGS)
 COMPILE_TIMEOUT_S = 300
 

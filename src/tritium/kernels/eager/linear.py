@@ -1,7 +1,9 @@
-"""linear through torch's own matrix product, written into place.
+"""linear through torch's own matrix product, written into place: what runs where there is no compiler.
 
-Measured (torch 2.13, MKL, 7 shapes): in fp32 a row's bits depend on the number of rows M for M in 1-3, 5-7, 9-11 and
-not for multiples of 4 or from 12 on; in bf16 only M = 1 differs, and only for weights of 2048 x 2048 and more.
+How torch sums a row depends on the number of rows, and on which numbers it does depends on the CPU (measured: fp32 on
+Zen 4 differs for 1-3, 5-7, 9-11 rows; on Emerald Rapids 4 rows differ from 64, and bf16 runs on AMX). So a product is
+cut into calls of exactly TILE_ROWS rows, and a weight's first use checks that a row gets the same bits in every place
+of such a tile. Where it does not, rows are multiplied one by one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +13,41 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from tritium.kernels.cpu.layout import Reads
 from tritium.kernels.kernel import Thunk
+
+TILE_ROWS = 32  # the row's row_multiple in kernels/table.py
+_is_even: dict[tuple[object, ...], bool] = {}  # by dtype, sizes and threads: is a row the same in each place of a tile?
 
 
 def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
-    """ops.linear(x, weight, bias) into outputs[0]."""
-    x, weight_NK, bias, out = args["x"], args["weight_NK"], args.get("bias"), outputs[0]
+    """ops.linear(x, weight, bias) into outputs[0]. With a number of rows that no tile divides, one call for all."""
+    reads, weight_NK, bias, out = Reads(), args["weight_NK"], args.get("bias"), outputs[0]
+    x = reads.dense(args["x"])  # torch 2.13 reads beyond a strided bf16 row on AMX: NaN there becomes NaN here
     if x.dim() != 2:
-        return lambda: out.copy_(F.linear(x, weight_NK, bias))
+        return reads.before(lambda: out.copy_(F.linear(x, weight_NK, bias)))
+    step = x.shape[0]
+    if step and step % TILE_ROWS == 0:
+        step = TILE_ROWS if _keeps_rows_even(weight_NK, x.dtype) else 1
+    calls = [_product(x[i : i + step], weight_NK, bias, out[i : i + step]) for i in range(0, x.shape[0], step or 1)]
+
+    def thunk() -> None:
+        for call in calls:
+            call()
+
+    return reads.before(thunk)
+
+
+def _product(x: torch.Tensor, weight_NK: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> Thunk:
     if bias is None:
         return partial(torch.mm, x, weight_NK.t(), out=out)
     return partial(torch.addmm, bias, x, weight_NK.t(), out=out)
+
+
+def _keeps_rows_even(weight_NK: torch.Tensor, dtype: torch.dtype) -> bool:
+    key = (dtype, weight_NK.shape, weight_NK.stride(), torch.get_num_threads())
+    if key not in _is_even:
+        row = torch.linspace(-1.0, 1.0, weight_NK.shape[1]).cos().to(dtype)
+        result = row.expand(TILE_ROWS, -1).contiguous() @ weight_NK.t()
+        _is_even[key] = bool((result == result[:1]).all())
+    return _is_even[key]

@@ -27,19 +27,15 @@ inline f32x16 sigmoid_times(f32x16 x, f32x16 argument) { return x / (1.0f + exp1
 // erf to 1 ulp: a polynomial near 0, 1 - e^polynomial beyond (N. Juffa's coefficients).
 inline f32x16 erf16(f32x16 x) {
   const f32x16 t = bit_cast<f32x16>(bit_cast<u32x16>(x) & 0x7fffffffu), s = x * x;
-  f32x16 far = -1.72853470e-5f * t + 3.83197126e-4f;
-  far = far * s + (-3.88396438e-3f * t + 2.42546219e-2f);
-  far = far * t - 1.06777877e-1f;
-  far = far * t - 6.34846687e-1f;
-  far = far * t - 1.28717512e-1f;
-  far = 1.0f - exp16(far * t - t);
+  f32x16 far = fma(splat(-1.72853470e-5f), t, splat(3.83197126e-4f));
+  far = fma(far, s, fma(splat(-3.88396438e-3f), t, splat(2.42546219e-2f)));
+  for (const float c : {-1.06777877e-1f, -6.34846687e-1f, -1.28717512e-1f}) far = fma(far, t, splat(c));
+  far = 1.0f - exp16(fma(far, t, -t));
   far = bit_cast<f32x16>(bit_cast<u32x16>(far) | (bit_cast<u32x16>(x) & 0x80000000u));
-  f32x16 near = -5.96761703e-4f * s + 4.99119423e-3f;
-  near = near * s - 2.67681349e-2f;
-  near = near * s + 1.12819925e-1f;
-  near = near * s - 3.76125336e-1f;
-  near = near * s + 1.28379166e-1f;
-  near = near * x + x;
+  f32x16 near = splat(-5.96761703e-4f);
+  for (const float c : {4.99119423e-3f, -2.67681349e-2f, 1.12819925e-1f, -3.76125336e-1f, 1.28379166e-1f})
+    near = fma(near, s, splat(c));
+  near = fma(near, x, x);
   return t > 0.927734375f ? far : near;
 }
 

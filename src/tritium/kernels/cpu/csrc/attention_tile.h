@@ -74,7 +74,7 @@ template <int R> inline void scores(const float* keys, int64_t size, const float
       f32xw k[kScoreVectors];  // all first: a row's factor then needs one register, not a row each
       for (int i = 0; i < kScoreVectors; ++i) k[i] = load_wide(keys + h * kTile + part + i * kWide);
       for (int r = 0; r < R; ++r)
-        for (int i = 0; i < kScoreVectors; ++i) sums[r][i] += query[r * stride + h] * k[i];
+        for (int i = 0; i < kScoreVectors; ++i) sums[r][i] = fma(splat_wide(query[r * stride + h]), k[i], sums[r][i]);
     }
     for (int r = 0; r < R; ++r) std::memcpy(out + r * kTile + part, sums[r], sizeof(sums[r]));
   }
@@ -125,7 +125,7 @@ inline void add_values(const V* const* values, const V* const* next, int64_t off
     f32xw v[C];
     load_values(values[key] + offset, v);
     for (int r = 0; r < R; ++r)
-      for (int i = 0; i < C; ++i) sums[r][i] += p[r * kTile + key] * v[i];
+      for (int i = 0; i < C; ++i) sums[r][i] = fma(splat_wide(p[r * kTile + key]), v[i], sums[r][i]);
   }
   for (int r = 0; r < R; ++r) std::memcpy(out + r * stride, sums[r], sizeof(sums[r]));
 }
@@ -159,11 +159,9 @@ struct RowState { float max, sum; };
 inline f32xw tanh_wide(f32xw x) {
   f32xw magnitude = x < 0.0f ? -x : x, square = x * x;
   f32xw p = splat_wide(-5.70498872745e-3f);
-  p = p * square + 2.06390887954e-2f;
-  p = p * square - 5.37397155531e-2f;
-  p = p * square + 1.33314422036e-1f;
-  p = p * square - 3.33332819422e-1f;
-  f32xw small = p * square * x + x, e = exp_nonpositive(magnitude * -2.0f), large = (1.0f - e) / (1.0f + e);
+  for (const float c : {2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f, -3.33332819422e-1f})
+    p = fma(p, square, splat_wide(c));
+  f32xw small = fma(p * square, x, x), e = exp_nonpositive(magnitude * -2.0f), large = (1.0f - e) / (1.0f + e);
   return magnitude < 0.625f ? small : (x < 0.0f ? -large : large);
 }
 

@@ -23,6 +23,15 @@ typedef int32_t i32xw __attribute__((vector_size(kWide * 4)));
 typedef uint32_t u32xw __attribute__((vector_size(kWide * 4)));
 typedef uint16_t u16xw __attribute__((vector_size(kWide * 2)));
 
+#if !defined(__AVX512F__)  // there the type is tritium.h's own
+inline f32xw fma(f32xw a, f32xw b, f32xw c) {
+#if defined(__FMA__)
+  return bit_cast<f32xw>(_mm256_fmadd_ps(bit_cast<__m256>(a), bit_cast<__m256>(b), bit_cast<__m256>(c)));
+#else
+  return a * b + c;
+#endif
+}
+#endif
 inline f32xw splat_wide(float x) { return f32xw{} + x; }
 inline f32xw load_wide(const float* p) { f32xw x; std::memcpy(&x, p, sizeof(x)); return x; }
 inline f32xw load_wide(const bf16* p) {
@@ -62,17 +71,14 @@ inline float max_lane(const f32xw (&parts)[kParts]) {
 // e^x for x <= 0, to 1 ulp: 0 below -87.3 (no subnormal results), 1 at 0, NaN stays. Half the work of `exp16`, whose
 // range it does not need; Cephes' polynomial.
 inline f32xw exp_nonpositive(f32xw x) {
-  f32xw shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+  f32xw shifted = fma(x, splat_wide(1.44269504088896341f), splat_wide(12582912.0f));  // 1.5 * 2^23: rounds to an integer in the low bits
   f32xw n = shifted - 12582912.0f;
-  f32xw r = x - n * 0.693145751953125f;
-  r = r - n * 1.42860682030941723212e-6f;
+  f32xw r = fma(n, splat_wide(-0.693145751953125f), x);
+  r = fma(n, splat_wide(-1.42860682030941723212e-6f), r);
   f32xw p = splat_wide(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = fma(p, r, splat_wide(c));
+  p = fma(p, r * r, r) + 1.0f;
   f32xw power = bit_cast<f32xw>((bit_cast<i32xw>(shifted) << 23) + 0x3f800000);  // the integer's low 9 bits count
   return x < -87.33654f ? f32xw{} : p * power;
 }

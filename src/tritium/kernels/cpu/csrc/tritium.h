@@ -9,12 +9,13 @@
 // own. Pointers and int64 come first in a struct, 4-byte fields last. Strides count elements unless a kernel says so, and
 // its tensors do not overlap.
 #pragma once
-#ifdef __AVX512F__
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 namespace tritium {
 
@@ -36,6 +37,20 @@ template <class To, class From> inline To bit_cast(From from) {
 }
 
 inline f32x16 splat(float x) { return f32x16{} + x; }
+
+// a * b + c rounded once where the machine can, else twice. The library is compiled with -ffp-contract=off: what is fused
+// is fused here, by name, and not where a compiler's version happens to see a product beside a sum.
+inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
+#if defined(__AVX512F__)
+  return bit_cast<f32x16>(_mm512_fmadd_ps(bit_cast<__m512>(a), bit_cast<__m512>(b), bit_cast<__m512>(c)));
+#elif defined(__FMA__)
+  struct Halves { __m256 low, high; };
+  const Halves x = bit_cast<Halves>(a), y = bit_cast<Halves>(b), z = bit_cast<Halves>(c);
+  return bit_cast<f32x16>(Halves{_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high)});
+#else
+  return a * b + c;
+#endif
+}
 
 // ---- storage <-> fp32, 16 at a time; casts round to nearest even and keep NaN, as torch does
 
@@ -146,16 +161,14 @@ template <class T> inline void store(T* p, f32x16 x, int64_t count) {
 
 inline f32x16 exp16(f32x16 x) {
   f32x16 clamped = x < -104.0f ? splat(-104.0f) : (x > 89.0f ? splat(89.0f) : x);
-  f32x16 shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+  // 1.5 * 2^23: rounds to an integer in the low bits
+  f32x16 shifted = fma(clamped, splat(1.44269504088896341f), splat(12582912.0f));
   f32x16 n = shifted - 12582912.0f;
-  f32x16 r = clamped - n * 0.693145751953125f;
-  r = r - n * 1.42860682030941723212e-6f;
+  f32x16 r = fma(n, splat(-0.693145751953125f), clamped);
+  r = fma(n, splat(-1.42860682030941723212e-6f), r);
   f32x16 p = splat(1.3981999e-3f);
-  p = p * r + 8.3334519e-3f;
-  p = p * r + 4.1665795e-2f;
-  p = p * r + 1.6666666e-1f;
-  p = p * r + 0.5f;
-  p = p * r * r + r + 1.0f;
+  for (const float c : {8.3334519e-3f, 4.1665795e-2f, 1.6666666e-1f, 0.5f}) p = fma(p, r, splat(c));
+  p = fma(p * r, r, r) + 1.0f;
   i32x16 k = bit_cast<i32x16>(shifted) - bit_cast<int32_t>(12582912.0f);
   i32x16 half = k >> 1;  // two steps: 2^k itself may be subnormal or too large
   f32x16 low = bit_cast<f32x16>((half + 127) << 23), high = bit_cast<f32x16>((k - half + 127) << 23);

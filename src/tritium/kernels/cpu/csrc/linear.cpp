@@ -1,0 +1,206 @@
+// linear: x weight^T + bias over a packed weight (linear.h), and the packing.
+#include <omp.h>
+
+#include "linear_amx.h"
+
+namespace {
+using namespace tritium;
+
+struct LinearArgs {
+  const void *x, *weight, *bias;  // weight packed; bias [num_out] or null
+  void* out;                      // [rows, num_out], dense
+  int64_t num_outer, num_inner, stride_outer, stride_inner;  // rows of x
+  int64_t num_in, num_out;
+};
+
+struct LinearPackArgs {
+  const void* weight;  // [num_out, num_in], rows `stride` apart
+  void* out;
+  int64_t num_in, num_out, stride;
+};
+
+template <class T> class Linear {
+ public:
+  explicit Linear(const LinearArgs& args)
+      : a(args), num_rows_(a.num_outer * a.num_inner), padded_(padded_k<T>(a.num_in)),
+        num_panels_((a.num_out + kPanel - 1) / kPanel) {}
+
+  // Below about 50 us one thread is faster than a parallel region is safe (tritium.h).
+  bool is_worth_threads() const {
+    const int64_t num_weights = padded_ * a.num_out;
+    return num_weights * static_cast<int64_t>(sizeof(T)) > (1 << 19) || num_weights * num_rows_ > (1 << 23);
+  }
+
+ protected:
+  const T* row(int64_t m) const {
+    return static_cast<const T*>(a.x) + m / a.num_inner * a.stride_outer + m % a.num_inner * a.stride_inner;
+  }
+  const T* panel(int64_t p) const { return static_cast<const T*>(a.weight) + p * kPanel * padded_; }
+
+  // Rows [m, m + count) of one panel's outputs from their sums [count, kPanel].
+  void finish(int64_t p, int64_t m, int64_t count, const float* sums) const {
+    const int64_t first = p * kPanel, width = std::min(kPanel, a.num_out - first);
+    const T* bias = a.bias == nullptr ? nullptr : static_cast<const T*>(a.bias) + first;
+    for (int64_t r = 0; r < count; ++r) {
+      T* out = static_cast<T*>(a.out) + (m + r) * a.num_out + first;
+      for_vectors(width, [&](int64_t i, int64_t n) {
+        const f32x16 total = load16(sums + r * kPanel + i);
+        store(out + i, bias == nullptr ? total : total + load(bias + i, n), n);
+      });
+    }
+  }
+
+  const LinearArgs& a;
+  const int64_t num_rows_, padded_, num_panels_;
+};
+
+// Vector units: groups of up to kMostRows rows, packed as [K, rows of the group].
+template <class T> class VectorLinear : public Linear<T> {
+  using Base = Linear<T>;
+  using Base::a, Base::num_panels_, Base::num_rows_, Base::padded_;
+  using A = Activation<T>;
+
+ public:
+  VectorLinear(const LinearArgs& args, Scratch& memory)
+      : Base(args), num_groups_((num_rows_ + kMostRows - 1) / kMostRows),
+        packed_(reinterpret_cast<A*>(memory.reserve(static_cast<size_t>(num_rows_ * padded_) * sizeof(A)))) {}
+
+  void operator()() const {
+#pragma omp parallel if (this->is_worth_threads())
+    {
+#pragma omp for schedule(static)
+      for (int64_t g = 0; g < num_groups_; ++g) pack(g);
+      static thread_local Scratch memory;
+      float* totals = reinterpret_cast<float*>(memory.reserve(static_cast<size_t>(num_rows_ * kPanel) * sizeof(float)));
+#pragma omp for schedule(static) nowait
+      for (int64_t p = 0; p < num_panels_; ++p) multiply(p, totals);
+    }
+  }
+
+ private:
+  int64_t first_row(int64_t g) const { return g * num_rows_ / num_groups_; }
+  int64_t rows_in(int64_t g) const { return first_row(g + 1) - first_row(g); }
+
+  void pack(int64_t g) const {
+    const int64_t first = first_row(g), count = rows_in(g), units = padded_ / kPerUnit<T>, whole = a.num_in / kPerUnit<T>;
+    A* to = packed_ + first * units;
+    for (int64_t r = 0; r < count; ++r) {
+      const T* x = this->row(first + r);
+      for (int64_t k = 0; k < whole; ++k) to[k * count + r] = unit(x + k * kPerUnit<T>, kPerUnit<T>);
+      for (int64_t k = whole; k < units; ++k)
+        to[k * count + r] = unit(x + k * kPerUnit<T>, std::max<int64_t>(0, a.num_in - k * kPerUnit<T>));
+    }
+  }
+  static A unit(const T* x, int64_t count) {
+    if constexpr (std::is_same<A, float>::value) {
+      return count > 0 ? to_float(*x) : 0.0f;
+    } else {
+      A pair = 0;
+      std::memcpy(&pair, x, static_cast<size_t>(std::min<int64_t>(count, 2)) * sizeof(T));
+      return pair;
+    }
+  }
+
+  void multiply(int64_t p, float* totals) const {
+    const T* panel = this->panel(p);
+    std::fill_n(totals, num_rows_ * kPanel, 0.0f);
+    for (int64_t k = 0; k < padded_; k += kBlock) {
+      const int64_t num_k = std::min(kBlock, padded_ - k);
+      for (int64_t g = 0; g < num_groups_; ++g) {
+        const int64_t first = first_row(g), count = rows_in(g);
+        add_block(static_cast<int>(count), panel + k * kPanel, packed_ + (first * padded_ + k * count) / kPerUnit<T>,
+                  num_k, totals + first * kPanel);
+      }
+    }
+    this->finish(p, 0, num_rows_, totals);
+  }
+
+  const int64_t num_groups_;
+  A* packed_;
+};
+
+#if defined(__AMX_BF16__)
+class AmxLinear : public Linear<bf16> {
+ public:
+  AmxLinear(const LinearArgs& args, Scratch& memory)
+      : Linear(args), num_groups_((num_rows_ + kGroup - 1) / kGroup),
+        groups_at_once_(std::max<int64_t>(1, kBytesAtOnce / (kGroup * padded_ * static_cast<int64_t>(sizeof(bf16))))),
+        packed_(reinterpret_cast<bf16*>(
+            memory.reserve(static_cast<size_t>(num_groups_ * kGroup * padded_) * sizeof(bf16)))) {}
+
+  void operator()() const {
+#pragma omp parallel if (is_worth_threads())
+    {
+#pragma omp for schedule(static)
+      for (int64_t m = 0; m < num_rows_; ++m) pack(m);
+      for (int64_t g = 0; g < num_groups_; g += groups_at_once_) {
+#pragma omp for schedule(static) nowait
+        for (int64_t p = 0; p < num_panels_; ++p) multiply(p, g, std::min(g + groups_at_once_, num_groups_));
+      }
+      _tile_release();
+    }
+  }
+
+ private:
+  static constexpr int64_t kBytesAtOnce = 1 << 20;  // of activations: they stay in L2 while panels pass by
+
+  void pack(int64_t m) const {
+    const int64_t group = m / kGroup, tile = m % kGroup / kTileRows, r = m % kTileRows;
+    bf16* to = packed_ + group * kGroup * padded_ + (tile * kTileRows + r) * kTileK;
+    const bf16* x = row(m);
+    for (int64_t k = 0; k < padded_; k += kTileK, to += kGroup * kTileK) {
+      const int64_t count = std::min(kTileK, a.num_in - k);
+      if (count < kTileK) std::memset(to, 0, kTileK * sizeof(bf16));
+      std::memcpy(to, x + k, static_cast<size_t>(count) * sizeof(bf16));
+    }
+  }
+
+  void multiply(int64_t p, int64_t first, int64_t last) const {
+    alignas(64) float sums[kGroup * kPanel];
+    for (int64_t g = first; g < last; ++g) {
+      const int64_t count = std::min(kGroup, num_rows_ - g * kGroup);
+      if (g == first || count < kGroup) configure_tiles(count);
+      amx_group(panel(p), packed_ + g * kGroup * padded_, padded_, count > kTileRows, sums);
+      finish(p, g * kGroup, count, sums);
+    }
+  }
+
+  const int64_t num_groups_, groups_at_once_;
+  bf16* packed_;
+};
+#endif
+
+template <class T> void linear(const LinearArgs& a) {
+  static thread_local Scratch memory;
+#if defined(__AMX_BF16__)
+  if constexpr (kIsBf16<T>)
+    if (amx_is_granted()) return AmxLinear(a, memory)();
+#endif
+  VectorLinear<T>(a, memory)();
+}
+
+template <class T> void linear_pack(const LinearPackArgs& a) {
+  const int64_t padded = padded_k<T>(a.num_in), num_panels = (a.num_out + kPanel - 1) / kPanel;
+  constexpr int64_t kRun = kIsBf16<T> ? 2 : 1;  // elements of K side by side
+#pragma omp parallel for schedule(static)
+  for (int64_t p = 0; p < num_panels; ++p) {
+    T* to = static_cast<T*>(a.out) + p * kPanel * padded;
+    for (int64_t k = 0; k < padded; ++k)
+      for (int64_t i = 0; i < kPanel; ++i) {
+        const int64_t n = p * kPanel + i;
+        const bool is_inside = n < a.num_out && k < a.num_in;
+        to[k / kRun * kRun * kPanel + i * kRun + k % kRun] =
+            is_inside ? static_cast<const T*>(a.weight)[n * a.stride + k] : T{};
+      }
+  }
+}
+
+}  // namespace
+
+TRITIUM_EXPORT(linear, LinearArgs)
+TRITIUM_EXPORT(linear_pack, LinearPackArgs)
+
+// Elements a packed weight takes: what `linear_pack` writes.
+TRITIUM_SYMBOL int64_t tritium_linear_packed_size(int64_t num_out, int64_t num_in, int32_t is_bf16) {
+  return round_up(num_out, kPanel) * (is_bf16 ? padded_k<bf16>(num_in) : num_in);
+}

@@ -1,0 +1,78 @@
+// The bf16 linear on AMX: products of 16 x 32 by 32 x 16 tiles.
+//
+// Activations are packed in groups of 32 rows: [K / 32, 2, 16, 32], each [16, 32] a tile. 2 x 2 tiles of sums stay in
+// registers over all of K. A group with fewer rows configures lower tiles: a row is summed by the same instructions in the
+// same order however many there are. An output is one chain over K in steps of 32, in each of which the hardware adds 16
+// products of even and 16 of odd elements; subnormal inputs and results are zero.
+#pragma once
+#include "linear.h"
+
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace tritium {
+
+constexpr bool kHasAmx = true;
+constexpr int64_t kGroup = 32, kTileRows = 16;
+
+// The kernel grants the tiles' 8 KB of state on request, once per process.
+inline bool amx_is_granted() {
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return granted;
+}
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_per_row[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Sums in tiles 0 to 3, activations in 4 and 5, weights in 6 and 7.
+inline void configure_tiles(int64_t num_rows) {
+  const auto low = static_cast<uint8_t>(num_rows < kTileRows ? num_rows : kTileRows);
+  const auto high = static_cast<uint8_t>(num_rows > kTileRows ? num_rows - kTileRows : 1);
+  const uint8_t rows[8] = {low, low, high, high, low, high, 16, 16};
+  TileConfig config;
+  for (int tile = 0; tile < 8; ++tile) config.bytes_per_row[tile] = 64, config.rows[tile] = rows[tile];
+  asm volatile("" : : "r"(&config) : "memory");  // GCC 12's intrinsic admits to reading the first 8 bytes only
+  _tile_loadconfig(&config);
+}
+
+// sums [num_rows, kPanel] of one group and one panel.
+inline void amx_group(const bf16* panel, const bf16* x, int64_t num_k, bool is_tall, float* sums) {
+  constexpr int64_t kStep = kTileK * kPanel, kTile = kTileRows * kTileK;
+  constexpr int64_t kStride = kPanel * 2 * sizeof(bf16), kSumStride = kPanel * sizeof(float);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t step = 0; step < num_k / kTileK; ++step) {
+    const bf16 *w = panel + step * kStep, *a = x + step * 2 * kTile;
+    _tile_loadd(6, w, kStride);
+    _tile_loadd(4, a, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, w + 32, kStride);
+    _tile_dpbf16ps(1, 4, 7);
+    if (is_tall) {
+      _tile_loadd(5, a + kTile, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, kSumStride);
+  _tile_stored(1, sums + 16, kSumStride);
+  if (is_tall) {
+    _tile_stored(2, sums + kTileRows * kPanel, kSumStride);
+    _tile_stored(3, sums + kTileRows * kPanel + 16, kSumStride);
+  }
+}
+
+}  // namespace tritium
+#else
+namespace tritium {
+constexpr bool kHasAmx = false;
+inline bool amx_is_granted() { return false; }
+}  // namespace tritium
+#endif
