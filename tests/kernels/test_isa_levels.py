@@ -44,4 +44,4 @@ def test_an_older_instruction_set_gives_the_same_bits(
                 other = run(kernel, args, tuple(out_shape.shape), out_shape.dtype)
             assert torch.equal(native, other), f"{kernel.name} {case.name}: {(native - other).abs().max()}"
             num_compared += 1
-    assert num_compared >= len(KERNELS) // 10
+    assert num_compared >= sum(kernel.backend == "cpu" for kernel in KERNELS)

@@ -33,6 +33,7 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
         "gather_rows": (torch.randn(T, D, dtype=dtype), torch.tensor([7, 0])),
         "kv_store": (k, v, cache, positions),
         "paged_attention": (q, cache, *tables, 0.25, 0, 0.0),
+        "varlen_attention": (q, k, v, starts, counts, 0.25, 0.0),
     }
 
 

@@ -32,6 +32,11 @@ RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
     "gated_activation": lambda a: [(a["up"].shape, a["gate"].shape)],
     "rope": lambda a: [(a["cos_sin"].shape, (a["x_TNH"].shape[0], None))],
     "kv_store": lambda a: [(a["cache_layer"].shape, (None, 2, a["k_TKH"].shape[1], None, a["k_TKH"].shape[2]))],
+    "varlen_attention": lambda a: [
+        (a["k_TKH"].shape[2:], a["q_TNH"].shape[2:]),
+        (a["batch_counts"].shape, (4,)),
+        (a["cu_seqlens_q"].shape, (None,)),
+    ],
     "paged_attention": lambda a: [
         (a["cache_layer"].shape, (None, 2, None, None, a["q_TNH"].shape[2])),
         (a["cu_seqlens_q"].shape, (a["block_table_SB"].shape[0] + 1,)),

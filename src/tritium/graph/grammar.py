@@ -110,7 +110,7 @@ def check_ours(node: fx.Node, stored: set[fx.Node]) -> None:
 
 def _check_result(node: fx.Node, a: dict[str, Any], name: str) -> None:
     like = {"rms_norm": "x", "layer_norm": "x", "rope": "x_TNH", "activation": "x", "gated_activation": "gate",
-            "paged_attention": "q_TNH"}.get(name)  # fmt: skip
+            "paged_attention": "q_TNH", "varlen_attention": "q_TNH"}.get(name)  # fmt: skip
     if like is not None and spec_of(a[like]) != spec_of(node):
         refuse(node, f"must have a result like {like}, not {spec_of(node)}")
 
@@ -129,5 +129,6 @@ RANKS: dict[str, dict[str, int]] = {
     "rope": {"x_TNH": 3, "cos_sin": 2},
     "kv_store": {"k_TKH": 3, "v_TKH": 3, "slot_mapping_T": 1},
     "paged_attention": {"q_TNH": 3, "block_table_SB": 2},
+    "varlen_attention": {"q_TNH": 3, "k_TKH": 3, "v_TKH": 3},
     "gather_rows": {"rows_R": 1},
 }

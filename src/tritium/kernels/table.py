@@ -34,6 +34,7 @@ KERNELS: tuple[Kernel, ...] = (
             ("gather_rows", "copies", "supports_gather_rows", "exact"),
             ("kv_store", "copies", "supports_kv_store", "exact"),
             ("paged_attention", "attention", "supports_paged_attention", "fp32, tiles of keys by absolute position"),
+            ("varlen_attention", "varlen", "supports_varlen_attention", "fp32, tiles of keys by place in the sequence"),
         )
     ),
     Kernel(
@@ -73,6 +74,7 @@ KERNELS: tuple[Kernel, ...] = (
             "gather_rows",
             "kv_store",
             "paged_attention",
+            "varlen_attention",
         )
     ),
     *(

@@ -15,6 +15,7 @@ attention = target("attention")
 gather_rows = target("gather_rows")
 kv_store = target("kv_store")
 paged_attention = target("paged_attention")
+varlen_attention = target("varlen_attention")
 
 __all__ = [
     "LIBRARY",
@@ -35,4 +36,5 @@ __all__ = [
     "rope",
     "rope_cos_sin",
     "target",
+    "varlen_attention",
 ]

@@ -12,6 +12,7 @@ from tritium.ops.linears import EMBEDDING, GATHER_ROWS, LINEAR
 from tritium.ops.norms import LAYER_NORM, RMS_NORM
 from tritium.ops.op import Op
 from tritium.ops.rope import ROPE, ROPE_COS_SIN
+from tritium.ops.varlen import VARLEN_ATTENTION
 
 NAMESPACE = "tritium"
 
@@ -28,6 +29,7 @@ OPS: tuple[Op, ...] = (
     GATHER_ROWS,
     KV_STORE,
     PAGED_ATTENTION,
+    VARLEN_ATTENTION,
 )
 
 

@@ -1,0 +1,120 @@
+"""varlen_attention: right against a textbook, bit-equal whatever else is in the batch, in any layout of q, k and v."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tritium import ops
+from tritium.errors import KernelError
+from tritium.kernels.cpu import library
+from tritium.kernels.cpu.varlen import bind_varlen_attention, supports_varlen_attention
+from tritium.kernels.kernel import TensorSpec
+
+pytestmark = pytest.mark.skipif(not library.available(), reason=library.why_not())
+LENGTHS = [1, 70, 3, 200, 64, 65, 128]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = [(4, 4, 64), (8, 2, 40), (3, 1, 16)]  # query heads, kv heads, head size
+
+
+def draw(lengths: list[int], num_heads: int, num_kv_heads: int, head_size: int, dtype: torch.dtype) -> dict[str, Any]:
+    """q, k and v side by side in one tensor, as merged projections leave them; rows of padding behind them."""
+    total, width = sum(lengths), (num_heads + 2 * num_kv_heads) * head_size
+    merged = torch.randn(total + 5, width).mul(1.5).to(dtype)
+    merged[total:] = float("nan")
+    q, k, v = merged.split([num_heads * head_size, num_kv_heads * head_size, num_kv_heads * head_size], dim=1)
+    starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist(), -9], dtype=torch.int32)
+    return {
+        "q_TNH": q.view(-1, num_heads, head_size),
+        "k_TKH": k.view(-1, num_kv_heads, head_size),
+        "v_TKH": v.view(-1, num_kv_heads, head_size),
+        "cu_seqlens_q": starts,
+        "batch_counts": torch.tensor([len(lengths), total, 0, 0], dtype=torch.int32),
+        "scale": head_size**-0.5,
+        "softcap": 0.0,
+    }
+
+
+def compute(args: dict[str, Any]) -> torch.Tensor:
+    out = torch.full(args["q_TNH"].shape, 77.0, dtype=args["q_TNH"].dtype)
+    bind_varlen_attention(args, [out])()
+    return out
+
+
+def textbook(args: dict[str, Any], dtype: torch.dtype) -> torch.Tensor:
+    """All in `dtype`, one sequence after the other."""
+    outputs, starts = [], args["cu_seqlens_q"].tolist()
+    for i in range(int(args["batch_counts"][0])):
+        q, k, v = (args[n][starts[i] : starts[i + 1]].to(dtype).transpose(0, 1) for n in ("q_TNH", "k_TKH", "v_TKH"))
+        k, v = (x.repeat_interleave(len(q) // len(x), dim=0) for x in (k, v))
+        scores = q @ k.transpose(1, 2) * args["scale"]
+        if args["softcap"]:
+            scores = args["softcap"] * torch.tanh(scores / args["softcap"])
+        outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(("shape", "softcap"), [(shape, 0.0) for shape in SHAPES] + [(SHAPES[0], 5.0)])
+def test_it_is_within_twice_the_error_of_the_textbook_in_low_precision(
+    dtype: torch.dtype, shape: tuple[int, int, int], softcap: float
+) -> None:
+    args = draw(LENGTHS, *shape, dtype) | {"softcap": softcap}
+    total = sum(LENGTHS)
+    exact, low = textbook(args, torch.float64), textbook(args, dtype)
+    found = compute(args)[:total]
+    limit = 2 * (low.double() - exact).square().mean().sqrt() + torch.finfo(dtype).eps * exact.abs().mean()
+    assert (found.double() - exact).square().mean().sqrt() <= limit
+
+
+def test_the_reference_is_the_textbook() -> None:
+    args = draw([5, 1, 9], 4, 2, 16, torch.float32)
+    torch.testing.assert_close(ops.varlen_attention(**args)[:15], textbook(args, torch.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_sequences_bits_do_not_depend_on_the_batch_nor_on_threads(
+    dtype: torch.dtype, shape: tuple[int, int, int]
+) -> None:
+    args = draw(LENGTHS, *shape, dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    whole = compute(args)
+    torch.set_num_threads(1)
+    starts = args["cu_seqlens_q"].tolist()
+    for i, length in enumerate(LENGTHS):
+        part = slice(starts[i], starts[i + 1])
+        alone = {name: args[name][part].clone() for name in ("q_TNH", "k_TKH", "v_TKH")}
+        counts = torch.tensor([1, length, 0, 0], dtype=torch.int32)
+        found = compute(args | alone | {"cu_seqlens_q": torch.tensor([0, length]).int(), "batch_counts": counts})
+        assert torch.equal(found, whole[part]), length
+    torch.set_num_threads(before)
+
+
+def test_rows_behind_the_batch_stay_as_they_are_and_are_not_read() -> None:
+    out = compute(draw([3, 4], 4, 4, 16, torch.float32))
+    assert bool((out[7:] == 77.0).all()) and not out[:7].isnan().any()
+
+
+def test_k_and_v_of_different_layouts_are_copied_first() -> None:
+    args = draw([30], 4, 4, 16, torch.float32)
+    expected = compute(args)
+    turned = args["v_TKH"].transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(compute(args | {"v_TKH": turned})[:30], expected[:30])
+
+
+def test_what_it_has_no_code_for_is_refused_by_name() -> None:
+    def spec(heads: int, size: int, dtype: torch.dtype = torch.float32) -> TensorSpec:
+        return TensorSpec(dtype=dtype, shape=(None, heads, size))
+
+    def reason(q: TensorSpec, k: TensorSpec, v: TensorSpec) -> str | None:
+        return supports_varlen_attention({"q_TNH": q, "k_TKH": k, "v_TKH": v})
+
+    assert reason(spec(4, 16), spec(2, 16), spec(2, 16)) is None
+    assert reason(spec(4, 16), spec(3, 16), spec(3, 16)) == "4 query heads cannot share 3 kv heads evenly"
+    assert reason(spec(4, 16), spec(4, 8), spec(4, 8)) == "heads of q, k and v are 16, 8 and 8 long"
+    assert reason(spec(4, 16), spec(4, 16, torch.float16), spec(4, 16)) is not None
+    args = draw([3], 4, 4, 16, torch.float32)
+    with pytest.raises(KernelError, match=r"counts of varlen_attention are int32, not torch.int64"):
+        compute(args | {"batch_counts": args["batch_counts"].long()})
