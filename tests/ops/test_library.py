@@ -34,6 +34,9 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
         "kv_store": (k, v, cache, positions),
         "paged_attention": (q, cache, *tables, 0.25, 0, 0.0),
         "varlen_attention": (q, k, v, starts, counts, 0.25, 0.0),
+        "add_rms_norm": (q, q * 2.0, torch.randn(H, dtype=dtype), 1e-5),
+        "add_layer_norm": (q, q * 2.0, torch.randn(H, dtype=dtype), None, 1e-5),
+        "rope_kv_store": (q, k, v, ops.rope_cos_sin(positions, inv_freq), cache, positions),
     }
 
 
@@ -45,8 +48,12 @@ def test_a_fake_has_the_shape_dtype_and_strides_of_the_result(name: str) -> None
     if name == "kv_store":
         assert real is None and fake is None
         return
-    assert fake.device.type == "meta"
-    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+    for real_one, fake_one in zip(*(x if isinstance(x, tuple) else (x,) for x in (real, fake)), strict=True):
+        assert fake_one.device.type == "meta"
+        assert (fake_one.shape, fake_one.dtype, fake_one.stride()) == (
+            *(real_one.shape, real_one.dtype),
+            real_one.stride(),
+        )
 
 
 class _Model(torch.nn.Module):

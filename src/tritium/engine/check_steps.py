@@ -37,6 +37,15 @@ RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
         (a["batch_counts"].shape, (4,)),
         (a["cu_seqlens_q"].shape, (None,)),
     ],
+    "add_rms_norm": lambda a: [(a["weight"].shape, a["x"].shape[-1:]), (a["residual"].shape, a["x"].shape)],
+    "add_layer_norm": lambda a: [
+        *((a[name].shape, a["x"].shape[-1:]) for name in ("weight", "bias") if name in a),
+        (a["residual"].shape, a["x"].shape),
+    ],
+    "rope_kv_store": lambda a: [
+        (a["cache_layer"].shape, (None, 2, a["k_TKH"].shape[1], None, a["k_TKH"].shape[2])),
+        (a["cos_sin"].shape, (a["q_TNH"].shape[0], None)),
+    ],
     "paged_attention": lambda a: [
         (a["cache_layer"].shape, (None, 2, None, None, a["q_TNH"].shape[2])),
         (a["cu_seqlens_q"].shape, (a["block_table_SB"].shape[0] + 1,)),
@@ -83,7 +92,7 @@ def _check_step(where: str, step: Step, tensors: Tensors, plugin_ops: Mapping[st
         result = _result(step.op, arguments, plugin_ops.get(step.op))
     except (EngineError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         raise damaged(f"{where} cannot run: {str(error).partition(chr(10))[0]}") from None
-    given = [] if result is None else [result]
+    given = list(result) if isinstance(result, tuple) else [] if result is None else [result]
     declared = [tensors[name] for name in step.outputs]
     if [list(t.shape) for t in given] != [list(t.shape) for t in declared]:
         raise damaged(
@@ -121,8 +130,8 @@ def _check_sizes(op: str, arguments: Tensors) -> None:
             raise EngineError(f"an argument has sizes {list(sizes)}, not {list(expected)} (None: any)")
 
 
-def _result(op: str, arguments: Mapping[str, Any], foreign: ops.Op | None) -> torch.Tensor | None:
-    """What the op gives for these arguments; `foreign`, when a plugin has it. What is raised says why it refuses."""
+def _result(op: str, arguments: Mapping[str, Any], foreign: ops.Op | None) -> Any:
+    """What the op gives: a tensor, several, None; `foreign`, when a plugin has it. What is raised says why not."""
     if op in ALLOWED:
         return _of_torch(op, arguments)
     found = foreign or ops.op_named(op)

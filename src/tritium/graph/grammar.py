@@ -4,6 +4,7 @@ A violation prints the node, its inputs and the model's line. At entry any torch
 a kernel exists for, with arguments of the ranks and types they need.
 """
 
+import operator
 from collections.abc import Collection
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ from tritium import ops
 from tritium.engine.plan import Extent
 from tritium.errors import CaptureError
 from tritium.graph.edit import Target, arguments, output_node
-from tritium.graph.spec import Spec, has_spec, spec_of, target_of
+from tritium.graph.spec import Spec, args_of, has_spec, spec_of, target_of
 from tritium.graph.vocabulary import FINAL, VIEWS
 
 KINDS = ("input", "weight", "kv")
@@ -52,6 +53,9 @@ def verify(graph: fx.Graph, *, foreign: Collection[Target] = ()) -> None:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
+        if node.target is operator.getitem:
+            _check_part(node)
+            continue
         if not isinstance(node.target, Target):
             refuse(node, "is no torch op")
         is_ours = target_of(node).namespace == ops.library.NAMESPACE
@@ -59,7 +63,8 @@ def verify(graph: fx.Graph, *, foreign: Collection[Target] = ()) -> None:
             refuse(
                 node, "is an op that no kernel runs. Write it with the ops in tritium.ops, or with element-wise torch"
             )
-        if not has_spec(node) and target_of(node)._schema.returns:
+        is_several = is_ours and len(target_of(node)._schema.returns) > 1
+        if not has_spec(node) and target_of(node)._schema.returns and not is_several:
             refuse(node, "must have exactly one tensor as result")
         check_arguments(node)
         if is_ours:
@@ -71,6 +76,14 @@ def refuse(node: fx.Node, reason: str) -> NoReturn:
     inputs = ", ".join(f"{n.name}: {n.meta.get('spec')}" for n in node.all_input_nodes)
     call = f"{node.name} = {node.target}({inputs})" if node.op == "call_function" else f"{node.name} ({node.op})"
     raise CaptureError(f"{call} {reason}. At {node.meta.get('source') or 'an unknown place'}")
+
+
+def _check_part(node: fx.Node) -> None:
+    """One result of a call that has several."""
+    call, index = args_of(node)
+    specs = call.meta["spec"] if isinstance(call, fx.Node) and call.op == "call_function" else None
+    if type(specs) is not tuple or index not in range(len(specs)) or spec_of(node) != specs[index]:
+        refuse(node, "is none of the results of the call that it reads")
 
 
 def check_arguments(node: fx.Node) -> None:
@@ -90,7 +103,7 @@ def check_ours(node: fx.Node, stored: set[fx.Node]) -> None:
     name = target_of(node)._schema.name.partition("::")[2]
     if name == "attention":
         refuse(node, "is still stateless: insert_kv must replace it")
-    if name == "kv_store":
+    if name in ("kv_store", "rope_kv_store"):
         stored.add(a["cache_layer"])
     if name == "paged_attention" and a["cache_layer"] not in stored:
         refuse(node, f"reads {a['cache_layer'].name} before anything is stored in it")
@@ -99,20 +112,24 @@ def check_ours(node: fx.Node, stored: set[fx.Node]) -> None:
             refuse(node, f"needs {parameter} of rank {rank}")
     if name == "linear" and _last(a["x"]) != _last(a["weight_NK"]):
         refuse(node, "needs x and weight_NK of equal last size")
-    if name in ("rms_norm", "layer_norm") and _last(a["x"]) != _last(a["weight"]):
+    if name in NORMS and _last(a["x"]) != _last(a["weight"]):
         refuse(node, "needs x and weight of equal last size")
-    if name in ("rms_norm", "layer_norm", "linear") and isinstance(_last(a["x"]), Extent):
+    if name in (*NORMS, "linear") and isinstance(_last(a["x"]), Extent):
         refuse(node, "works along the batch")
-    if name == "rope" and spec_of(a["cos_sin"]).dtype != torch.float32:
+    if name in ("rope", "rope_kv_store") and spec_of(a["cos_sin"]).dtype != torch.float32:
         refuse(node, "needs cos_sin in float32")
     _check_result(node, a, name)
 
 
 def _check_result(node: fx.Node, a: dict[str, Any], name: str) -> None:
     like = {"rms_norm": "x", "layer_norm": "x", "rope": "x_TNH", "activation": "x", "gated_activation": "gate",
-            "paged_attention": "q_TNH", "varlen_attention": "q_TNH"}.get(name)  # fmt: skip
-    if like is not None and spec_of(a[like]) != spec_of(node):
-        refuse(node, f"must have a result like {like}, not {spec_of(node)}")
+            "paged_attention": "q_TNH", "varlen_attention": "q_TNH", "rope_kv_store": "q_TNH", "add_rms_norm": "x",
+            "add_layer_norm": "x"}.get(name)  # fmt: skip
+    for spec in [node.meta["spec"]] if has_spec(node) else node.meta["spec"] or ():
+        if like is not None and spec_of(a[like]) != spec:
+            refuse(node, f"must have a result like {like}, not {spec}")
+    if name in ("add_rms_norm", "add_layer_norm") and spec_of(a["x"]) != spec_of(a["residual"]):
+        refuse(node, "needs x and residual of one shape and type")
 
 
 def _last(node: fx.Node) -> Any:
@@ -120,14 +137,18 @@ def _last(node: fx.Node) -> Any:
     return spec.shape[-1]
 
 
+NORMS = ("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm")
 RANKS: dict[str, dict[str, int]] = {
     "embedding": {"ids_T": 1, "weight_VD": 2},
     "linear": {"weight_NK": 2, "bias": 1},
     "rms_norm": {"weight": 1},
     "layer_norm": {"weight": 1, "bias": 1},
+    "add_rms_norm": {"weight": 1},
+    "add_layer_norm": {"weight": 1, "bias": 1},
     "rope_cos_sin": {"positions_T": 1, "inv_freq_P": 1},
     "rope": {"x_TNH": 3, "cos_sin": 2},
     "kv_store": {"k_TKH": 3, "v_TKH": 3, "slot_mapping_T": 1},
+    "rope_kv_store": {"q_TNH": 3, "k_TKH": 3, "v_TKH": 3, "cos_sin": 2, "slot_mapping_T": 1},
     "paged_attention": {"q_TNH": 3, "block_table_SB": 2},
     "varlen_attention": {"q_TNH": 3, "k_TKH": 3, "v_TKH": 3},
     "gather_rows": {"rows_R": 1},

@@ -27,8 +27,11 @@ KERNELS: tuple[Kernel, ...] = (
             ("embedding", "copies", "supports_embedding", "exact"),
             ("rms_norm", "norms", "supports", "fp32, 4 vectors of 16 lanes"),
             ("layer_norm", "norms", "supports", "fp32, 4 vectors of 16 lanes"),
+            ("add_rms_norm", "norms", "supports_add", "fp32, 4 vectors of 16 lanes"),
+            ("add_layer_norm", "norms", "supports_add", "fp32, 4 vectors of 16 lanes"),
             ("rope_cos_sin", "rope", "supports_rope_cos_sin", "fp32, libm"),
             ("rope", "rope", "supports_rope", "fp32"),
+            ("rope_kv_store", "rope", "supports_rope_kv_store", "fp32"),
             ("activation", "activations", "supports_activation", "fp32"),
             ("gated_activation", "activations", "supports_gated_activation", "fp32"),
             ("gather_rows", "copies", "supports_gather_rows", "exact"),
@@ -75,6 +78,9 @@ KERNELS: tuple[Kernel, ...] = (
             "kv_store",
             "paged_attention",
             "varlen_attention",
+            "add_rms_norm",
+            "add_layer_norm",
+            "rope_kv_store",
         )
     ),
     *(

@@ -16,6 +16,9 @@ gather_rows = target("gather_rows")
 kv_store = target("kv_store")
 paged_attention = target("paged_attention")
 varlen_attention = target("varlen_attention")
+add_rms_norm = target("add_rms_norm")
+add_layer_norm = target("add_layer_norm")
+rope_kv_store = target("rope_kv_store")
 
 __all__ = [
     "LIBRARY",
@@ -23,6 +26,8 @@ __all__ = [
     "Op",
     "Spelling",
     "activation",
+    "add_layer_norm",
+    "add_rms_norm",
     "attention",
     "embedding",
     "gated_activation",
@@ -35,6 +40,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_cos_sin",
+    "rope_kv_store",
     "target",
     "varlen_attention",
 ]

@@ -8,6 +8,7 @@ import torch
 
 from tritium.ops.activations import ACTIVATION, GATED_ACTIVATION
 from tritium.ops.attention import ATTENTION, KV_STORE, PAGED_ATTENTION
+from tritium.ops.fused import ADD_LAYER_NORM, ADD_RMS_NORM, ROPE_KV_STORE
 from tritium.ops.linears import EMBEDDING, GATHER_ROWS, LINEAR
 from tritium.ops.norms import LAYER_NORM, RMS_NORM
 from tritium.ops.op import Op
@@ -30,6 +31,9 @@ OPS: tuple[Op, ...] = (
     KV_STORE,
     PAGED_ATTENTION,
     VARLEN_ATTENTION,
+    ADD_RMS_NORM,
+    ADD_LAYER_NORM,
+    ROPE_KV_STORE,
 )
 
 

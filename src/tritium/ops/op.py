@@ -29,7 +29,7 @@ class Spelling:
     """
 
     name: str
-    fn: Callable[..., torch.Tensor]
+    fn: Callable[..., Any]
     example: Example
     attributes: Mapping[str, Literal] = field(default_factory=dict)
     binds: Mapping[str, Literal] = field(default_factory=dict)
@@ -43,6 +43,7 @@ class Op:
     schema: torch.library's, without the namespace. Parameter names carry the sizes (legend in `ops/library.py`).
     fake: an empty, dense tensor of the result's shape and dtype, for capture. Not the reference run on meta tensors: a
         capture holds real constants (inv_freq) beside meta weights, which arithmetic refuses to mix.
+    is_fused: a pass makes it of other ops. Its spellings are written in those; nothing recognises it in plain torch.
     """
 
     name: str
@@ -50,3 +51,4 @@ class Op:
     reference: Callable[..., Any]
     fake: Callable[..., Any]
     spellings: tuple[Spelling, ...] = ()
+    is_fused: bool = False

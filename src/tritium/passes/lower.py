@@ -134,11 +134,7 @@ class _Lowering:
 
     def _copy(self, node: fx.Node, name: str) -> str:
         """A contiguous copy of a value, as a step."""
-        spec, copy = spec_of(node), self._free_name(f"{name}_contiguous")
-        self.values[copy] = Value(
-            name=copy, kind="temp", dtype=dtype_name(spec.dtype), shape=tuple(_text(dim) for dim in spec.shape)
-        )
-        self.samples[copy] = _sample(spec)
+        copy = self._add_value(spec_of(node), "temp", self._free_name(f"{name}_contiguous"))
         self._emit(COPY, {"self": Ref(name), "memory_format": None}, (copy,), node)
         return copy
 
@@ -153,7 +149,9 @@ class _Lowering:
         self._emit(op_name(node.target), args, outputs, node)
 
     def _emit(self, op: str, args: dict[str, Arg], outputs: tuple[str, ...], node: fx.Node) -> None:
-        is_rows = has_spec(node) and any(isinstance(d, Extent) and d.rows for d in spec_of(node).shape)
+        spec = node.meta["spec"]
+        specs = [spec] if has_spec(node) else spec or ()
+        is_rows = any(isinstance(d, Extent) and d.rows for spec in specs for d in spec.shape)
         step = Step(
             op=op, args=args, outputs=outputs, phase="rows" if is_rows else "tokens", sources=node.meta["covers"]
         )

@@ -20,6 +20,8 @@ from tritium.passes.canonicalise import canonicalise
 from tritium.passes.dead_code import remove_dead_code, remove_duplicates
 from tritium.passes.fold_constants import constants_of, fold_constants
 from tritium.passes.fold_weights import fold_weights
+from tritium.passes.fuse_add_norm import fuse_add_norm
+from tritium.passes.fuse_rope_kv import fuse_rope_kv
 from tritium.passes.gather_rows import gather_sampled_rows
 from tritium.passes.insert_kv import insert_kv
 from tritium.passes.lower import lower
@@ -92,7 +94,11 @@ MERGE = (
     Pass(name="merge_parallel", run=merge_parallel, is_required=False),  # takes what the two before it have made
     Pass(name="canonicalise_slices", run=canonicalise_views),  # a slice of a slice is one
 )
-PASSES = (*NORMALISE, *BATCH, *MERGE)
+FUSE = (
+    Pass(name="fuse_add_norm", run=fuse_add_norm, is_required=False),
+    Pass(name="fuse_rope_kv", run=fuse_rope_kv, is_required=False),  # after insert_kv, which makes what it matches
+)
+PASSES = (*NORMALISE, *BATCH, *MERGE, *FUSE)
 OPTIONAL = tuple(p.name for p in PASSES if not p.is_required)
 
 
@@ -129,6 +135,7 @@ def optimise(
     run(MERGE)
     result, kv_groups = insert_kv(graph)
     matches["insert_kv"] = result.num_matches
+    run(FUSE)
     verify(graph, foreign=[target for _, target in (foreign or {}).values()])
     return Optimised(graph, kv_groups, matches, derived_weights(graph), constants_of(graph))
 

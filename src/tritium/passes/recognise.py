@@ -68,7 +68,7 @@ def _patterns_in(dtype: torch.dtype) -> list[tuple[ops.Op, ops.Spelling, Pattern
     return [
         (op, spelling, pattern_of(op, spelling, dtype))
         for op in ops.OPS
-        if op.name != "attention"  # passes/recognise_attention.py: any layout of heads and tokens
+        if op.name != "attention" and not op.is_fused  # recognise_attention.py finds any layout of heads and tokens
         for spelling in op.spellings
     ]
 

@@ -1,4 +1,4 @@
-"""rope_cos_sin and rope, compiled (csrc/rope.cpp)."""
+"""rope_cos_sin, rope and rope_kv_store, compiled (csrc/rope.cpp)."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from tritium.errors import KernelError
 from tritium.kernels.cpu import library
+from tritium.kernels.cpu.copies import supports_kv_store
 from tritium.kernels.cpu.layout import Reads, dense_output
 from tritium.kernels.kernel import Thunk
 
@@ -28,6 +30,18 @@ class RopeArgs(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("x", "cos_sin", "out")),
         *((name, ctypes.c_int64) for name in ("num_tokens", "num_heads", "head_size", "num_pairs")),
         *((name, ctypes.c_int64) for name in ("stride_token", "stride_head")),
+        ("interleaved", ctypes.c_int32),
+    ]
+
+
+class RopeKvStoreArgs(ctypes.Structure):
+    """csrc/rope.cpp RopeKvStoreArgs."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "cos_sin", "out", "cache", "slots")),
+        *((name, ctypes.c_int64) for name in ("num_tokens", "num_heads", "num_kv_heads", "head_size", "num_pairs")),
+        *((name, ctypes.c_int64) for name in ("block_size", "stride_block")),
+        *((name, ctypes.c_int64) for x in "qkv" for name in (f"{x}_stride_token", f"{x}_stride_head")),
         ("interleaved", ctypes.c_int32),
     ]
 
@@ -75,3 +89,30 @@ def bind_rope(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk
         args.get("interleaved", False),
     )
     return reads.before(library.thunk("rope", x_TNH.dtype, struct, x_TNH, cos_sin, out))
+
+
+def supports_rope_kv_store(args: Mapping[str, Any]) -> str | None:
+    """What rope and kv_store ask for; queries, keys, values and cache of one dtype."""
+    q_TNH, cos_sin, cache = args["q_TNH"], args["cos_sin"], args["cache_layer"]
+    return (
+        supports_rope({"x_TNH": q_TNH, "cos_sin": cos_sin})
+        or library.refuse({"q_TNH": q_TNH, "cache_layer": cache})
+        or supports_kv_store(args)
+    )
+
+
+def bind_rope_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.rope_kv_store: rotated queries into outputs[0], dense; q, k, v may be strided in tokens and heads."""
+    reads, out, cache = Reads(), dense_output(outputs[0]), args["cache_layer"]
+    q, k, v = (reads.adjacent(args[name]) for name in ("q_TNH", "k_TKH", "v_TKH"))
+    cos_sin, slots = reads.dense(args["cos_sin"]), reads.dense(args["slot_mapping_T"])
+    if not cache[0].is_contiguous():
+        raise KernelError(f"a block of the cache is not dense: sizes {tuple(cache.shape)}, strides {cache.stride()}")
+    num_tokens, num_heads, head_size = q.shape
+    struct = RopeKvStoreArgs(
+        *(t.data_ptr() for t in (q, k, v, cos_sin, out, cache, slots)),
+        *(num_tokens, num_heads, k.shape[1], head_size, cos_sin.shape[-1] // 2, cache.shape[3], cache.stride(0)),
+        *(stride for t in (q, k, v) for stride in t.stride()[:2]),
+        args.get("interleaved", False),
+    )
+    return reads.before(library.thunk("rope_kv_store", q.dtype, struct, q, k, v, cos_sin, out, cache, slots))

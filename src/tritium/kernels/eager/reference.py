@@ -38,6 +38,23 @@ def _by_rows(name: str, *row_args: str) -> Bind:
     return bind
 
 
+def _pair(name: str) -> Bind:
+    """bind for an op with two results whose reference treats each row alike."""
+    reference = ops.op_named(name).reference
+
+    def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+        kept, first, second = dict(args), outputs[0], outputs[1]
+
+        def thunk() -> None:
+            results = reference(**kept)
+            first.copy_(results[0])
+            second.copy_(results[1])
+
+        return thunk
+
+    return bind
+
+
 def kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.kv_store: writes into the cache, has no output."""
     kept: dict[str, Any] = dict(args)
@@ -52,6 +69,9 @@ rope_cos_sin = _copying("rope_cos_sin")
 rope = _copying("rope")
 attention = _copying("attention")
 gather_rows = _copying("gather_rows")
+add_rms_norm = _pair("add_rms_norm")
+add_layer_norm = _pair("add_layer_norm")
+rope_kv_store = _copying("rope_kv_store")
 paged_attention = _copying("paged_attention")
 varlen_attention = _copying("varlen_attention")
 activation = _by_rows("activation", "x")

@@ -1,4 +1,5 @@
-// rope_cos_sin: the angles of a step, once; rope: rotates the first 2P dimensions of each head, copies the rest.
+// rope_cos_sin: the angles of a step, once; rope: rotates the first 2P dimensions of each head, copies the rest;
+// rope_kv_store: rope of the queries, and of the keys into the KV cache, with the values beside them.
 #include <cmath>
 
 #include "tritium.h"
@@ -19,6 +20,16 @@ struct RopeArgs {
   const float* cos_sin;  // dense [num_tokens, 2 * num_pairs]
   void* out;             // dense
   int64_t num_tokens, num_heads, head_size, num_pairs, stride_token, stride_head;  // strides of x
+  int32_t interleaved;
+};
+
+struct RopeKvStoreArgs {
+  const void *q, *k, *v;
+  const float* cos_sin;  // dense [num_tokens, 2 * num_pairs]
+  void *out, *cache;     // out: like q, dense. cache: [num_blocks, 2, num_kv_heads, block_size, head], dense in a block
+  const int64_t* slots;
+  int64_t num_tokens, num_heads, num_kv_heads, head_size, num_pairs, block_size, stride_block;
+  int64_t q_stride_token, q_stride_head, k_stride_token, k_stride_head, v_stride_token, v_stride_head;
   int32_t interleaved;
 };
 
@@ -60,17 +71,43 @@ template <class T> void rotate_pairs(const T* x, const float* cos, const float* 
   });
 }
 
+// One head of `size`, rotated by the angles of its token. `out` may be `x`.
+template <class T>
+void rotate_head(const T* x, const float* cos, T* out, int64_t num_pairs, int64_t size, bool interleaved) {
+  const float* sin = cos + num_pairs;
+  if (interleaved) rotate_pairs(x, cos, sin, out, num_pairs);
+  else rotate_halves(x, cos, sin, out, num_pairs);
+  const int64_t rotated = 2 * num_pairs;
+  if (rotated < size && out != x) std::memcpy(out + rotated, x + rotated, static_cast<size_t>(size - rotated) * sizeof(T));
+}
+
 template <class T> void rope(const RopeArgs& a) {
-  const int64_t rotated = 2 * a.num_pairs;
   for_rows(a.num_tokens, a.num_heads * a.head_size, [&](int64_t token) {
-    const float *cos = a.cos_sin + token * rotated, *sin = cos + a.num_pairs;
+    const float* cos = a.cos_sin + token * 2 * a.num_pairs;
     for (int64_t head = 0; head < a.num_heads; ++head) {
       const T* x = static_cast<const T*>(a.x) + token * a.stride_token + head * a.stride_head;
       T* out = static_cast<T*>(a.out) + (token * a.num_heads + head) * a.head_size;
-      if (a.interleaved) rotate_pairs(x, cos, sin, out, a.num_pairs);
-      else rotate_halves(x, cos, sin, out, a.num_pairs);
-      if (rotated < a.head_size)
-        std::memcpy(out + rotated, x + rotated, static_cast<size_t>(a.head_size - rotated) * sizeof(T));
+      rotate_head(x, cos, out, a.num_pairs, a.head_size, a.interleaved);
+    }
+  });
+}
+
+template <class T> void rope_kv_store(const RopeKvStoreArgs& a) {
+  const int64_t H = a.head_size, plane = a.num_kv_heads * a.block_size * H;  // elements from a block's keys to its values
+  for_rows(a.num_tokens, (a.num_heads + 2 * a.num_kv_heads) * H, [&](int64_t token) {
+    const float* cos = a.cos_sin + token * 2 * a.num_pairs;
+    const T* q = static_cast<const T*>(a.q) + token * a.q_stride_token;
+    T* out = static_cast<T*>(a.out) + token * a.num_heads * H;
+    for (int64_t head = 0; head < a.num_heads; ++head)
+      rotate_head(q + head * a.q_stride_head, cos, out + head * H, a.num_pairs, H, a.interleaved);
+    const int64_t slot = a.slots[token];
+    if (slot < 0) return;  // a padded row
+    const T *k = static_cast<const T*>(a.k) + token * a.k_stride_token;
+    const T *v = static_cast<const T*>(a.v) + token * a.v_stride_token;
+    T* to = static_cast<T*>(a.cache) + slot / a.block_size * a.stride_block + slot % a.block_size * H;
+    for (int64_t head = 0; head < a.num_kv_heads; ++head, to += a.block_size * H) {
+      rotate_head(k + head * a.k_stride_head, cos, to, a.num_pairs, H, a.interleaved);
+      std::memcpy(to + plane, v + head * a.v_stride_head, static_cast<size_t>(H) * sizeof(T));
     }
   });
 }
@@ -79,3 +116,4 @@ template <class T> void rope(const RopeArgs& a) {
 
 TRITIUM_EXPORT_ONE(rope_cos_sin, RopeCosSinArgs)
 TRITIUM_EXPORT(rope, RopeArgs)
+TRITIUM_EXPORT(rope_kv_store, RopeKvStoreArgs)
