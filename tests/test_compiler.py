@@ -20,7 +20,8 @@ from tritium.engine.engine import Engine
 from tritium.errors import CaptureError, CheckpointError, ConfigError, UnsupportedModel
 from tritium.models.config import ModelConfig, RopeConfig
 from tritium.testing.plain_models import PlainLlama
-from tritium.testing.tiny_models import LLAMA, make_checkpoint, random_prompt
+from tritium.testing.tiny_configs import LLAMA
+from tritium.testing.tiny_models import make_checkpoint, random_prompt
 from tritium.weights.recipes import from_json
 from tritium.weights.safetensors import SafetensorsSource
 

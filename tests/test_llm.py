@@ -15,7 +15,8 @@ from tritium.compiler import build
 from tritium.config import BuildConfig
 from tritium.engine import cache, obtain
 from tritium.errors import CheckpointError, ConfigError, EngineError, RequestError, RequestTooLarge
-from tritium.testing.tiny_models import LLAMA, make_checkpoint, random_prompt, reference_model
+from tritium.testing.tiny_configs import LLAMA
+from tritium.testing.tiny_models import make_checkpoint, random_prompt, reference_model
 from tritium.testing.tiny_tokenizers import byte_level_bpe, write_directory
 
 VOCAB_SIZE = 400

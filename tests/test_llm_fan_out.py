@@ -8,7 +8,8 @@ from tritium import LLM, SamplingParams
 from tritium.compiler import build
 from tritium.errors import RequestError
 from tritium.sampling_params import child_seed
-from tritium.testing.tiny_models import LLAMA, make_checkpoint, random_prompt
+from tritium.testing.tiny_configs import LLAMA
+from tritium.testing.tiny_models import make_checkpoint, random_prompt
 from tritium.testing.tiny_tokenizers import byte_level_bpe, write_directory
 
 VOCAB_SIZE = 400

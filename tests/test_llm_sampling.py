@@ -7,7 +7,8 @@ import torch
 from tritium import LLM, SamplingParams
 from tritium.compiler import build
 from tritium.errors import RequestError
-from tritium.testing.tiny_models import LLAMA, make_checkpoint, random_prompt, reference_model
+from tritium.testing.tiny_configs import LLAMA
+from tritium.testing.tiny_models import make_checkpoint, random_prompt, reference_model
 from tritium.testing.tiny_tokenizers import byte_level_bpe, write_directory
 
 VOCAB_SIZE = 400

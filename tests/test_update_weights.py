@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from tritium import LLM, SamplingParams
 from tritium.compiler import build
 from tritium.errors import CheckpointError, ConfigError, EngineError, OutOfMemory
-from tritium.testing.tiny_models import LLAMA, make_checkpoint, random_prompt
+from tritium.testing.tiny_configs import LLAMA
+from tritium.testing.tiny_models import make_checkpoint, random_prompt
 
 LIMITS = {"max_num_seqs": 8, "max_num_batched_tokens": 32, "num_threads": 1}
 LONG = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=1)

@@ -17,7 +17,8 @@ from tritium.engine.engine import Engine
 from tritium.engine.refit import refit_directory
 from tritium.errors import CheckpointError, ConfigError, EngineError
 from tritium.testing.plain_models import PlainLlama
-from tritium.testing.tiny_models import GPT2, LLAMA, make_checkpoint
+from tritium.testing.tiny_configs import GPT2, LLAMA
+from tritium.testing.tiny_models import make_checkpoint
 from tritium.weights.recipes import Checkpoint, Concat, Constant, to_json
 
 FAMILIES = {"llama": LLAMA, "llama-tied": LLAMA | {"tie_word_embeddings": True}, "gpt2": GPT2}

@@ -20,7 +20,6 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tritium import models
-from tritium.testing.tiny_configs import LLAMA as LLAMA
 from tritium.testing.tiny_configs import TINY_MODELS as TINY_MODELS
 from tritium.weights.recipes import evaluate
 from tritium.weights.safetensors import SafetensorsSource
