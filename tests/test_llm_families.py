@@ -18,7 +18,7 @@ LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": 24, "num_threads": 1}
     ["qwen3", "gemma2", "stablelm", "phi3", "phi3-longrope", "gpt_neox", "gpt_neox-sequential", "opt", "opt-post-norm"],
 )
 def test_an_answer_of_32_tokens_is_that_of_transformers(name, tmp_path):
-    path = make_checkpoint(tmp_path / "model", name)
+    path = make_checkpoint(tmp_path / "model", name, seed=1)
     prompts = [random_prompt(length, seed=length) for length in LONG.get(name, LENGTHS)]
     with LLM(build(path, output_dir=tmp_path / "engine", max_model_len=80).path, **LIMITS) as llm:
         outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True))

@@ -39,6 +39,12 @@ def prove(body) -> None:
     prove_token_local(graph)
 
 
+def alibi(x, slopes):
+    """Attention of three heads with these slopes."""
+    heads = x.view(-1, 3, 4)
+    return ops.attention(heads, heads, heads, 0.5, alibi_slopes_N=slopes).view(-1, D)
+
+
 REFUSED = {
     "mean over the tokens": (lambda m, x, p: x - x.mean(0), "mean", "works along the tokens"),
     "mean over everything": (lambda m, x, p: x - x.mean(), "mean", "works along the tokens"),
@@ -100,6 +106,7 @@ REFUSED = {
         "attention in a form that is not recognised",
     ),
     "weights made of tokens": (lambda m, x, p: F.layer_norm(x, (D,), x.mean(1, True).sum() * m.gain), "sum", "works"),
+    "alibi slopes made of tokens": (lambda m, x, p: alibi(x, x[:, 0]), "attention", "alibi_slopes_N to be the same"),
     "an unknown op": (lambda m, x, p: torch.special.i0(x), "special_i0", "not known whether it works token by token"),
 }
 
@@ -129,6 +136,7 @@ ACCEPTED = {
     "in place": lambda m, x, p: x.clone().mul_(2.0).add_(m.gain),
     "features cut and joined": lambda m, x, p: torch.cat((x[:, 6:], x[:, :6]), -1),
     "stacked": lambda m, x, p: torch.stack((x, x * 2), 0).sum(0) + torch.stack((x, x), -1).mean(-1),
+    "alibi": lambda m, x, p: alibi(x, m.gain[:3]),
     "a weight by a weight": lambda m, x, p: x * (m.table @ m.gain).mean(),
 }
 

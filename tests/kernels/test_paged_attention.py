@@ -31,6 +31,7 @@ class Problem:
     v: list[torch.Tensor]
     window: int = 0
     softcap: float = 0.0
+    slopes: torch.Tensor | None = None  # [N]
 
     @classmethod
     def draw(
@@ -76,6 +77,7 @@ class Problem:
             "scale": head_size**-0.5,
             "window": self.window,
             "softcap": self.softcap,
+            "alibi_slopes_N": self.slopes,
         }
 
     def run(self, chunks: list[tuple[int, Chunk]], **layout: Any) -> list[torch.Tensor]:
@@ -94,6 +96,8 @@ class Problem:
         if self.softcap:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         distance = torch.arange(context - num_queries, context)[:, None] - torch.arange(context)
+        if self.slopes is not None:
+            scores = scores - self.slopes.to(dtype)[:, None, None] * distance
         is_hidden = (distance < 0) | (distance >= (self.window or context))
         return (scores.masked_fill(is_hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1)
 
@@ -122,7 +126,8 @@ def test_its_error_is_at_most_twice_that_of_fp32_and_a_cast(shape: tuple[int, in
     for i, (window, softcap) in enumerate([(0, 0.0), (5, 20.0), (70, 0.0), (64, 3.0)]):
         if dtype != torch.float32 and i % 2 != (dtype == torch.float16):
             continue
-        problem = Problem.draw([c for _, c in MIXED], *shape, dtype, window=window, softcap=softcap)
+        slopes = torch.rand(shape[0]) / 4 if i % 2 else None
+        problem = Problem.draw([c for _, c in MIXED], *shape, dtype, window=window, softcap=softcap, slopes=slopes)
         chunks = list(enumerate(MIXED))
         out = torch.cat(problem.run(chunks, block_size=(16, 1, 64, 256)[i]))
         exact = torch.cat([problem.dense(*chunk, torch.float64) for chunk in chunks])
@@ -137,7 +142,8 @@ def test_its_error_is_at_most_twice_that_of_fp32_and_a_cast(shape: tuple[int, in
 
 
 def test_it_equals_the_op() -> None:
-    problem = Problem.draw([c for _, c in MIXED], 4, 2, 16, torch.float32, window=9, softcap=5.0)
+    slopes = torch.tensor([0.0, 0.25, 0.05, -0.1])
+    problem = Problem.draw([c for _, c in MIXED], 4, 2, 16, torch.float32, window=9, softcap=5.0, slopes=slopes)
     args = problem.args(list(enumerate(MIXED)))
     torch.testing.assert_close(compute(args), ops.paged_attention(**args), rtol=0, atol=4e-6)
 
@@ -183,7 +189,8 @@ def test_a_sequence_in_any_batch_has_the_bits_it_has_alone(data: st.DataObject) 
     shape = data.draw(st.sampled_from([(4, 2, 64), (8, 1, 32), (3, 3, 20), (14, 2, 128)]))
     dtype, window = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from([0, 1, 30, 64, 65]))
     lengths = data.draw(st.lists(st.integers(1, 180), min_size=1, max_size=5))
-    problem = Problem.draw(lengths, *shape, dtype, window=window)
+    slopes = torch.rand(shape[0]) if data.draw(st.booleans()) else None
+    problem = Problem.draw(lengths, *shape, dtype, window=window, slopes=slopes)
     whole = problem.run(problem.whole(), block_size=data.draw(st.sampled_from([4, 16, 128])))
     chunks = []
     for sequence, length in enumerate(lengths):
@@ -248,6 +255,9 @@ def test_it_refuses_arguments_that_it_has_no_code_for() -> None:
     assert "bfloat16" in str(reason(q, replace(cache, dtype=torch.bfloat16)))
     assert "float64" in str(reason(replace(q, dtype=torch.float64), replace(cache, dtype=torch.float64)))
     assert "heads of 64" in str(reason(q, replace(cache, shape=(None, 2, 4, 16, 32))))
+    slopes = TensorSpec(dtype=torch.float32, shape=(4,))
+    refused = supports_paged_attention({"q_TNH": q, "cache_layer": cache, "alibi_slopes_N": slopes})
+    assert refused == "alibi slopes are torch.float32 [4], expected 8 fp32 numbers"
     assert "8 query heads" in str(reason(q, replace(cache, shape=(None, 2, 3, 16, 64))))
     args = Problem.draw([8], 4, 2, 16, torch.float32).args([(0, (8, 8))])
     for name, value in (

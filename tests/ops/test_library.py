@@ -89,11 +89,15 @@ def test_an_unknown_op_or_kind_is_refused_with_the_known_ones() -> None:
         ops.activation(torch.zeros(2), "swish")
 
 
+@pytest.mark.parametrize("has_alibi", [False, True])
 @pytest.mark.parametrize(
     ("window", "softcap", "causal"), [(0, 0.0, True), (3, 0.0, True), (0, 2.0, True), (0, 0.0, False)]
 )
-def test_attention_equals_softmax_written_out_per_head(window: int, softcap: float, causal: bool) -> None:
+def test_attention_equals_softmax_written_out_per_head(
+    window: int, softcap: float, causal: bool, has_alibi: bool
+) -> None:
     torch.manual_seed(0)
+    slopes = torch.rand(N) if has_alibi else None
     q, k, v = (torch.randn(T, heads, H, dtype=torch.float64) for heads in (N, K, K))
     expected = torch.empty(T, N, H, dtype=torch.float64)
     for t in range(T):
@@ -101,8 +105,10 @@ def test_attention_equals_softmax_written_out_per_head(window: int, softcap: flo
         for n in range(N):
             scores = torch.stack([q[t, n] @ k[s, n // (N // K)] for s in keys]) * 0.3
             scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+            if slopes is not None:
+                scores = scores + slopes[n].double() * torch.tensor([s - t for s in keys])
             expected[t, n] = sum(p * v[s, n // (N // K)] for p, s in zip(scores.softmax(0), keys, strict=True))
-    out = ops.attention(q.float(), k.float(), v.float(), 0.3, causal, window, softcap)
+    out = ops.attention(q.float(), k.float(), v.float(), 0.3, causal, window, softcap, slopes)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -125,9 +131,10 @@ def test_kv_store_then_paged_attention_equals_attention_of_each_sequence_and_rea
     packed = torch.cat([q[s][-num_new[s] :] for s in range(2)] + [torch.full((2, N, H), math.nan)])
     int32 = {"dtype": torch.int32}
     counts, starts = torch.tensor([2, 9, 2, 0], **int32), torch.tensor([0, 3, 9, 9], **int32)
-    for window in (0, 5):
-        out = ops.paged_attention(packed, cache, table, starts, torch.tensor(lens, **int32), counts, 0.3, window, 0.0)
-        expected = [ops.attention(q[s], k[s], v[s], 0.3, True, window)[-num_new[s] :] for s in range(2)]
+    for window, slopes in ((0, None), (5, None), (0, torch.rand(N)), (5, torch.rand(N))):
+        batch = (packed, cache, table, starts, torch.tensor(lens, **int32), counts)
+        out = ops.paged_attention(*batch, 0.3, window, 0.0, slopes)
+        expected = [ops.attention(q[s], k[s], v[s], 0.3, True, window, 0.0, slopes)[-num_new[s] :] for s in range(2)]
         torch.testing.assert_close(out[:9], torch.cat(expected), rtol=1e-5, atol=1e-5)
 
 

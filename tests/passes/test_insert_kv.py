@@ -50,7 +50,7 @@ def test_windows_and_scale_reach_the_kernel():
     graph = layers(7)
     insert_kv(graph)
     (attention,) = [n for n in graph.nodes if n.target is torch.ops.tritium.paged_attention.default]
-    assert attention.args[-3:] == (0.5, 7, 0.0)
+    assert attention.args[-4:] == (0.5, 7, 0.0, None)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ Dims = dict[fx.Node, TokenDim]
 POSITIONS_HINT = "what depends on the place in the sequence must be computed from the argument `positions`"
 
 ATTENTION_HINT = "Attention is to be written as tritium.ops.attention, or torch's scaled_dot_product_attention"
+SHARED_BY_TOKENS = ("inv_freq_P", "alibi_slopes_N")
 CUT = "takes some of the tokens (a shift, or a cut)"
 
 
@@ -214,11 +215,12 @@ def _lookup(node: fx.Node, dims: Dims) -> TokenDim:
 def _tokens_first(node: fx.Node, dims: Dims) -> TokenDim:
     """Our ops on [T, ...] values: rope, rope_cos_sin, attention."""
     for name, arg in arguments(node).items():
-        if (
-            isinstance(arg, fx.Node)
-            and name != "inv_freq_P"
-            and (dims[arg] != 0 or spec_of(arg).shape[0] != NUM_TOKENS)
-        ):
+        if not isinstance(arg, fx.Node):
+            continue
+        if name in SHARED_BY_TOKENS:
+            if dims[arg] is not None:
+                raise _Mixes(f"needs {name} to be the same for all tokens")
+        elif dims[arg] != 0 or spec_of(arg).shape[0] != NUM_TOKENS:
             raise _Mixes(f"needs {name} to have the tokens in front")
     return 0
 

@@ -4,6 +4,7 @@ No cache, no batch axis, no masks: `ops.attention` is stateless over one sequenc
 T tokens, D model, N heads, K kv heads, H head size.
 """
 
+import torch
 from torch import Tensor, nn
 
 from tritium import ops
@@ -12,7 +13,12 @@ from tritium.models.parts import NORMS, Linear
 
 
 class Attention(nn.Module):
-    """Causal self-attention: grouped kv heads, rotary positions if any, a sliding window if the layer has one."""
+    """Causal self-attention: grouped kv heads, rotary positions or ALiBi if any, a sliding window if the layer has one.
+
+    `alibi_slopes`, where there are any, is a buffer with real numbers even when the module is made on the meta device.
+    """
+
+    alibi_slopes: Tensor | None
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -25,6 +31,9 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.hidden_size, kv_size, bias=config.has_qkv_bias)
         self.v_proj = Linear(config.hidden_size, kv_size, bias=config.has_qkv_bias)
         self.o_proj = Linear(q_size, config.hidden_size, bias=config.has_output_bias)
+        slopes = config.alibi_slopes
+        slopes_N = None if slopes is None else torch.tensor(slopes, dtype=torch.float32, device="cpu")
+        self.register_buffer("alibi_slopes", slopes_N, persistent=False)
         self.has_qk_norm = config.has_qk_norm
         if self.has_qk_norm:
             self.q_norm = NORMS[config.norm](config.head_size, config.norm_eps)
@@ -35,7 +44,7 @@ class Attention(nn.Module):
         if cos_sin is not None:
             q_TNH = ops.rope(q_TNH, cos_sin, self.is_interleaved)
             k_TKH = ops.rope(k_TKH, cos_sin, self.is_interleaved)
-        out_TNH = ops.attention(q_TNH, k_TKH, v_TKH, self.scale, window=self.window, softcap=self.softcap)
+        out_TNH = ops.attention(q_TNH, k_TKH, v_TKH, self.scale, True, self.window, self.softcap, self.alibi_slopes)
         return self.o_proj(out_TNH.view(-1, self.num_heads * self.head_size))
 
     def project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

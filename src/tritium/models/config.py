@@ -3,6 +3,7 @@
 `hf_config.py` reads it from a config.json, `presets.py` names well-known ones, and a person can write one by hand.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,10 +24,12 @@ class ModelConfig:
 
     family: the row of `families.FAMILIES` that names its tensors in a checkpoint; "" for a model of your own.
     windows: per layer, how many keys a query sees at most, itself included; 0: all.
-    rope: None means learned position embeddings. rope_local: that of windowed layers, where it is another.
+    rope: None means learned position embeddings, or alibi_slopes, one for each head, if these are given.
+    rope_local: that of windowed layers, where it is another.
     attention_scales: per layer; None means head_size ** -0.5.
     has_qk_norm: each head's queries and keys go through such a norm too, before they are rotated.
     is_gated: the MLP is act(gate(x)) * up(x), else act(up(x)).
+    has_embedding_norm: embeddings go through a norm before the first layer.
     block: how a layer's norms and residual sums lie; `blocks.py` has their formulas.
     embedding_size: None is hidden_size; else a linear leads from it into the model, and one back before the head.
     embedding_scale: token embeddings are multiplied by it, rounded to dtype. attention_softcap, logit_softcap: scores
@@ -50,6 +53,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     activation: str = "silu"
     is_gated: bool = True
+    has_embedding_norm: bool = False
     has_final_norm: bool = True
     embedding_size: int | None = None
     embedding_scale: float = 1.0
@@ -57,6 +61,7 @@ class ModelConfig:
     logit_softcap: float = 0.0
     rope: RopeConfig | None = None
     rope_local: RopeConfig | None = None
+    alibi_slopes: tuple[float, ...] | None = None
     windows: tuple[int, ...] = ()
     attention_scales: tuple[float, ...] | None = None
     has_qkv_bias: bool = False
@@ -89,6 +94,11 @@ class ModelConfig:
             self.rope is None or self.rope_local.is_interleaved != self.rope.is_interleaved
         ):
             raise ConfigError("rope_local needs a rope that rotates the same pairs of dimensions")
+        if self.alibi_slopes is not None:
+            if self.rope is not None:
+                raise ConfigError("rope and alibi_slopes cannot both be given: each says where a token stands")
+            if len(self.alibi_slopes) != self.num_heads or not all(map(math.isfinite, self.alibi_slopes)):
+                raise ConfigError(f"alibi_slopes must be {self.num_heads} finite numbers, not {self.alibi_slopes}")
         if not self.windows:
             object.__setattr__(self, "windows", (0,) * self.num_layers)
         if len(self.windows) != self.num_layers or min(self.windows) < 0:
@@ -115,8 +125,13 @@ class ModelConfig:
 
     @property
     def longest_model_len(self) -> int:
-        """The longest sequence the model can be run on at all: learned positions end, rotary ones do not."""
-        return self.max_position_embeddings if self.rope is None else MAX_SIZE
+        """The longest sequence the model can be run on at all: learned positions end, the others do not."""
+        return self.max_position_embeddings if self.has_learned_positions else MAX_SIZE
+
+    @property
+    def has_learned_positions(self) -> bool:
+        """Whether there is a table of positions."""
+        return self.rope is None and self.alibi_slopes is None
 
     def attention_scale(self, layer: int) -> float:
         """What q·k is multiplied by in this layer."""

@@ -33,8 +33,9 @@ class Decoder(nn.Module):
         scale = torch.tensor(config.embedding_scale, dtype=getattr(torch, config.dtype), device="cpu")
         self.embedding_scale = float(scale)  # rounded as a multiplication in that dtype would round it
         self.embed_positions = None
-        if config.rope is None:
+        if config.has_learned_positions:
             self.embed_positions = Embedding(config.max_position_embeddings, hidden)
+        self.embedding_norm = make_norm(config) if config.has_embedding_norm else None
         self.attention_scalings: dict[str, float] = {}
         for name, rope in (("inv_freq", config.rope), ("inv_freq_local", config.rope_local)):
             if rope is not None:
@@ -65,6 +66,8 @@ class Decoder(nn.Module):
             x_TD = x_TD * self.embedding_scale
         if self.project_in is not None:
             x_TD = self.project_in(x_TD)
+        if self.embedding_norm is not None:
+            x_TD = self.embedding_norm(x_TD)
         return x_TD if self.embed_positions is None else x_TD + self.embed_positions(positions_T)
 
     def rotations(self, positions_T: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -139,6 +139,39 @@ def _opt(layers: int, hidden: int, heads: int, **more: Any) -> dict[str, Any]:
     }
 
 
+def _falcon(layers: int, hidden: int, heads: int, **more: Any) -> dict[str, Any]:
+    return {
+        "architectures": ["FalconForCausalLM"],
+        "model_type": "falcon",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "vocab_size": 65_024,
+        "layer_norm_epsilon": 1e-5,
+        "multi_query": True,
+        "parallel_attn": True,
+        "new_decoder_architecture": False,
+        "alibi": False,
+        "bias": False,
+        "torch_dtype": "bfloat16",
+        **more,
+    }
+
+
+def _bloom(layers: int, hidden: int, heads: int, **more: Any) -> dict[str, Any]:
+    return {
+        "architectures": ["BloomForCausalLM"],
+        "model_type": "bloom",
+        "n_layer": layers,
+        "hidden_size": hidden,
+        "n_head": heads,
+        "vocab_size": 250_880,
+        "layer_norm_epsilon": 1e-5,
+        "torch_dtype": "float16",
+        **more,
+    }
+
+
 def _gpt2(layers: int, hidden: int, heads: int) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -191,6 +224,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt-neox-20b": _gpt_neox(44, 6144, 64, hidden_act="gelu_fast"),
     "pythia-160m": _gpt_neox(12, 768, 12, vocab_size=50_304),
     "pythia-6.9b": _gpt_neox(32, 4096, 32),
+    "falcon-rw-1b": _falcon(
+        24, 2048, 32, vocab_size=50_304, multi_query=False, parallel_attn=False, alibi=True, bias=True,
+    ),
+    "falcon-7b": _falcon(32, 4544, 71),
+    "falcon-40b": _falcon(60, 8192, 128, new_decoder_architecture=True, num_kv_heads=8),
+    "bloom-560m": _bloom(24, 1024, 16),
+    "bloom-7b1": _bloom(30, 4096, 32),
     "opt-125m": _opt(12, 768, 12),
     "opt-350m": _opt(24, 1024, 16, word_embed_proj_dim=512, do_layer_norm_before=False),
     "opt-6.7b": _opt(32, 4096, 32),

@@ -16,11 +16,14 @@ def attention(
     causal: bool = True,
     window: int = 0,
     softcap: float = 0.0,
+    alibi_slopes_N: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Softmax attention of one sequence, in fp32, cast once: [T, N, H]. Query head n reads kv head n // (N / K).
 
     window: keys a query sees at most, itself included; 0: all.
     softcap: scores become `softcap * tanh(score / softcap)`; 0: they do not.
+    alibi_slopes_N: fp32; to a score, capped or not, head n adds slope * (key's position - query's). Press et al. 2022
+        (ALiBi, arXiv:2108.12409).
     """
     num_heads, num_kv_heads = q_TNH.shape[1], k_TKH.shape[1]
     q_KGTH = q_TNH.to(torch.float32).transpose(0, 1).unflatten(0, (num_kv_heads, num_heads // num_kv_heads))
@@ -31,6 +34,9 @@ def attention(
         scores_KGTS = softcap * torch.tanh(scores_KGTS / softcap)
     positions = torch.arange(q_TNH.shape[0], device=q_TNH.device)
     distance_TS = positions[:, None] - positions[None, :]
+    if alibi_slopes_N is not None:
+        slopes_KG11 = alibi_slopes_N.view(num_kv_heads, -1, 1, 1)
+        scores_KGTS = scores_KGTS - slopes_KG11 * distance_TS.to(torch.float32)
     if causal:
         scores_KGTS = scores_KGTS.masked_fill(distance_TS < 0, -math.inf)
     if window:
@@ -61,6 +67,7 @@ def paged_attention(
     scale: float,
     window: int,
     softcap: float,
+    alibi_slopes_N: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of a packed batch over a cache that has this step's keys already: [T, N, H]. fp32, cast once.
 
@@ -86,6 +93,9 @@ def paged_attention(
             scores_KGS = torch.matmul(q_KGH, k_KSH.transpose(1, 2)) * scale
             if softcap:
                 scores_KGS = softcap * torch.tanh(scores_KGS / softcap)
+            if alibi_slopes_N is not None:
+                distance_S = (keys - (num_keys - 1)).to(torch.float32)
+                scores_KGS = scores_KGS + alibi_slopes_N.view(num_kv_heads, -1, 1) * distance_S
             out_TNH[row] = torch.matmul(torch.softmax(scores_KGS, dim=-1), v_KSH).flatten(0, 1)
     return out_TNH
 
@@ -123,7 +133,7 @@ _SCALE = {"scale": 0.12345}
 ATTENTION = Op(
     name="attention",
     schema="attention(Tensor q_TNH, Tensor k_TKH, Tensor v_TKH, float scale, bool causal=True, int window=0, "
-    "float softcap=0.0) -> Tensor",
+    "float softcap=0.0, Tensor? alibi_slopes_N=None) -> Tensor",
     reference=attention,
     fake=like_first,
     spellings=(
@@ -141,7 +151,8 @@ KV_STORE = Op(
 PAGED_ATTENTION = Op(
     name="paged_attention",
     schema="paged_attention(Tensor q_TNH, Tensor cache_layer, Tensor block_table_SB, Tensor cu_seqlens_q, "
-    "Tensor context_lens_S, Tensor batch_counts, float scale, int window, float softcap) -> Tensor",
+    "Tensor context_lens_S, Tensor batch_counts, float scale, int window, float softcap, "
+    "Tensor? alibi_slopes_N=None) -> Tensor",
     reference=paged_attention,
     fake=like_first,
 )

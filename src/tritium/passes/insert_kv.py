@@ -1,8 +1,9 @@
 """Give every attention its paged KV cache.
 
-Matches: `tritium.attention(q, k, v, scale, causal=True, window, softcap)`.
+Matches: `tritium.attention(q, k, v, scale, causal=True, window, softcap, alibi_slopes)`.
 Replaces with: `tritium.kv_store(k, v, kv.i, slot_mapping.g)` and
-    `tritium.paged_attention(q, kv.i, block_table.g, cu_seqlens_q, context_lens, batch_counts, scale, window, softcap)`,
+    `tritium.paged_attention(q, kv.i, block_table.g, cu_seqlens_q, context_lens, batch_counts, scale, window, softcap,
+    alibi_slopes)`,
     i the layer's number in graph order, g its KV group. Here one captured sequence becomes a packed batch.
 """
 
@@ -68,7 +69,8 @@ def _rewrite(node: fx.Node, cache: fx.Node, inputs: dict[str, fx.Node], group: i
         store = (a["k_TKH"], a["v_TKH"], cache, inputs[f"slot_mapping.{group}"])
         insert(node.graph, ops.kv_store.default, store, None, like=node, covers=[node])
         names = (f"block_table.{group}", "cu_seqlens_q", "context_lens", "batch_counts")
-        args = (a["q_TNH"], cache, *(inputs[name] for name in names), a["scale"], a["window"], a["softcap"])
+        args = (a["q_TNH"], cache, *(inputs[name] for name in names))
+        args += (a["scale"], a["window"], a["softcap"], a["alibi_slopes_N"])
         new = insert(node.graph, ops.paged_attention.default, args, spec_of(node), like=node, covers=[node])
     replace(node, new)
 

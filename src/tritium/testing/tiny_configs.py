@@ -97,6 +97,36 @@ OPT: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 1,
 }
+FALCON: dict[str, Any] = {
+    "architectures": ["FalconForCausalLM"],
+    "model_type": "falcon",
+    "vocab_size": 199,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "layer_norm_epsilon": 1e-5,
+    "multi_query": True,
+    "parallel_attn": True,
+    "new_decoder_architecture": False,
+    "alibi": False,
+    "bias": False,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+BLOOM: dict[str, Any] = {
+    "architectures": ["BloomForCausalLM"],
+    "model_type": "bloom",
+    "vocab_size": 199,
+    "hidden_size": 60,
+    "n_layer": 3,
+    "n_head": 6,
+    "layer_norm_epsilon": 1e-5,
+    "seq_length": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
 PHI3 = LLAMA | {
     "architectures": ["Phi3ForCausalLM"],
     "model_type": "phi3",
@@ -164,4 +194,11 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
     "opt": OPT,
     "opt-post-norm": OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 48},
     "opt-untied": OPT | {"enable_bias": False, "tie_word_embeddings": False, "_remove_final_layer_norm": True},
+    "falcon": FALCON,
+    "falcon-grouped": FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "tie_word_embeddings": False},
+    "falcon-grouped-one-norm": FALCON
+    | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "ffn_hidden_size": 80},
+    "falcon-alibi": FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+    "bloom": BLOOM,
+    "bloom-untied": BLOOM | {"tie_word_embeddings": False, "n_head": 4},
 }

@@ -37,7 +37,8 @@ GAINS = {
 HEADS = ("lm_head.weight", "embed_out.weight")
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings.")  # word_embeddings_layernorm is BLOOM's norm
 POSITIONS = ("wpe", "embed_positions")
-POST_NORM_GAIN = 10.0  # Gemma 2 multiplies its embedding by sqrt(D), and no layer puts out more than its last norm does
+# Gemma multiplies its embedding by sqrt(D), and no layer puts out more than its last norm does; BLOOM's is normed.
+NORM_GAINS = {"post_feedforward_layernorm": 10.0, "word_embeddings_layernorm": 0.3}
 
 
 def make_checkpoint(
@@ -52,8 +53,8 @@ def make_checkpoint(
     """Write a model directory and return its path. `model`: a name of TINY_MODELS, or the contents of a config.json.
 
     dtype: of the stored tensors and in config.json. num_shards > 1: shards with an index.
-    is_other_spelling: as some publications of the family are. GPT-2 and GPT-J with causal masks, GPT-2 without
-        `transformer.` in names; OPT without `model.`; GPT-NeoX with its head under the name of others.
+    is_other_spelling: as some publications of the family are. GPT-2 and GPT-J with causal masks, GPT-2
+        and BLOOM without `transformer.` in names; OPT without `model.`; GPT-NeoX's head by another name.
     """
     config = dict(TINY_MODELS[model] if isinstance(model, str) else model)
     path = Path(path)
@@ -83,7 +84,7 @@ def draw_tensors(path: str | Path, seed: int) -> dict[str, Tensor]:
         noise = torch.randn(shape, generator=generator)
         is_linear = len(shape) == 2 and name != embedding and not any(part in name for part in POSITIONS)
         if len(shape) == 1:
-            gain = POST_NORM_GAIN if "post_feedforward_layernorm" in name else 1.0
+            gain = next((gain for part, gain in NORM_GAINS.items() if part in name), 1.0)
             tensors[name] = gain * (0.3 * noise + (0.0 if name.endswith("bias") else 1.0))
         elif name == head:
             tensors[name] = noise * (3 * shape[1] ** -0.5)
@@ -122,9 +123,13 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], num_shards: int 
 
 
 def reference_model(path: str | Path, dtype: str = "float32") -> nn.Module:
-    """transformers' model of a directory, ready to run."""
+    """transformers' model of a directory, ready to run.
+
+    Falcon's eager attention adds ALiBi twice (transformers 5.23), through the scores and through the mask.
+    """
+    is_alibi = json.loads((Path(path) / "config.json").read_text()).get("alibi", False)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), attn_implementation="eager"
+        path, dtype=getattr(torch, dtype), attn_implementation="sdpa" if is_alibi else "eager"
     )
     return model.eval()
 
@@ -159,6 +164,7 @@ def _other_spelling(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[
         "gpt2": ("transformer.", ""),
         "gptj": ("", ""),
         "opt": ("model.", ""),
+        "bloom": ("transformer.", ""),
         "gpt_neox": ("embed_out", "lm_head"),
     }[kind]
     tensors = {other + n.removeprefix(start) if n.startswith(start) else n: tensor for n, tensor in tensors.items()}

@@ -10,7 +10,7 @@ from tritium.errors import KernelError
 from tritium.kernels.cpu import library
 from tritium.kernels.kernel import Thunk
 
-_POINTERS = ("q", "cache", "out", "block_table", "cu_seqlens_q", "context_lens", "batch_counts")
+_POINTERS = ("q", "cache", "out", "block_table", "cu_seqlens_q", "context_lens", "batch_counts", "alibi_slopes")
 _STRIDES = ("q_stride_token", "q_stride_head", "out_stride_token", "out_stride_head", "stride_block", "table_stride")
 _SIZES = ("num_heads", "num_kv_heads", "head_size", "block_size")
 
@@ -36,6 +36,9 @@ def supports_paged_attention(args: Mapping[str, Any]) -> str | None:
         return f"q has heads of {head_size}, the cache of {cache_head_size}"
     if num_heads % num_kv_heads:
         return f"{num_heads} query heads cannot share {num_kv_heads} kv heads evenly"
+    slopes = args.get("alibi_slopes_N")
+    if slopes is not None and (slopes.dtype != torch.float32 or tuple(slopes.shape) != (num_heads,)):
+        return f"alibi slopes are {slopes.dtype} {list(slopes.shape)}, expected {num_heads} fp32 numbers"
     return None
 
 
@@ -61,6 +64,7 @@ def bind_paged_attention(args: Mapping[str, Any], outputs: Sequence[torch.Tensor
     for x in (table, *counters):
         if x.dtype != torch.int32:
             raise KernelError(f"tables and counts of paged_attention are int32, not {x.dtype}")
+    slopes = [args["alibi_slopes_N"].contiguous()] if args.get("alibi_slopes_N") is not None else []
     struct = PagedAttentionArgs(
         q=q.data_ptr(),
         cache=cache.data_ptr(),
@@ -69,6 +73,7 @@ def bind_paged_attention(args: Mapping[str, Any], outputs: Sequence[torch.Tensor
         cu_seqlens_q=counters[0].data_ptr(),
         context_lens=counters[1].data_ptr(),
         batch_counts=counters[2].data_ptr(),
+        alibi_slopes=slopes[0].data_ptr() if slopes else None,
         q_stride_token=q.stride(0),
         q_stride_head=q.stride(1),
         out_stride_token=out.stride(0),
@@ -83,4 +88,4 @@ def bind_paged_attention(args: Mapping[str, Any], outputs: Sequence[torch.Tensor
         scale=args["scale"],
         softcap=args["softcap"],
     )
-    return library.thunk("paged_attention", q.dtype, struct, q, cache, out, table, *counters)
+    return library.thunk("paged_attention", q.dtype, struct, q, cache, out, table, *slopes, *counters)

@@ -5,6 +5,8 @@ The rows stand with their readers, one file a group of kin. docs/add-a-model.md 
 
 from tritium.errors import UnsupportedModel
 from tritium.models.config import ModelConfig
+from tritium.models.families.bloom import BLOOM
+from tritium.models.families.falcon import FALCON
 from tritium.models.families.family import Family
 from tritium.models.families.gemma import GEMMA2
 from tritium.models.families.gpt import GPT2, GPTJ
@@ -16,7 +18,21 @@ from tritium.models.families.qwen import QWEN2, QWEN3
 from tritium.models.families.stablelm import STABLELM
 from tritium.models.hf_fields import Fields
 
-FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, PHI3, STABLELM, GPT2, GPTJ, GPT_NEOX, OPT)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GEMMA2,
+    PHI3,
+    STABLELM,
+    GPT2,
+    GPTJ,
+    GPT_NEOX,
+    FALCON,
+    OPT,
+    BLOOM,
+)
 
 
 def find_family(fields: Fields) -> Family:

@@ -23,6 +23,7 @@ struct PagedAttentionArgs {
   const void *q, *cache;  // [T, N, H] with strides; [num_blocks, 2, K, block_size, H], dense behind dimension 0
   void* out;              // [T, N, H] with strides; rows past num_tokens stay as they are
   const int32_t *block_table, *cu_seqlens_q, *context_lens, *batch_counts;
+  const float* alibi_slopes;  // one for each query head; null: none
   int64_t q_stride_token, q_stride_head, out_stride_token, out_stride_head, stride_block, table_stride;
   int64_t num_heads, num_kv_heads, head_size, block_size;
   int32_t window;
@@ -108,12 +109,17 @@ template <class T> class Batch {
         return Range{static_cast<int>(std::max(window_begin - base, int64_t{0})),
                      static_cast<int>(std::min(p + 1 - base, int64_t{kTile}))};
       };
+      const auto bias_of = [&](int64_t row) {
+        if (a.alibi_slopes == nullptr) return Bias{0.0f, 0};
+        const int64_t head = (kv_head + row / rows_per_head) * group_ + row % group_;
+        return Bias{a.alibi_slopes[head], static_cast<int32_t>(base - position - row % rows_per_head / group_)};
+      };
       for (int64_t h = 0; h < num_kv_heads; ++h) {
         tile.next();
         if (h + 1 < num_kv_heads) find_keys(base, h + 1);
         else if (base + kTile < key_end) find_keys(base + kTile, 0);
         tile.load(low - base, high - base, rows_per_head);
-        tile.attend(h * rows_per_head + row_begin, h * rows_per_head + row_end, keys_of, a.scale, a.softcap);
+        tile.attend(h * rows_per_head + row_begin, h * rows_per_head + row_end, keys_of, bias_of, a.scale, a.softcap);
       }
     }
     for (int64_t r = 0; r < num_rows; ++r)

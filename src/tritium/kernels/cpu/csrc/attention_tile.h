@@ -24,6 +24,7 @@ constexpr int kRows = 6;   // rows computed together at most
 constexpr int kLine = 64;  // bytes of a cache line
 
 struct Range { int begin, end; };  // keys of the tile that a row sees
+struct Bias { float slope; int32_t first; };  // a row adds slope * (first + i) to the score of the tile's key i
 
 constexpr int kScoreVectors = kWide == 16 ? 4 : 2;  // sums in registers: 6 x 4 of AVX-512's 32, else 6 x 2 of 16
 constexpr int kValueVectors = kScoreVectors;
@@ -172,11 +173,14 @@ template <class F> inline void fold(const f32xw (&x)[kTile / kWide], f32xw (&out
 
 // Turns the scores of one row into e^(score - max) in place; what lies outside the range becomes 0. Updates the row's
 // running maximum and sum. Returns the factor by which the row's output so far has to be scaled: 1 if max stays.
-inline float softmax(float* scores, Range range, RowState& state, float scale, float softcap) {
+inline float softmax(float* scores, Range range, Bias bias, RowState& state, float scale, float softcap) {
   f32xw x[kTile / kWide], lanes[kParts];
   for (int i = 0; i < kTile / kWide; ++i) x[i] = load_wide(scores + i * kWide) * scale;
   if (softcap > 0.0f)
     for (auto& v : x) v = tanh_wide(v / softcap) * softcap;
+  if (bias.slope != 0.0f)
+    for (int i = 0; i < kTile / kWide; ++i)
+      x[i] += __builtin_convertvector(lanes_from(i * kWide) + bias.first, f32xw) * bias.slope;
   if (range.begin > 0 || range.end < kTile)
     for (int i = 0; i < kTile / kWide; ++i) {
       const i32xw key = lanes_from(i * kWide);
@@ -256,9 +260,10 @@ template <class T> class Tile {
     for (int64_t key = begin; key < end; ++key) stage(present_[key] + value_offset_, staged_ + key * stride_);
   }
 
-  // Rows [begin, end), each of which sees the keys range(row), at least one. Where a group's ranges differ, at the
-  // causal diagonal and at the window's edge, the keys that only some rows see are added row by row.
-  template <class F> void attend(int64_t begin, int64_t end, F range, float scale, float softcap) {
+  // Rows [begin, end), each of which sees the keys range(row), at least one, with bias(row) added to their scores. Where
+  // a group's ranges differ, at the causal diagonal and at the window's edge, the keys that only some rows see are added
+  // row by row.
+  template <class F, class G> void attend(int64_t begin, int64_t end, F range, G bias, float scale, float softcap) {
     int64_t groups = (end - begin + kRows - 1) / kRows;
     for (int64_t row = begin, count; row < end; row += count, --groups) {
       count = (end - row + groups - 1) / groups;
@@ -269,7 +274,7 @@ template <class T> class Tile {
       for (int r = 0; r < count; ++r) {
         ranges[r] = range(row + r);
         common = {std::max(common.begin, ranges[r].begin), std::min(common.end, ranges[r].end)};
-        const float factor = softmax(scores_ + r * kTile, ranges[r], state_[row + r], scale, softcap);
+        const float factor = softmax(scores_ + r * kTile, ranges[r], bias(row + r), state_[row + r], scale, softcap);
         if (factor != 1.0f) {
           float* o = output_ + (row + r) * stride_;
           for (int64_t h = 0; h < stride_; ++h) o[h] *= factor;
