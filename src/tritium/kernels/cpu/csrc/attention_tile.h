@@ -180,7 +180,7 @@ inline float softmax(float* scores, Range range, Bias bias, RowState& state, flo
     for (auto& v : x) v = tanh_wide(v / softcap) * softcap;
   if (bias.slope != 0.0f)
     for (int i = 0; i < kTile / kWide; ++i)
-      x[i] += __builtin_convertvector(lanes_from(i * kWide) + bias.first, f32xw) * bias.slope;
+      x[i] = fma(__builtin_convertvector(lanes_from(i * kWide) + bias.first, f32xw), splat_wide(bias.slope), x[i]);
   if (range.begin > 0 || range.end < kTile)
     for (int i = 0; i < kTile / kWide; ++i) {
       const i32xw key = lanes_from(i * kWide);

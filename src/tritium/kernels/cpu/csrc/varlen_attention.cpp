@@ -67,7 +67,8 @@ template <class T> class Sequences {
       tile.next();
       if (base + kTile < length) find_keys(base + kTile);
       tile.load(0, end, num_rows);
-      tile.attend(0, num_rows, [end](int64_t) { return Range{0, end}; }, a.scale, a.softcap);
+      const auto keys_of = [end](int64_t) { return Range{0, end}; };
+      tile.attend(0, num_rows, keys_of, [](int64_t) { return Bias{0.0f, 0}; }, a.scale, a.softcap);
     }
     for (int64_t r = 0; r < num_rows; ++r)
       tile.finish(r, static_cast<T*>(a.out) + element(r, a.out_stride_token, a.out_stride_head));
