@@ -14,7 +14,7 @@ from tritium.models.hf_config import parse_config
 from tritium.models.presets import PRESETS
 from tritium.ops import Op, Spelling
 from tritium.ops.op import like_first
-from tritium.runtime.step_times import prefill_times
+from tritium.runtime.step_times import StepTimer
 
 CPP = Extension("""
 #include "tritium.h"
@@ -70,7 +70,7 @@ if __name__ == "__main__":
     for plugins in ([], [PLUGIN]):
         with tempfile.TemporaryDirectory() as place:
             engine = build(model, weights="dummy", plugins=plugins, output_dir=f"{place}/engine")
-            times = zip(engine.plan.steps, prefill_times(engine, 256), strict=True)
+            times = zip(engine.plan.steps, StepTimer(engine).prefill(256), strict=True)
             ours = [s for step, s in times if step.op in ("activation", "aten.mul.Tensor", "primer.squared_relu")]
             print(f"{len(plugins)} plugins: {len(ours)} steps for relu(x)², {sum(ours) * 1e3:.2f} ms a prompt of 256")
             with LLM(engine.path, plugins=plugins) as llm:

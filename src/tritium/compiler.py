@@ -6,6 +6,7 @@ optimise   passes/pipeline.py
 lower      graph -> plan
 kernels    the kernel of each step
 write      weights streamed through their recipes, everything into a temporary directory, one rename
+tune       kernels and tactics timed on this machine, when the configuration says so
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from torch import nn
 import tritium
 from tritium.config import BuildConfig, OptimizationProfile
 from tritium.engine.engine import Engine
+from tritium.engine.environment import environment
 from tritium.engine.manifest import Manifest
 from tritium.engine.plan import Plan
 from tritium.engine.recipe_file import weight_specs
@@ -41,11 +43,13 @@ from tritium.passes.module_pipeline import optimise_module
 from tritium.passes.tables import check_tables
 from tritium.resolve import ResolvedModel, Weights, resolve_model, resolve_stateless
 from tritium.runtime.kernel_choice import choose_kernels
+from tritium.tuner.timing_cache import TimingCache
+from tritium.tuner.tune import tune_engine
 from tritium.weights import bind, recipes
 from tritium.weights.fit import checkpoint_leaves
 from tritium.weights.source import DictSource, TensorSpec, WeightSource, dtype_name
 
-STAGES = ("resolve", "capture", "optimise", "lower", "kernels", "write")
+STAGES = ("resolve", "capture", "optimise", "lower", "kernels", "write", "tune")
 DUMMY_SEED = 0
 Progress = Callable[[str, int, int], None]
 
@@ -113,7 +117,14 @@ def build(
         compiled = compile_stateless(resolved.module, inputs, clock=clock)
     with clock.stage("write"):
         path = _write(resolved, compiled, config, own, Path(output_dir), clock, profile)
-    return Engine.load(path, plugins=own)
+    engine = Engine.load(path, plugins=own)
+    if config.tune != "none" and example_inputs is None:
+        with clock.stage("tune"):
+            cache = TimingCache(environment())
+            engine = tune_engine(
+                engine, config.tune, cache, progress=lambda done, of, _: clock.report("tune", done, of)
+            )
+    return engine
 
 
 def compile_module(

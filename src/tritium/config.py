@@ -15,6 +15,8 @@ from tritium.keywords import refuse_unknown
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+Effort = Literal["none", "quick", "full"]
+EFFORTS = ("none", "quick", "full")
 Invariance = Literal["bitwise", "fast"]
 SchedulingPolicy = Literal["max_utilization", "guaranteed_no_evict"]
 
@@ -41,6 +43,7 @@ class BuildConfig:
     max_model_len: longest prompt plus output, in tokens; None takes the model's own limit.
     device: the backend that the kernels are chosen for.
     invariance: "bitwise": a request's numbers never depend on its neighbours (DESIGN "Numerics class").
+    tune: how thoroughly kernels are timed for this machine ("none": not at all, defaults are used).
     disabled_passes: names of optional passes to leave out.
     """
 
@@ -49,11 +52,13 @@ class BuildConfig:
     max_model_len: int | None = None
     device: Literal["cpu"] = "cpu"
     invariance: Invariance = "bitwise"
+    tune: Effort = "none"
     disabled_passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("device", self.device, ("cpu",))
+        check_choice("tune", self.tune, EFFORTS)
         check_choice("invariance", self.invariance, ("bitwise", "fast"))
         if self.scheme is not None:
             raise ConfigError(f"scheme must be None: this version has no quantisation scheme named {self.scheme!r}")

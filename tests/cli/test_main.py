@@ -13,8 +13,9 @@ from tritium import __version__
 from tritium.cli.main import app
 
 FLAGS = {
-    "build": "MODEL --arch --disable-pass --dtype --dummy-weights --json --max-model-len --output --plugin",
+    "build": "MODEL --arch --disable-pass --dtype --dummy-weights --json --max-model-len --output --plugin --tune",
     "refit": "CHECKPOINT ENGINE --json",
+    "tune": "ENGINE --deny --effort --export --import --json --num-threads --plugin",
     "run": "MODEL --dtype --ignore-eos --input --json --kv-cache-memory --max-model-len --max-num-batched-tokens "
     "--max-num-seqs --max-tokens --min-p --min-tokens --num-threads --output --plugin --prompt --seed "
     "--stop --temperature --top-k --top-p",

@@ -61,12 +61,13 @@ def build(
     dtype: o.Dtype = None,
     max_model_len: o.MaxModelLen = None,
     disable_pass: Annotated[list[str] | None, typer.Option(help="Leave out an optional pass. May be repeated.")] = None,
+    tune: Annotated[str | None, typer.Option(help="Time kernels for this machine: none, quick or full.")] = None,
     plugin: o.Plugins = None,
     is_json: o.Json = False,
 ) -> None:
     """Compile a model into an engine directory."""
     passes = tuple(disable_pass) if disable_pass else None
-    config = o.given(dtype=dtype, max_model_len=max_model_len, disabled_passes=passes)
+    config = o.given(dtype=dtype, max_model_len=max_model_len, disabled_passes=passes, tune=tune)
     source = {"model": model, "arch": arch, "is_dummy": dummy_weights}
     work = {**source, "output": output, "config": config, "plugins": plugin or []}
     _work("build_command", {**work, "is_json": is_json})
@@ -80,6 +81,28 @@ def refit(
 ) -> None:
     """Give an engine other weights, without compiling anything; all or nothing."""
     _work("refit_command", {"engine": engine, "checkpoint": checkpoint, "is_json": is_json})
+
+
+@app.command()
+def tune(
+    engine: Annotated[Path | None, typer.Argument(help="The engine directory to tune for this machine.")] = None,
+    effort: Annotated[str, typer.Option(help="none, quick or full; none chooses among times already known.")] = "quick",
+    deny: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Never choose this kernel, or tactic as kernel:name=value, on this machine. May be repeated."
+        ),
+    ] = None,
+    export_to: Annotated[Path | None, typer.Option("--export", help="Write this machine's times to a file.")] = None,
+    import_from: Annotated[Path | None, typer.Option("--import", help="Add the times of a file.")] = None,
+    num_threads: o.NumThreads = None,
+    plugin: o.Plugins = None,
+    is_json: o.Json = False,
+) -> None:
+    """Measure which kernels and tactics are fastest for an engine here, and note them in it."""
+    files = {"export_to": export_to, "import_from": import_from}
+    work = {"engine": engine, "effort": effort, "deny": deny or [], **files, "plugins": plugin or []}
+    _work("tune_command", {**work, "num_threads": num_threads, "is_json": is_json})
 
 
 @app.command()

@@ -15,6 +15,7 @@ from tritium.engine.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, check_fi
 from tritium.engine.plan import PLAN_VERSION, Plan
 from tritium.engine.refit import Progress, refit_directory
 from tritium.engine.serialise import WEIGHTS_NAME
+from tritium.engine.tactics import TACTICS_NAME, Tactics, read_tactics
 from tritium.errors import EngineError
 from tritium.kernels.kernel import resolve
 from tritium.kernels.plugin import Plugin, load_plugins, plugin_ops
@@ -98,6 +99,11 @@ class Engine:
     @cached_property
     def _runner(self) -> Any:
         return resolve(_RUNNER)(self)
+
+    @cached_property
+    def tactics(self) -> Tactics | None:
+        """What the tuner chose, when it has run; `EngineError` when its file is damaged."""
+        return read_tactics(self.path) if TACTICS_NAME in self.manifest.files else None
 
     @property
     def identity(self) -> str:

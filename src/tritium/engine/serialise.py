@@ -81,6 +81,19 @@ def replace_weights(engine_dir: Path, manifest: Callable[[], Manifest], write_we
         _finish(partial, engine_dir, msgspec.structs.replace(changed, files=files))
 
 
+def replace_text(engine_dir: Path, manifest: Manifest, name: str, text: str) -> None:
+    """Put one small file into an engine, or replace it, in one step; all others are kept."""
+    engine_dir = Path(os.path.abspath(engine_dir))
+    _remove_leftovers(engine_dir)
+    with _partial_directory(engine_dir) as partial:
+        for path in engine_dir.iterdir():
+            if path.is_file() and path.name not in (name, MANIFEST_NAME):
+                _link_or_copy(path, partial / path.name)
+        (partial / name).write_text(text, encoding="utf-8")
+        files = manifest.files | {name: record(partial / name)}
+        _finish(partial, engine_dir, msgspec.structs.replace(manifest, files=files))
+
+
 def _finish(partial: Path, output_dir: Path, manifest: Manifest) -> None:
     """Write the manifest, make everything durable, and put the directory in its place."""
     (partial / MANIFEST_NAME).write_bytes(encode(manifest))

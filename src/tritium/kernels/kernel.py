@@ -2,7 +2,7 @@
 
 A row holds strings, not functions: `resolve` loads the code only where it is used. Behind a row stand up to three:
 
-    bind(args, outputs) -> thunk     once per bucket of batch sizes, with the real tensors (views on the arena, whose
+    bind(args, outputs, **tactic)    once per bucket of batch sizes, with the real tensors (views on the arena, whose
                                      addresses never change); calling the thunk runs the step and allocates nothing
     supports(args) -> str | None     why the kernel cannot run these `TensorSpec`s and literals; None: it can
     pack(tensor) -> object           once per weight and engine load; bind then gets the packed object instead
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 Backend = Literal["cpu", "eager"]
+Scalar = bool | int | float | str
 Thunk = Callable[[], object]
 Bind = Callable[[Mapping[str, Any], Sequence[torch.Tensor]], Thunk]
 Supports = Callable[[Mapping[str, Any]], str | None]
@@ -36,6 +37,8 @@ class Kernel:
     name: as plans and messages write it, e.g. "cpu.rms_norm". target: "module:attribute" of its bind function.
     row_multiple: a row's bits do not depend on its neighbours as long as the number of rows is a multiple of this; the
         executor pads up to it.
+    tactics: sets of keyword arguments that its bind function takes, the default first; empty: it takes none. All of
+        them give the same bits.
     numerics: what is summed in what type and order; kernels with equal strings give equal bits.
     """
 
@@ -46,6 +49,7 @@ class Kernel:
     supports: str | None = None
     row_multiple: int = 1
     pack: Mapping[str, str] = field(default_factory=dict)
+    tactics: tuple[Mapping[str, Scalar], ...] = ()
     numerics: str = "fp32"
 
 

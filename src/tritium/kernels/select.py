@@ -36,6 +36,14 @@ def choose(
     raise KernelError(f"no kernel can run {call}. Tried:\n" + "\n".join(refusals))
 
 
+def valid_kernels(
+    op: str, args: Mapping[str, Any], *, available: Set[str], extra: Sequence[Kernel] = ()
+) -> list[Kernel]:
+    """Every kernel for `op` that can run these arguments, in order of preference."""
+    rows = [kernel for kernel in (*extra, *KERNELS) if kernel.op == op]
+    return [kernel for kernel in rows if _refusal(kernel, args, available) is None]
+
+
 def _refusal(kernel: Kernel, args: Mapping[str, Any], available: Set[str]) -> str | None:
     if kernel.backend not in available:
         return f"backend {kernel.backend} is not available ({', '.join(sorted(available)) or 'none'} is)"

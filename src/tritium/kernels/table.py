@@ -13,6 +13,10 @@ _CPU = "tritium.kernels.cpu"
 _EAGER = "tritium.kernels.eager"
 _REFERENCE = "the op's reference"
 
+_TACTICS: dict[str, tuple[dict[str, int], ...]] = {
+    "paged_attention": ({"item_rows": 64}, {"item_rows": 16}, {"item_rows": 32}, {"item_rows": 128})
+}
+
 KERNELS: tuple[Kernel, ...] = (
     *(
         Kernel(
@@ -21,6 +25,7 @@ KERNELS: tuple[Kernel, ...] = (
             backend="cpu",
             target=f"{_CPU}.{module}:bind_{op}",
             supports=f"{_CPU}.{module}:{supports}",
+            tactics=_TACTICS.get(op, ()),
             numerics=numerics,
         )
         for op, module, supports, numerics in (

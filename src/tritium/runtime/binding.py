@@ -46,6 +46,11 @@ class Binder:
         other._weights = weights
         return other
 
+    def fill_cache(self) -> None:
+        """See `KVCache.fill`."""
+        if self._kv_cache is not None:
+            self._kv_cache.fill()
+
     def tensor(self, name: str, sizes: Sizes) -> torch.Tensor:
         """The value as a tensor at its address, in these sizes. Raises `EngineError` for a name the plan lacks."""
         value = self._plan.value(name)
@@ -60,11 +65,11 @@ class Binder:
             return view_of(self.tensor(value.base, sizes), value.op, value.args, sizes)
         return self._buffer(value, sizes)
 
-    def bind(self, step: Step, kernel: Kernel, sizes: Sizes) -> Thunk:
-        """The step as a call without arguments, run by `kernel`, at these sizes."""
+    def bind(self, step: Step, kernel: Kernel, sizes: Sizes, tactic: Mapping[str, Any] | None = None) -> Thunk:
+        """The step as a call without arguments, run by `kernel` with `tactic`, at these sizes."""
         args = {name: self._argument(arg, kernel.pack.get(name), sizes) for name, arg in step.args.items()}
         outputs = [self.tensor(name, sizes) for name in step.outputs]
-        return resolve(kernel.target)(args, outputs)
+        return resolve(kernel.target)(args, outputs, **(tactic or {}))
 
     def _argument(self, arg: Arg, pack: str | None, sizes: Sizes) -> Any:
         if isinstance(arg, Ref):

@@ -19,12 +19,13 @@ from tritium.config import RuntimeConfig, available_memory, available_threads
 from tritium.engine.arena import plan_arena
 from tritium.engine.engine import Engine
 from tritium.engine.plan import Phase, Sizes
+from tritium.engine.tactics import Tactics
 from tritium.errors import OutOfMemory
 from tritium.kernels.kernel import Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
 from tritium.runtime.binding import Binder
 from tritium.runtime.buckets import bucket, common_multiple
-from tritium.runtime.kernel_choice import choose_kernels
+from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights, bytes_in_use
 from tritium.runtime.memory import plan_memory
@@ -52,8 +53,12 @@ class Executor:
     memory: the KV cache's size and the length a sequence may have; the scheduler must be configured with it.
     """
 
-    def __init__(self, engine: Engine, config: RuntimeConfig, *, is_null: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, config: RuntimeConfig, *, is_null: bool = False, tactics: Tactics | None = None
+    ) -> None:
         """Load and lay out everything. is_null: launch calls that do nothing in place of kernels, to time the host.
+
+        tactics: in place of the engine's own, which count only on a machine like that on which they were measured.
 
         Sets torch's thread count for this thread. Raises `EngineError`, `KernelError` or `OutOfMemory`.
         """
@@ -62,7 +67,9 @@ class Executor:
         self._engine = engine
         self._plan = plan
         self._is_null = is_null
-        self._kernels = choose_kernels(plan, engine.plugins)
+        self._tactics = tactics or usable_tactics(engine, config.num_threads)
+        tuned = self._tactics.kernels if self._tactics else None
+        self._kernels = choose_kernels(plan, engine.plugins, tuned=tuned)
         is_bitwise = engine.manifest.invariance == "bitwise"
         self._multiples = {phase: self._row_multiple(phase) if is_bitwise else 1 for phase in ("tokens", "rows")}
         self._largest = Sizes(
@@ -143,6 +150,10 @@ class Executor:
         """[sampled rows, V]: the logits of the batch just launched; valid until the next launch."""
         return self._bound_rows(step.row_bucket)[1][: step.layout.num_rows]
 
+    def fill_cache(self) -> None:
+        """Give the whole KV cache memory and numbers, for timing."""
+        self._binder.fill_cache()
+
     def stage(self, source: WeightSource) -> StagedWeights:
         """Begin to bind other weights, `source`'s, beside the ones in use; see `StagedWeights.advance`.
 
@@ -156,8 +167,8 @@ class Executor:
             )
         binder = self._binder.with_weights(LoadedWeights(self._engine, source))
         pieces = [
-            partial(binder.bind, step, kernel, self._smallest(step.phase))
-            for step, kernel in zip(self._plan.steps, self._kernels, strict=True)
+            partial(self._bind_step, binder, index, self._smallest(step.phase))
+            for index, step in enumerate(self._plan.steps)
         ]
         return StagedWeights(binder, pieces)
 
@@ -195,11 +206,17 @@ class Executor:
     def _smallest(self, phase: Phase) -> Sizes:
         return self._sizes(phase, bucket(1, self._multiples[phase]))
 
-    def _bind(self, phase: str, sizes: Sizes) -> list[Thunk]:
-        pairs = [(s, k) for s, k in zip(self._plan.steps, self._kernels, strict=True) if s.phase == phase]
+    def _bind(self, phase: Phase, sizes: Sizes) -> list[Thunk]:
+        indices = [index for index, step in enumerate(self._plan.steps) if step.phase == phase]
         if self._is_null:
-            return [_null_thunk() for _ in pairs]
-        return [self._binder.bind(step, kernel, sizes) for step, kernel in pairs]
+            return [_null_thunk() for _ in indices]
+        return [self._bind_step(self._binder, index, sizes) for index in indices]
+
+    def _bind_step(self, binder: Binder, index: int, sizes: Sizes) -> Thunk:
+        step, kernel = self._plan.steps[index], self._kernels[index]
+        count = sizes.tokens if step.phase == "tokens" else sizes.rows
+        tactic = self._tactics.tactic(index, kernel.name, count) if self._tactics else None
+        return binder.bind(step, kernel, sizes, tactic)
 
 
 def _null_thunk() -> Thunk:

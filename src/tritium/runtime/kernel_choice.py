@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from tritium.engine.engine import Engine
+from tritium.engine.environment import differences, environment
 from tritium.engine.plan import Arg, Extent, Plan, Ref, Step, Value
+from tritium.engine.tactics import Tactics
 from tritium.errors import EngineError
 from tritium.kernels.cpu import library
 from tritium.kernels.kernel import Kernel, TensorSpec
 from tritium.kernels.plugin import Plugin, kernel_rows
-from tritium.kernels.select import choose
+from tritium.kernels.select import choose, valid_kernels
 
 logger = logging.getLogger("tritium")
 
@@ -28,8 +31,10 @@ def available_backends() -> frozenset[str]:
     return frozenset(backends)
 
 
-def choose_kernels(plan: Plan, plugins: Sequence[Plugin] = ()) -> list[Kernel]:
-    """One kernel per step, a plugin's or one of the table.
+def choose_kernels(
+    plan: Plan, plugins: Sequence[Plugin] = (), *, tuned: Mapping[int, str] | None = None
+) -> list[Kernel]:
+    """One kernel per step, a plugin's or one of the table. tuned: kernels to prefer to the plan's, by step.
 
     Raises `KernelError` when nothing can run a step, `EngineError` for an unknown value.
     """
@@ -37,9 +42,37 @@ def choose_kernels(plan: Plan, plugins: Sequence[Plugin] = ()) -> list[Kernel]:
     available = available_backends()
     extra = kernel_rows(plugins)
     return [
-        choose(step.op, _specs(step, values), available=available, preferred=step.kernel, extra=extra)
-        for step in plan.steps
+        choose(
+            step.op,
+            _specs(step, values),
+            available=available,
+            preferred=(tuned or {}).get(index, step.kernel),
+            extra=extra,
+        )
+        for index, step in enumerate(plan.steps)
     ]
+
+
+def candidates(plan: Plan, step: Step, plugins: Sequence[Plugin] = ()) -> list[Kernel]:
+    """Every kernel that can run a step here, the one that is used when nothing is tuned first."""
+    specs = _specs(step, plan.by_name)
+    return valid_kernels(step.op, specs, available=available_backends(), extra=kernel_rows(plugins))
+
+
+def usable_tactics(engine: Engine, num_threads: int | None) -> Tactics | None:
+    """The engine's tactics, when they were measured on a machine and with versions like these; else says why not."""
+    tactics = engine.tactics
+    if tactics is None:
+        return None
+    if different := differences(tactics.environment, environment(num_threads)):
+        logger.warning(
+            "%s was tuned elsewhere (%s): defaults are used; `tritium tune %s` measures here",
+            engine.path,
+            different,
+            engine.path,
+        )
+        return None
+    return tactics
 
 
 def _specs(step: Step, values: Mapping[str, Value]) -> dict[str, Any]:

@@ -10,61 +10,62 @@ from collections.abc import Sequence
 
 from tritium.config import RuntimeConfig, check_int
 from tritium.engine.engine import Engine
+from tritium.engine.tactics import Tactics
+from tritium.errors import EngineError
 from tritium.runtime.assemble import make_scheduler
 from tritium.runtime.executor import Executor
-from tritium.runtime.request import Request, SampledToken, ScheduledBatch
+from tritium.runtime.request import Request, SampledToken
 from tritium.sampling_params import SamplingParams
 
 WARM_UP_ROUNDS = 2
 
 
-def prefill_times(engine: Engine, num_tokens: int, *, repeats: int = 5, num_threads: int | None = None) -> list[float]:
-    """Seconds of each step, in the plan's order, for one prompt of `num_tokens`: the median of `repeats` rounds."""
-    return _times(engine, [num_tokens], repeats, num_threads, is_decode=False)
+class StepTimer:
+    """Times batches of one engine. tactics: in place of the engine's own."""
 
+    def __init__(self, engine: Engine, *, num_threads: int | None = None, tactics: Tactics | None = None) -> None:
+        if engine.manifest.kind != "decoder":
+            raise EngineError(f"{engine.path} is a stateless module: only the steps of decoders are timed")
+        self._engine, self._num_threads, self._tactics = engine, num_threads, tactics
 
-def decode_times(
-    engine: Engine, num_sequences: int, context_len: int, *, repeats: int = 9, num_threads: int | None = None
-) -> list[float]:
-    """The same for a step in which each of `num_sequences` sequences with `context_len` tokens decodes one."""
-    return _times(engine, [context_len] * num_sequences, repeats, num_threads, is_decode=True)
+    def prefill(self, num_tokens: int, repeats: int = 5) -> list[float]:
+        """Seconds of each step, in the plan's order, for one prompt of `num_tokens`: the median of `repeats` rounds."""
+        return self._times([num_tokens], repeats, is_decode=False)
 
+    def decode(self, num_sequences: int, context_len: int, repeats: int = 9) -> list[float]:
+        """The same for a batch in which `num_sequences` sequences of `context_len` tokens decode one each."""
+        return self._times([context_len] * num_sequences, repeats, is_decode=True)
 
-def _times(
-    engine: Engine, prompt_lens: Sequence[int], repeats: int, num_threads: int | None, *, is_decode: bool
-) -> list[float]:
-    check_int("repeats", repeats, 1, 10_000)
-    for length in prompt_lens:
-        check_int("the number of tokens", length, 1, engine.manifest.max_model_len - 2)
-    config = RuntimeConfig(
-        max_num_seqs=len(prompt_lens),
-        max_num_batched_tokens=max(prompt_lens),
-        max_model_len=max(prompt_lens) + 2,
-        enable_prefix_caching=False,
-        num_threads=num_threads,
-    )
-    executor = Executor(engine, config)
-    scheduler = make_scheduler(engine, config, executor)
-    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
-    for number, length in enumerate(prompt_lens):
-        ids = [(number * 7919 + i * 104_729) % engine.plan.vocab_size for i in range(length)]
-        scheduler.add(Request(f"{number}", ids, params))
-    batch = scheduler.schedule()
-    while is_decode and not _is_decoding(batch, len(prompt_lens)):
-        scheduler.update(batch, [token for token in executor.execute(batch) if isinstance(token, SampledToken)])
+    def _times(self, prompt_lens: Sequence[int], repeats: int, *, is_decode: bool) -> list[float]:
+        engine = self._engine
+        check_int("repeats", repeats, 1, 10_000)
+        for length in prompt_lens:
+            check_int("the number of tokens", length, 1, engine.manifest.max_model_len - 2)
+        config = RuntimeConfig(
+            max_num_seqs=len(prompt_lens),
+            max_num_batched_tokens=sum(prompt_lens),
+            max_model_len=max(prompt_lens) + 2,
+            enable_prefix_caching=False,
+            num_threads=self._num_threads,
+        )
+        executor = Executor(engine, config, tactics=self._tactics)
+        scheduler = make_scheduler(engine, config, executor)
+        params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+        for number, length in enumerate(prompt_lens):
+            ids = [(number * 7919 + i * 104_729) % engine.plan.vocab_size for i in range(length)]
+            scheduler.add(Request(f"{number}", ids, params))
+        executor.fill_cache()
         batch = scheduler.schedule()
-    prepared = executor.prepare(batch)
-    thunks = executor.thunks(prepared)
-    rounds = []
-    for _ in range(WARM_UP_ROUNDS + repeats):
-        seconds = []
-        for thunk in thunks:
-            start = time.perf_counter()
-            thunk()
-            seconds.append(time.perf_counter() - start)
-        rounds.append(seconds)
-    return [statistics.median(column) for column in zip(*rounds[WARM_UP_ROUNDS:], strict=True)]
-
-
-def _is_decoding(batch: ScheduledBatch, num_sequences: int) -> bool:
-    return len(batch.sequences) == num_sequences == batch.num_tokens
+        if is_decode:  # what a prompt's keys and values are is no matter: nobody computes them
+            scheduler.update(batch, [SampledToken(0)] * batch.num_sampled)
+            batch = scheduler.schedule()
+        thunks = executor.thunks(executor.prepare(batch))
+        rounds = []
+        for _ in range(WARM_UP_ROUNDS + repeats):
+            seconds = []
+            for thunk in thunks:
+                start = time.perf_counter()
+                thunk()
+                seconds.append(time.perf_counter() - start)
+            rounds.append(seconds)
+        return [statistics.median(column) for column in zip(*rounds[WARM_UP_ROUNDS:], strict=True)]

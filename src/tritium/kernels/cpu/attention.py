@@ -12,7 +12,7 @@ from tritium.kernels.kernel import Thunk
 
 _POINTERS = ("q", "cache", "out", "block_table", "cu_seqlens_q", "context_lens", "batch_counts", "alibi_slopes")
 _STRIDES = ("q_stride_token", "q_stride_head", "out_stride_token", "out_stride_head", "stride_block", "table_stride")
-_SIZES = ("num_heads", "num_kv_heads", "head_size", "block_size")
+_SIZES = ("num_heads", "num_kv_heads", "head_size", "block_size", "item_rows")
 
 
 class PagedAttentionArgs(ctypes.Structure):
@@ -42,9 +42,10 @@ def supports_paged_attention(args: Mapping[str, Any]) -> str | None:
     return None
 
 
-def bind_paged_attention(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+def bind_paged_attention(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], *, item_rows: int = 64) -> Thunk:
     """ops.paged_attention into outputs[0]; its rows past batch_counts[1] stay as they are.
 
+    item_rows: a tactic: rows (query tokens times the heads that share a kv head) computed as one piece of work.
     q and out may be strided in tokens and heads, the cache in blocks. Reads only keys that a query of the step sees.
     """
     q, cache, table, out = args["q_TNH"], args["cache_layer"], args["block_table_SB"], outputs[0]
@@ -84,6 +85,7 @@ def bind_paged_attention(args: Mapping[str, Any], outputs: Sequence[torch.Tensor
         num_kv_heads=cache.shape[2],
         head_size=q.shape[2],
         block_size=cache.shape[3],
+        item_rows=item_rows,
         window=args["window"],
         scale=args["scale"],
         softcap=args["softcap"],

@@ -26,16 +26,15 @@ struct PagedAttentionArgs {
   const float* alibi_slopes;  // one for each query head; null: none
   int64_t q_stride_token, q_stride_head, out_stride_token, out_stride_head, stride_block, table_stride;
   int64_t num_heads, num_kv_heads, head_size, block_size;
+  int64_t item_rows;  // rows an item aims at: enough to pay for transposing a tile, few enough for L2; changes no bit
   int32_t window;
   float scale, softcap;
 };
 
-constexpr int64_t kItemRows = 64;  // rows an item aims at: enough to pay for transposing a tile, few enough for L2
-
 template <class T> class Batch {
  public:
   explicit Batch(const PagedAttentionArgs& args)
-      : a(args), group_(a.num_heads / a.num_kv_heads), tokens_per_item_(std::max<int64_t>(1, kItemRows / group_)) {
+      : a(args), group_(a.num_heads / a.num_kv_heads), tokens_per_item_(std::max<int64_t>(1, args.item_rows / group_)) {
     // Neighbouring kv heads lie side by side in a block: an item that takes several reads long runs, at which the
     // hardware's prefetching is good. As many as leave each thread some items to choose from.
     const int64_t wanted = 4 * static_cast<int64_t>(omp_get_max_threads());
@@ -58,7 +57,7 @@ template <class T> class Batch {
     const int64_t begin = (index - first(s)) * tokens_per_item_;
     if (begin >= query_len) return;
     const int64_t num_tokens = std::min(tokens_per_item_, query_len - begin);
-    const int64_t together = num_tokens * group_ * heads_per_item_ <= std::max(kItemRows, group_) ? heads_per_item_ : 1;
+    const int64_t together = num_tokens * group_ * heads_per_item_ <= std::max(a.item_rows, group_) ? heads_per_item_ : 1;
     for (int64_t h = 0; h < heads_per_item_; h += together)
       attend(s, head + h, together, begin, num_tokens, query_len, memory);
   }
@@ -73,7 +72,7 @@ template <class T> class Batch {
     const int64_t token = a.cu_seqlens_q[s] + begin, position = a.context_lens[s] - query_len + begin;
     const int64_t H = a.head_size, rows_per_head = num_tokens * group_, num_rows = rows_per_head * num_kv_heads;
     const int64_t plane = a.block_size * H;
-    Tile<T> tile(H, a.num_kv_heads * plane, std::max(kItemRows, group_), memory);
+    Tile<T> tile(H, a.num_kv_heads * plane, std::max(a.item_rows, group_), memory);
     // Rows are numbered by kv head, then token, then query head of its group.
     const auto element = [&](int64_t row, int64_t stride_token, int64_t stride_head) {
       const int64_t h = row / rows_per_head, t = row % rows_per_head / group_, g = row % group_;

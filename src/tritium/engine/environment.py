@@ -1,0 +1,52 @@
+"""What measured times depend on beside the engine: the machine and the versions of what runs on it."""
+
+import functools
+import hashlib
+from pathlib import Path
+
+import torch
+
+import tritium
+from tritium.config import available_threads
+
+_KERNELS = Path(__file__).parents[1] / "kernels"
+_MATTERS = ("model name", "cpu family", "model\t", "stepping", "flags", "Features")
+
+
+def environment(num_threads: int | None = None) -> dict[str, str]:
+    """hardware, threads, versions and kernels of this process; times are worth something only where all are equal."""
+    return {
+        "hardware": _hardware(),
+        "threads": str(num_threads or available_threads()),
+        "tritium": tritium.__version__,
+        "torch": str(torch.__version__),
+        "kernels": _kernels(),
+    }
+
+
+def differences(measured: dict[str, str], here: dict[str, str]) -> str:
+    """What is not the same, for people; empty when all is."""
+    names = [name for name in here if measured.get(name) != here[name]]
+    return ", ".join(f"{name} was {measured.get(name, 'unknown')!r}, is {here[name]!r}" for name in names)
+
+
+@functools.cache
+def _hardware() -> str:
+    """The CPU's name, and a hash of its model and instruction sets."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return "unknown"
+    lines = [line for line in first.splitlines() if line.startswith(_MATTERS)]
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{name} {hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:8]}"
+
+
+@functools.cache
+def _kernels() -> str:
+    """A hash of the kernels' source: other code takes another time."""
+    digest = hashlib.sha256()
+    for path in sorted(_KERNELS.rglob("*")):
+        if path.suffix in (".py", ".cpp", ".h"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
