@@ -120,11 +120,13 @@ template <class T> class VectorLinear : public Linear<T> {
 };
 
 #if defined(__AMX_BF16__)
+// Tiles. Rows go in runs of kRunGroups groups and K in blocks of kBlockK, so that a run's block of activations (1 MB)
+// stays in L2 while the panels pass by; where K has several blocks, the sums wait in memory. That changes no bit: the
+// next block continues the chain.
 class AmxLinear : public Linear<bf16> {
  public:
   AmxLinear(const LinearArgs& args, Scratch& memory)
-      : Linear(args), num_groups_((num_rows_ + kGroup - 1) / kGroup),
-        groups_at_once_(std::max<int64_t>(1, kBytesAtOnce / (kGroup * padded_ * static_cast<int64_t>(sizeof(bf16))))),
+      : Linear(args), num_groups_((num_rows_ + kGroup - 1) / kGroup), block_k_(num_groups_ == 1 ? padded_ : kBlockK),
         packed_(reinterpret_cast<bf16*>(
             memory.reserve(static_cast<size_t>(num_groups_ * kGroup * padded_) * sizeof(bf16)))) {}
 
@@ -133,17 +135,23 @@ class AmxLinear : public Linear<bf16> {
     {
 #pragma omp for schedule(static)
       for (int64_t m = 0; m < num_rows_; ++m) pack(m);
-      for (int64_t g = 0; g < num_groups_; g += groups_at_once_) {
-#pragma omp for schedule(static) nowait
-        for (int64_t p = 0; p < num_panels_; ++p) multiply(p, g, std::min(g + groups_at_once_, num_groups_));
-      }
+      const int64_t thread = omp_get_thread_num(), count = omp_get_num_threads();
+      const int64_t begin = thread * num_panels_ / count, end = (thread + 1) * num_panels_ / count;
+      static thread_local Scratch memory;
+      const int64_t num_sums = kRunGroups * kGroup * kPanel * (padded_ > block_k_ ? std::max<int64_t>(1, end - begin) : 1);
+      float* sums = reinterpret_cast<float*>(memory.reserve(static_cast<size_t>(num_sums) * sizeof(float)));
+      for (int64_t g = 0; g < num_groups_; g += kRunGroups)
+        for (int64_t k = 0; k < padded_; k += block_k_)
+          for (int64_t p = begin; p < end; ++p)
+            multiply(p, p + 1 < end, k, g, sums + (padded_ > block_k_ ? (p - begin) * kRunGroups * kGroup * kPanel : 0));
       _tile_release();
     }
   }
 
  private:
-  static constexpr int64_t kBytesAtOnce = 1 << 20;  // of activations: they stay in L2 while panels pass by
+  static constexpr int64_t kRunGroups = 8, kBlockK = 2048;
 
+  // Group by group: [K / 32, 2, 16, 32], each [16, 32] a tile.
   void pack(int64_t m) const {
     const int64_t group = m / kGroup, tile = m % kGroup / kTileRows, r = m % kTileRows;
     bf16* to = packed_ + group * kGroup * padded_ + (tile * kTileRows + r) * kTileK;
@@ -155,17 +163,23 @@ class AmxLinear : public Linear<bf16> {
     }
   }
 
-  void multiply(int64_t p, int64_t first, int64_t last) const {
-    alignas(64) float sums[kGroup * kPanel];
-    for (int64_t g = first; g < last; ++g) {
-      const int64_t count = std::min(kGroup, num_rows_ - g * kGroup);
-      if (g == first || count < kGroup) configure_tiles(count);
-      amx_group(panel(p), packed_ + g * kGroup * padded_, padded_, count > kTileRows, sums);
-      finish(p, g * kGroup, count, sums);
+  // One panel, one block of K, one run of groups from g on. sums [kRunGroups, kGroup, kPanel].
+  void multiply(int64_t p, bool has_next, int64_t k, int64_t g, float* sums) const {
+    const int64_t num_k = std::min(block_k_, padded_ - k), num_groups = std::min(kRunGroups, num_groups_ - g);
+    const bf16* weights = panel(p) + k * kPanel;
+    const char* next = reinterpret_cast<const char*>(panel(p + 1) + k * kPanel);
+    const int64_t bytes_per_step = kTileK * kPanel * static_cast<int64_t>(sizeof(bf16));
+    const int64_t lines = has_next && num_groups > 1 ? bytes_per_step / 64 / num_groups : 0;
+    for (int64_t i = 0; i < num_groups; ++i, sums += kGroup * kPanel) {
+      const int64_t first = (g + i) * kGroup, count = std::min(kGroup, num_rows_ - first);
+      if (i == 0 || count < kGroup) configure_tiles(count);
+      amx_group(weights, packed_ + first * padded_ + k * kGroup, num_k, count > kTileRows, k == 0, sums, next, lines);
+      next += lines * 64 * (num_k / kTileK);
+      if (k + num_k == padded_) finish(p, first, count, sums);
     }
   }
 
-  const int64_t num_groups_, groups_at_once_;
+  const int64_t num_groups_, block_k_;
   bf16* packed_;
 };
 #endif

@@ -23,7 +23,8 @@ constexpr int kAcross = static_cast<int>(kPanel) / kWide;    // vectors in it
 constexpr int kMostRows = kWide == 16 ? 14 : kWide == 8 ? 6 : 3;  // rows x kAcross sums fill the registers
 constexpr int64_t kBlock = 512;  // of K: a panel's block stays in L2, a row group's in L1
 constexpr int64_t kChain = 64;   // of K: longer chains round away more than torch's sums do, shorter ones cost time
-constexpr int64_t kTileK = 32;                               // bf16 along K in an AMX tile
+constexpr int64_t kTileK = 32;   // bf16 along K in an AMX tile
+constexpr int64_t kLine = 64;    // bytes of a cache line
 
 #if defined(__AVX512BF16__)
 constexpr bool kHasDot = true;
@@ -58,19 +59,28 @@ inline void load_panel(const f16* p, f32xw (&w)[kAcross]) {
 #endif
 }
 
+// Asks for the weights of some steps on: the hardware's prefetching alone leaves a core at 9 of 13 GB/s with 8 rows.
+constexpr int64_t kAhead = 4096;  // bytes
+template <class T> inline void prefetch(const T* panel) {
+  for (int64_t i = 0; i < kPanel * static_cast<int64_t>(sizeof(T)); i += kLine)
+    __builtin_prefetch(reinterpret_cast<const char*>(panel) + kAhead + i);
+}
+
 // sums[r] += x[r] . panel over [begin, end) of K; x lies as [K, R]. Two steps of K at once for a pair of bf16.
 template <int R, class T>
 inline void chain(const T* panel, const float* x, int64_t num_k, f32xw (&sums)[R][kAcross]) {
   for (int64_t k = 0; k < num_k; ++k) {
     f32xw w[kAcross];
     load_panel(panel + k * kPanel, w);
+    prefetch(panel + k * kPanel);
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < kAcross; ++i) sums[r][i] = fma(splat_wide(x[k * R + r]), w[i], sums[r][i]);
   }
 }
 template <int R>
 inline void chain(const bf16* panel, const float* x, int64_t num_k, f32xw (&sums)[R][kAcross]) {
-  for (int64_t k = 0; k < num_k; k += 2)
+  for (int64_t k = 0; k < num_k; k += 2) {
+    prefetch(panel + k * kPanel), prefetch(panel + (k + 1) * kPanel);
     for (int i = 0; i < kAcross; ++i) {
       u32xw pairs;
       std::memcpy(&pairs, panel + k * kPanel + i * 2 * kWide, sizeof(pairs));
@@ -80,11 +90,13 @@ inline void chain(const bf16* panel, const float* x, int64_t num_k, f32xw (&sums
         sums[r][i] = fma(splat_wide(x[(k + 1) * R + r]), odd, sums[r][i]);
       }
     }
+  }
 }
 #if defined(__AVX512BF16__)
 template <int R>
 inline void chain(const bf16* panel, const uint32_t* x, int64_t num_k, f32xw (&sums)[R][kAcross]) {
   for (int64_t pair = 0; pair < num_k / 2; ++pair) {
+    prefetch(panel + 2 * pair * kPanel), prefetch(panel + (2 * pair + 1) * kPanel);
     __m512bh w[kAcross];
     for (int i = 0; i < kAcross; ++i) w[i] = (__m512bh)_mm512_loadu_si512(panel + 2 * (pair * kPanel + i * kWide));
     for (int r = 0; r < R; ++r) {

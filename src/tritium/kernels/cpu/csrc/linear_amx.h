@@ -40,16 +40,28 @@ inline void configure_tiles(int64_t num_rows) {
   _tile_loadconfig(&config);
 }
 
-// sums [num_rows, kPanel] of one group and one panel.
-inline void amx_group(const bf16* panel, const bf16* x, int64_t num_k, bool is_tall, float* sums) {
+// sums [num_rows, kPanel] of one group and one panel, continued over num_k more of K, or begun. Meanwhile `lines` cache
+// lines from `next` on are brought into L2, as many as the group's share of what the next panel needs.
+inline void amx_group(const bf16* panel, const bf16* x, int64_t num_k, bool is_tall, bool is_first, float* sums,
+                      const char* next, int64_t lines_per_step) {
   constexpr int64_t kStep = kTileK * kPanel, kTile = kTileRows * kTileK;
   constexpr int64_t kStride = kPanel * 2 * sizeof(bf16), kSumStride = kPanel * sizeof(float);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  if (is_first) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  } else {
+    _tile_loadd(0, sums, kSumStride);
+    _tile_loadd(1, sums + 16, kSumStride);
+    if (is_tall) {
+      _tile_loadd(2, sums + kTileRows * kPanel, kSumStride);
+      _tile_loadd(3, sums + kTileRows * kPanel + 16, kSumStride);
+    }
+  }
   for (int64_t step = 0; step < num_k / kTileK; ++step) {
     const bf16 *w = panel + step * kStep, *a = x + step * 2 * kTile;
+    for (int64_t i = 0; i < lines_per_step; ++i, next += 64) __builtin_prefetch(next, 0, 2);
     _tile_loadd(6, w, kStride);
     _tile_loadd(4, a, 64);
     _tile_dpbf16ps(0, 4, 6);

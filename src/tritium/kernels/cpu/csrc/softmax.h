@@ -32,7 +32,7 @@ inline f32xw fma(f32xw a, f32xw b, f32xw c) {
 #endif
 }
 #endif
-inline f32xw splat_wide(float x) { return f32xw{} + x; }
+inline f32xw splat_wide(float x) { return x - f32xw{}; }
 inline f32xw load_wide(const float* p) { f32xw x; std::memcpy(&x, p, sizeof(x)); return x; }
 inline f32xw load_wide(const bf16* p) {
   u16xw h;

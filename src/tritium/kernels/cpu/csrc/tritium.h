@@ -36,7 +36,7 @@ template <class To, class From> inline To bit_cast(From from) {
   return to;
 }
 
-inline f32x16 splat(float x) { return f32x16{} + x; }
+inline f32x16 splat(float x) { return x - f32x16{}; }  // x - 0 is x for every x, so a compiler drops it; x + 0 is not
 
 // a * b + c rounded once where the machine can, else twice. The library is compiled with -ffp-contract=off: what is fused
 // is fused here, by name, and not where a compiler's version happens to see a product beside a sum.
