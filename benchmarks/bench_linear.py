@@ -11,6 +11,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,21 +34,23 @@ def best_milliseconds(calls: list[Callable[[], object]], budget_s: float = 0.5) 
     return best * 1e3
 
 
+def onednn(x: torch.Tensor, packed: torch.Tensor, out: torch.Tensor) -> None:
+    """The prepacked primitive, and the copy to where a plan wants its result."""
+    out.copy_(torch.ops.mkldnn._linear_pointwise.default(x, packed, None, "none", [], ""))
+
+
 def rows(num_out: int, num_in: int, dtype: torch.dtype, counts: list[int]) -> list[dict[str, object]]:
     """One result per number of rows."""
     weight = torch.randn(num_out, num_in).to(dtype)
     copies = range(max(2, BYTES_IN_TURN // (weight.numel() * dtype.itemsize)))
     ours = [linear.pack_weight(weight) for _ in copies]
     theirs = [torch.ops.mkldnn._reorder_linear_weight(weight, 64) for _ in copies]
-    run = torch.ops.mkldnn._linear_pointwise.default
     results: list[dict[str, object]] = []
     for count in counts:
         x, out = torch.randn(count, num_in).to(dtype), torch.empty(count, num_out, dtype=dtype)
         bound = [linear.bind({"x": x, "weight_NK": packed, "bias": None}, [out]) for packed in ours]
         ms = best_milliseconds(list(bound))
-        peer = best_milliseconds(
-            [lambda packed=packed: out.copy_(run(x, packed, None, "none", [], "")) for packed in theirs]
-        )
+        peer = best_milliseconds([partial(onednn, x, packed, out) for packed in theirs])
         gb_s, gflop_s = weight.numel() * dtype.itemsize / ms / 1e6, 2 * count * weight.numel() / ms / 1e6
         name = f"{str(dtype)[6:]} N={num_out} K={num_in} M={count}"
         print(f"{name:32} {ms:8.3f} ms {gb_s:6.1f} GB/s {gflop_s:7.0f} GFLOP/s   oneDNN {peer:8.3f} ms", flush=True)
