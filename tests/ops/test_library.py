@@ -36,6 +36,8 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
         "varlen_attention": (q, k, v, starts, counts, 0.25, 0.0),
         "add_rms_norm": (q, q * 2.0, torch.randn(H, dtype=dtype), 1e-5),
         "add_layer_norm": (q, q * 2.0, torch.randn(H, dtype=dtype), None, 1e-5),
+        "linear_activation": (torch.randn(T, D, dtype=dtype), torch.randn(24, D, dtype=dtype), None, "relu"),
+        "linear_gated": (torch.randn(T, D, dtype=dtype), torch.randn(24, D, dtype=dtype), None, "silu"),
         "rope_kv_store": (q, k, v, ops.rope_cos_sin(positions, inv_freq), cache, positions),
     }
 

@@ -29,6 +29,8 @@ RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
         (a["weight_NK"].shape, (None, a["x"].shape[-1])),
         *((b.shape, a["weight_NK"].shape[:1]) for b in [a.get("bias")] if b is not None),
     ],
+    "linear_activation": lambda a: RELATIONS["linear"](a),
+    "linear_gated": lambda a: RELATIONS["linear"](a),
     "gated_activation": lambda a: [(a["up"].shape, a["gate"].shape)],
     "rope": lambda a: [(a["cos_sin"].shape, (a["x_TNH"].shape[0], None))],
     "kv_store": lambda a: [(a["cache_layer"].shape, (None, 2, a["k_TKH"].shape[1], None, a["k_TKH"].shape[2]))],

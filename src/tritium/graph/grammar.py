@@ -110,11 +110,11 @@ def check_ours(node: fx.Node, stored: set[fx.Node]) -> None:
     for parameter, rank in RANKS.get(name, {}).items():
         if a[parameter] is not None and spec_of(a[parameter]).rank != rank:
             refuse(node, f"needs {parameter} of rank {rank}")
-    if name == "linear" and _last(a["x"]) != _last(a["weight_NK"]):
+    if name in LINEARS and _last(a["x"]) != _last(a["weight_NK"]):
         refuse(node, "needs x and weight_NK of equal last size")
     if name in NORMS and _last(a["x"]) != _last(a["weight"]):
         refuse(node, "needs x and weight of equal last size")
-    if name in (*NORMS, "linear") and isinstance(_last(a["x"]), Extent):
+    if name in NORMS + LINEARS and isinstance(_last(a["x"]), Extent):
         refuse(node, "works along the batch")
     if name in ("rope", "rope_kv_store") and spec_of(a["cos_sin"]).dtype != torch.float32:
         refuse(node, "needs cos_sin in float32")
@@ -138,9 +138,12 @@ def _last(node: fx.Node) -> Any:
 
 
 NORMS = ("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm")
+LINEARS = ("linear", "linear_activation", "linear_gated")
 RANKS: dict[str, dict[str, int]] = {
     "embedding": {"ids_T": 1, "weight_VD": 2},
     "linear": {"weight_NK": 2, "bias": 1},
+    "linear_activation": {"weight_NK": 2, "bias": 1},
+    "linear_gated": {"weight_NK": 2, "bias": 1},
     "rms_norm": {"weight": 1},
     "layer_norm": {"weight": 1, "bias": 1},
     "add_rms_norm": {"weight": 1},

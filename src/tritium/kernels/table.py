@@ -55,6 +55,35 @@ KERNELS: tuple[Kernel, ...] = (
         numerics="fp32 chains over K; their order is the instruction set's",
     ),
     Kernel(
+        name="cpu.linear_activation",
+        op="linear_activation",
+        backend="cpu",
+        target=f"{_CPU}.linear:bind",
+        supports=f"{_CPU}.linear:supports_activation",
+        pack={"weight_NK": f"{_CPU}.linear:pack_weight"},
+        numerics="fp32 chains over K; their order is the instruction set's",
+    ),
+    Kernel(
+        name="cpu.linear_gated",
+        op="linear_gated",
+        backend="cpu",
+        target=f"{_CPU}.linear:bind",
+        supports=f"{_CPU}.linear:supports_activation",
+        pack={"weight_NK": f"{_CPU}.linear:pack_gated"},
+        numerics="fp32 chains over K; their order is the instruction set's",
+    ),
+    *(
+        Kernel(
+            name=f"eager.{op}",
+            op=op,
+            backend="eager",
+            target=f"{_EAGER}.linear:bind_{op}",
+            row_multiple=TILE_ROWS,
+            numerics="fp32 sums, torch's order for TILE_ROWS rows",
+        )
+        for op in ("linear_activation", "linear_gated")
+    ),
+    Kernel(
         name="eager.linear",
         op="linear",
         backend="eager",

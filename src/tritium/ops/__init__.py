@@ -19,6 +19,8 @@ varlen_attention = target("varlen_attention")
 add_rms_norm = target("add_rms_norm")
 add_layer_norm = target("add_layer_norm")
 rope_kv_store = target("rope_kv_store")
+linear_activation = target("linear_activation")
+linear_gated = target("linear_gated")
 
 __all__ = [
     "LIBRARY",
@@ -35,6 +37,8 @@ __all__ = [
     "kv_store",
     "layer_norm",
     "linear",
+    "linear_activation",
+    "linear_gated",
     "op_named",
     "paged_attention",
     "rms_norm",

@@ -1,11 +1,13 @@
-"""Ops that passes make of others: add_rms_norm, add_layer_norm, rope_kv_store. References and spellings.
+"""Ops that passes make of others: a norm of a sum, rope_kv_store, linears with an activation. References and spellings.
 
 Each equals the ops it stands for, one after the other, bit for bit; it saves a launch and a pass over memory.
 """
 
 import torch
 
+from tritium.ops.activations import activation, gated_activation
 from tritium.ops.attention import kv_store
+from tritium.ops.linears import linear
 from tritium.ops.norms import layer_norm, rms_norm
 from tritium.ops.op import Op, Spelling
 from tritium.ops.rope import rope
@@ -46,6 +48,25 @@ def rope_kv_store(
     """`kv_store(rope(k), v, ...)`, and the result: `rope(q)`, like q."""
     kv_store(rope(k_TKH, cos_sin, interleaved), v_TKH, cache_layer, slot_mapping_T)
     return rope(q_TNH, cos_sin, interleaved)
+
+
+def linear_activation(x: torch.Tensor, weight_NK: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
+    """`activation(linear(x, weight, bias), kind)`: [..., K] -> [..., N]."""
+    return activation(linear(x, weight_NK, bias), kind)
+
+
+def linear_gated(x: torch.Tensor, weight_NK: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
+    """`gated_activation(gate, up, kind)` of the two halves of `linear(x, weight, bias)`: [..., K] -> [..., N / 2]."""
+    gate, up = linear(x, weight_NK, bias).chunk(2, dim=-1)
+    return gated_activation(gate, up, kind)
+
+
+def _activated_shape(x: torch.Tensor, weight_NK: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty((*x.shape[:-1], weight_NK.shape[0]), dtype=x.dtype, device=x.device)
+
+
+def _gated_shape(x: torch.Tensor, weight_NK: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty((*x.shape[:-1], weight_NK.shape[0] // 2), dtype=x.dtype, device=x.device)
 
 
 def _two_like_first(x: torch.Tensor, *_: object, **__: object) -> Pair:
@@ -130,5 +151,19 @@ ROPE_KV_STORE = Op(
     "Tensor slot_mapping_T, bool interleaved=False) -> Tensor",
     reference=rope_kv_store,
     fake=_one_like_first,
+    is_fused=True,
+)
+LINEAR_ACTIVATION = Op(
+    name="linear_activation",
+    schema="linear_activation(Tensor x, Tensor weight_NK, Tensor? bias, str kind) -> Tensor",
+    reference=linear_activation,
+    fake=_activated_shape,
+    is_fused=True,
+)
+LINEAR_GATED = Op(
+    name="linear_gated",
+    schema="linear_gated(Tensor x, Tensor weight_NK, Tensor? bias, str kind) -> Tensor",
+    reference=linear_gated,
+    fake=_gated_shape,
     is_fused=True,
 )

@@ -8,7 +8,7 @@ import torch
 
 from tritium.ops.activations import ACTIVATION, GATED_ACTIVATION
 from tritium.ops.attention import ATTENTION, KV_STORE, PAGED_ATTENTION
-from tritium.ops.fused import ADD_LAYER_NORM, ADD_RMS_NORM, ROPE_KV_STORE
+from tritium.ops.fused import ADD_LAYER_NORM, ADD_RMS_NORM, LINEAR_ACTIVATION, LINEAR_GATED, ROPE_KV_STORE
 from tritium.ops.linears import EMBEDDING, GATHER_ROWS, LINEAR
 from tritium.ops.norms import LAYER_NORM, RMS_NORM
 from tritium.ops.op import Op
@@ -34,6 +34,8 @@ OPS: tuple[Op, ...] = (
     ADD_RMS_NORM,
     ADD_LAYER_NORM,
     ROPE_KV_STORE,
+    LINEAR_ACTIVATION,
+    LINEAR_GATED,
 )
 
 

@@ -21,6 +21,7 @@ from tritium.passes.dead_code import remove_dead_code, remove_duplicates
 from tritium.passes.fold_constants import constants_of, fold_constants
 from tritium.passes.fold_weights import fold_weights
 from tritium.passes.fuse_add_norm import fuse_add_norm
+from tritium.passes.fuse_linear_activation import fuse_linear_activation
 from tritium.passes.fuse_rope_kv import fuse_rope_kv
 from tritium.passes.gather_rows import gather_sampled_rows
 from tritium.passes.insert_kv import insert_kv
@@ -95,6 +96,7 @@ MERGE = (
     Pass(name="canonicalise_slices", run=canonicalise_views),  # a slice of a slice is one
 )
 FUSE = (
+    Pass(name="fuse_linear_activation", run=fuse_linear_activation, is_required=False),  # gate and up are one by now
     Pass(name="fuse_add_norm", run=fuse_add_norm, is_required=False),
     Pass(name="fuse_rope_kv", run=fuse_rope_kv, is_required=False),  # after insert_kv, which makes what it matches
 )

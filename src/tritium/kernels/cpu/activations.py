@@ -34,7 +34,7 @@ class GatedActivationArgs(ctypes.Structure):
 
 def supports_activation(args: Mapping[str, Any]) -> str | None:
     """The kinds that csrc knows, in its three dtypes."""
-    return _refuse_kind(args["kind"]) or library.refuse({"x": args["x"]})
+    return refuse_kind(args["kind"]) or library.refuse({"x": args["x"]})
 
 
 def bind_activation(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
@@ -50,7 +50,7 @@ def supports_gated_activation(args: Mapping[str, Any]) -> str | None:
     gate, up = args["gate"], args["up"]
     if tuple(gate.shape) != tuple(up.shape):
         return f"gate has sizes {tuple(gate.shape)}, up {tuple(up.shape)}"
-    return _refuse_kind(args["kind"]) or library.refuse({"gate": gate, "up": up})
+    return refuse_kind(args["kind"]) or library.refuse({"gate": gate, "up": up})
 
 
 def bind_gated_activation(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
@@ -72,5 +72,6 @@ def bind_gated_activation(args: Mapping[str, Any], outputs: Sequence[torch.Tenso
     return reads.before(library.thunk("gated_activation", gate.dtype, struct, gate, up, out))
 
 
-def _refuse_kind(kind: str) -> str | None:
+def refuse_kind(kind: str) -> str | None:
+    """Why csrc cannot apply an activation of this kind; None when it can."""
     return None if kind in KINDS else f"kind {kind!r} is not one of {', '.join(KINDS)}"

@@ -71,11 +71,17 @@ def refuse(tensors: dict[str, Any], dtypes: tuple[torch.dtype, ...] = tuple(SUFF
     return None
 
 
-def packed_size(num_out: int, num_in: int, dtype: torch.dtype) -> int:
+def packed_size(num_out: int, num_in: int, dtype: torch.dtype, *, is_gated: bool = False) -> int:
     """Elements that a linear's weight [num_out, num_in] takes when packed (csrc/linear.h)."""
     function = _library().tritium_linear_packed_size
-    function.restype, function.argtypes = ctypes.c_int64, (ctypes.c_int64, ctypes.c_int64, ctypes.c_int32)
-    return function(num_out, num_in, dtype == torch.bfloat16)
+    function.restype, function.argtypes = (
+        ctypes.c_int64,
+        (
+            *(ctypes.c_int64, ctypes.c_int64),
+            *(ctypes.c_int32, ctypes.c_int32),
+        ),
+    )
+    return function(num_out, num_in, dtype == torch.bfloat16, is_gated)
 
 
 def _library() -> ctypes.CDLL:

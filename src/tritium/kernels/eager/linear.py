@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from tritium.kernels.cpu.layout import Reads
+from tritium.kernels.eager import reference
 from tritium.kernels.kernel import Thunk
 
 TILE_ROWS = 32  # the row's row_multiple in kernels/table.py
@@ -36,6 +37,21 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
             call()
 
     return reads.before(thunk)
+
+
+def bind_linear_activation(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.linear_activation into outputs[0]: the linear, then the activation in place."""
+    linear = bind(args, outputs)
+    activate = reference.activation({"x": outputs[0], "kind": args["kind"]}, outputs)
+    return lambda: (linear(), activate())
+
+
+def bind_linear_gated(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.linear_gated into outputs[0]: the linear into a buffer of the bucket, then the activation of its halves."""
+    both = torch.empty((*outputs[0].shape[:-1], args["weight_NK"].shape[0]), dtype=outputs[0].dtype)
+    linear, (gate, up) = bind(args, [both]), both.chunk(2, dim=-1)
+    activate = reference.gated_activation({"gate": gate, "up": up, "kind": args["kind"]}, outputs)
+    return lambda: (linear(), activate())
 
 
 def _product(x: torch.Tensor, weight_NK: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> Thunk:

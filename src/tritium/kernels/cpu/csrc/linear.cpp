@@ -1,29 +1,38 @@
-// linear: x weight^T + bias over a packed weight (linear.h), and the packing.
+// linear: x weight^T + bias over a packed weight (linear.h), perhaps with an activation applied to it; and the packing.
+//
+// A gated linear has 2 num_out outputs, gates before the values they gate, and writes num_out. In its packed weight a panel
+// holds half gates and half what they gate, so that a panel's sums are all that its outputs need.
 #include <omp.h>
 
+#include "activation.h"
 #include "linear_amx.h"
 
 namespace {
 using namespace tritium;
 
 struct LinearArgs {
-  const void *x, *weight, *bias;  // weight packed; bias [num_out] or null
+  const void *x, *weight, *bias;  // weight packed; bias null or [num_out], [2 num_out] when gated
   void* out;                      // [rows, num_out], dense
   int64_t num_outer, num_inner, stride_outer, stride_inner;  // rows of x
   int64_t num_in, num_out;
+  int64_t kind;  // of the activation; -1: none
+  int32_t is_gated;
 };
 
 struct LinearPackArgs {
   const void* weight;  // [num_out, num_in], rows `stride` apart
   void* out;
   int64_t num_in, num_out, stride;
+  int32_t is_gated;  // num_out counts gates and what they gate
 };
+
+constexpr int64_t kHalf = kPanel / 2;
 
 template <class T> class Linear {
  public:
   explicit Linear(const LinearArgs& args)
       : a(args), num_rows_(a.num_outer * a.num_inner), padded_(padded_k<T>(a.num_in)),
-        num_panels_((a.num_out + kPanel - 1) / kPanel) {}
+        num_panels_(a.is_gated ? (a.num_out + kHalf - 1) / kHalf : (a.num_out + kPanel - 1) / kPanel) {}
 
   // Below about 50 us one thread is faster than a parallel region is safe (tritium.h).
   bool is_worth_threads() const {
@@ -37,15 +46,31 @@ template <class T> class Linear {
   }
   const T* panel(int64_t p) const { return static_cast<const T*>(a.weight) + p * kPanel * padded_; }
 
-  // Rows [m, m + count) of one panel's outputs from their sums [count, kPanel].
+  // Rows [m, m + count) of one panel's outputs from their sums [count, kPanel]. What an activation reads is rounded first,
+  // as it would be in memory: the bits are those of two steps.
   void finish(int64_t p, int64_t m, int64_t count, const float* sums) const {
+    if (a.is_gated) return finish_gated(p, m, count, sums);
     const int64_t first = p * kPanel, width = std::min(kPanel, a.num_out - first);
     const T* bias = a.bias == nullptr ? nullptr : static_cast<const T*>(a.bias) + first;
     for (int64_t r = 0; r < count; ++r) {
       T* out = static_cast<T*>(a.out) + (m + r) * a.num_out + first;
       for_vectors(width, [&](int64_t i, int64_t n) {
-        const f32x16 total = load16(sums + r * kPanel + i);
-        store(out + i, bias == nullptr ? total : total + load(bias + i, n), n);
+        f32x16 total = load16(sums + r * kPanel + i);
+        if (bias != nullptr) total += load(bias + i, n);
+        store(out + i, a.kind < 0 ? total : apply(a.kind, round_to(total, T{})), n);
+      });
+    }
+  }
+
+  void finish_gated(int64_t p, int64_t m, int64_t count, const float* sums) const {
+    const int64_t first = p * kHalf, width = std::min(kHalf, a.num_out - first);
+    const T* bias = static_cast<const T*>(a.bias);
+    for (int64_t r = 0; r < count; ++r) {
+      T* out = static_cast<T*>(a.out) + (m + r) * a.num_out + first;
+      for_vectors(width, [&](int64_t i, int64_t n) {
+        f32x16 gate = load(sums + r * kPanel + i, n), up = load(sums + r * kPanel + kHalf + i, n);
+        if (bias != nullptr) gate += load(bias + first + i, n), up += load(bias + a.num_out + first + i, n);
+        store(out + i, round_to(apply(a.kind, round_to(gate, T{})), T{}) * round_to(up, T{}), n);
       });
     }
   }
@@ -194,15 +219,17 @@ template <class T> void linear(const LinearArgs& a) {
 }
 
 template <class T> void linear_pack(const LinearPackArgs& a) {
-  const int64_t padded = padded_k<T>(a.num_in), num_panels = (a.num_out + kPanel - 1) / kPanel;
+  const int64_t padded = padded_k<T>(a.num_in), num_gates = a.num_out / 2;
+  const int64_t num_panels = a.is_gated ? (num_gates + kHalf - 1) / kHalf : (a.num_out + kPanel - 1) / kPanel;
   constexpr int64_t kRun = kIsBf16<T> ? 2 : 1;  // elements of K side by side
 #pragma omp parallel for schedule(static)
   for (int64_t p = 0; p < num_panels; ++p) {
     T* to = static_cast<T*>(a.out) + p * kPanel * padded;
     for (int64_t k = 0; k < padded; ++k)
       for (int64_t i = 0; i < kPanel; ++i) {
-        const int64_t n = p * kPanel + i;
-        const bool is_inside = n < a.num_out && k < a.num_in;
+        const int64_t gate = p * kHalf + i % kHalf;
+        const int64_t n = !a.is_gated ? p * kPanel + i : i < kHalf ? gate : num_gates + gate;
+        const bool is_inside = (a.is_gated ? gate < num_gates : n < a.num_out) && k < a.num_in;
         to[k / kRun * kRun * kPanel + i * kRun + k % kRun] =
             is_inside ? static_cast<const T*>(a.weight)[n * a.stride + k] : T{};
       }
@@ -215,6 +242,6 @@ TRITIUM_EXPORT(linear, LinearArgs)
 TRITIUM_EXPORT(linear_pack, LinearPackArgs)
 
 // Elements a packed weight takes: what `linear_pack` writes.
-TRITIUM_SYMBOL int64_t tritium_linear_packed_size(int64_t num_out, int64_t num_in, int32_t is_bf16) {
-  return round_up(num_out, kPanel) * (is_bf16 ? padded_k<bf16>(num_in) : num_in);
+TRITIUM_SYMBOL int64_t tritium_linear_packed_size(int64_t num_out, int64_t num_in, int32_t is_bf16, int32_t is_gated) {
+  return (is_gated ? 2 * round_up(num_out / 2, kHalf) : round_up(num_out, kPanel)) * (is_bf16 ? padded_k<bf16>(num_in) : num_in);
 }

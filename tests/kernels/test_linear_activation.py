@@ -1,0 +1,64 @@
+"""A linear with an activation, and a merged linear, have the bits of the linears that they stand for."""
+
+import pytest
+import torch
+
+from tritium.kernels.kernel import resolve
+from tritium.kernels.table import KERNELS
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = ((1, 8, 16), (3, 37, 33), (16, 64, 70), (33, 300, 96), (200, 100, 257))  # rows, outputs, inputs
+
+
+def run(name: str, args: dict, *shape: int) -> torch.Tensor:
+    (kernel,) = (k for k in KERNELS if k.name == name)
+    packed = {arg: resolve(target)(args[arg]) for arg, target in kernel.pack.items()}
+    out = torch.full(shape, torch.nan, dtype=args[next(iter(args))].dtype)
+    resolve(kernel.target)({**args, **packed}, [out])()
+    return out
+
+
+def drawn(rows: int, num_out: int, num_in: int, dtype: torch.dtype, *, has_bias: bool) -> dict:
+    torch.manual_seed(0)
+    wide = torch.randn(rows, num_in + 9).to(dtype)
+    bias = torch.randn(num_out).to(dtype) if has_bias else None
+    return {"x": wide[:, 5 : 5 + num_in], "weight_NK": torch.randn(num_out, num_in).to(dtype) * 0.3, "bias": bias}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("rows", "num_out", "num_in"), SHAPES)
+def test_an_activation_in_the_linear_has_the_bits_of_one_after_it(rows, num_out, num_in, has_bias, backend, dtype):
+    args = drawn(rows, num_out, num_in, dtype, has_bias=has_bias)
+    for kind in ("silu", "gelu_tanh", "relu"):
+        expected = run(f"{backend}.activation", {"x": run(f"{backend}.linear", args, rows, num_out), "kind": kind},
+                       rows, num_out)  # fmt: skip
+        assert torch.equal(run(f"{backend}.linear_activation", {**args, "kind": kind}, rows, num_out), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("rows", "num_out", "num_in"), SHAPES)
+def test_a_gate_in_the_linear_has_the_bits_of_one_after_it(rows, num_out, num_in, has_bias, backend, dtype):
+    args = drawn(rows, 2 * num_out, num_in, dtype, has_bias=has_bias)
+    gate, up = run(f"{backend}.linear", args, rows, 2 * num_out).chunk(2, -1)
+    for kind in ("silu", "gelu"):
+        expected = run(f"{backend}.gated_activation", {"gate": gate, "up": up, "kind": kind}, rows, num_out)
+        assert torch.equal(run(f"{backend}.linear_gated", {**args, "kind": kind}, rows, num_out), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_merged_linear_has_the_bits_of_its_parts(dtype):
+    """Each output is one chain over K, in whatever panel it lies: sizes here are no multiples of a panel."""
+    for rows, num_in in ((1, 33), (5, 64), (40, 300)):
+        x = torch.randn(rows, num_in).to(dtype)
+        weights = [torch.randn(size, num_in).to(dtype) for size in (24, 7, 100)]
+        biases = [torch.randn(len(w)).to(dtype) if len(w) != 7 else torch.zeros(7, dtype=dtype) for w in weights]
+        parts = [
+            run("cpu.linear", {"x": x, "weight_NK": w, "bias": b if len(w) != 7 else None}, rows, len(w))
+            for w, b in zip(weights, biases, strict=True)
+        ]
+        merged = run("cpu.linear", {"x": x, "weight_NK": torch.cat(weights), "bias": torch.cat(biases)}, rows, 131)
+        assert torch.equal(merged, torch.cat(parts, -1))
