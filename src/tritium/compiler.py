@@ -33,15 +33,16 @@ from tritium.engine.serialise import write_engine
 from tritium.errors import CaptureError, ConfigError, EngineError
 from tritium.example_inputs import ExampleInputs, ModuleInputs, read_example_inputs
 from tritium.graph import dump
-from tritium.graph.capture import capture
+from tritium.graph.capture import TOKEN_INPUTS, Captured, InputSpec, capture
 from tritium.graph.foreign import Targets, registered
 from tritium.kernels.plugin import Plugin, load_plugins, plugin_ops
-from tritium.models.config import ModelConfig
+from tritium.models.encoder import Encoder
 from tritium.passes import pipeline
-from tritium.passes.lower import lower_module
-from tritium.passes.module_pipeline import optimise_module
+from tritium.passes.encoder_pipeline import optimise_encoder
+from tritium.passes.lower import lower_encoder, lower_module
+from tritium.passes.module_pipeline import OptimisedModule, optimise_module
 from tritium.passes.tables import check_tables
-from tritium.resolve import ResolvedModel, Weights, resolve_model, resolve_stateless
+from tritium.resolve import Model, ResolvedModel, Weights, resolve_model, resolve_stateless
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.tuner.timing_cache import TimingCache
 from tritium.tuner.tune import tune_engine
@@ -51,6 +52,7 @@ from tritium.weights.source import DictSource, TensorSpec, WeightSource, dtype_n
 
 STAGES = ("resolve", "capture", "optimise", "lower", "kernels", "write", "tune")
 DUMMY_SEED = 0
+ENCODER_INPUTS = {**TOKEN_INPUTS, "token_types": InputSpec(torch.int64)}
 Progress = Callable[[str, int, int], None]
 
 
@@ -71,7 +73,7 @@ class Compiled:
 
 
 def build(
-    model: str | Path | nn.Module | ModelConfig,
+    model: Model,
     config: BuildConfig | None = None,
     *,
     output_dir: str | Path,
@@ -85,7 +87,7 @@ def build(
     """Compile `model` into an engine at `output_dir` and open it.
 
     model: a Hugging Face directory or hub id, a module `forward(input_ids [T], positions [T]) -> logits [T, V]`, or a
-        ModelConfig. With `example_inputs`, any module that keeps no state between calls.
+        ModelConfig, or an EncoderConfig. With `example_inputs`, any module that keeps no state between calls.
     example_inputs: tensors [batch, ...] by the names of forward's parameters, or a tuple in their order; only dtypes
         and sizes count. `Engine.run` takes tensors by these names.
     profile: the batches that such an engine is for; unset, 1 to 64.
@@ -99,16 +101,19 @@ def build(
     """
     config = _config(config, overrides)
     own = load_plugins(plugins)
+    if own and example_inputs is not None:
+        raise ConfigError("plugins are for decoders: the steps of a stateless module are torch's own ops")
     clock = _Clock(progress)
     if example_inputs is None:
         if profile is not None:
             raise ConfigError(f"profile={profile!r} is for stateless modules: give example_inputs with it")
         with clock.stage("resolve"):
             resolved = resolve_model(model, config, weights)
-        compiled = compile_module(resolved.module, config, dtype=resolved.dtype, plugins=own, clock=clock)
+        if resolved.encoder is not None:
+            compiled = compile_encoder(resolved.module, config, clock=clock)
+        else:
+            compiled = compile_module(resolved.module, config, dtype=resolved.dtype, plugins=own, clock=clock)
         check_tables(compiled.plan, resolved.max_model_len)
-    elif own:
-        raise ConfigError("plugins are for decoders: the steps of a stateless module are torch's own ops")
     else:
         profile = profile or OptimizationProfile()
         with clock.stage("resolve"):
@@ -184,6 +189,25 @@ def compile_stateless(module: nn.Module, inputs: ModuleInputs, *, clock: "_Clock
         optimised = optimise_module(captured.graph)
     with clock.stage("lower"):
         plan = lower_module(optimised.graph, captured.outputs)
+    return _compiled(plan, captured, optimised, clock)
+
+
+def compile_encoder(module: nn.Module, config: BuildConfig, *, clock: "_Clock | None" = None) -> Compiled:
+    """The same for an encoder."""
+    assert isinstance(module, Encoder)
+    clock = clock or _Clock(None)
+    with clock.stage("capture"):
+        captured = capture(module, inputs=ENCODER_INPUTS)
+    with clock.stage("optimise"):
+        optimised = optimise_encoder(
+            captured.graph, captured.outputs, module.row_outputs, disabled=config.disabled_passes
+        )
+    with clock.stage("lower"):
+        plan = lower_encoder(optimised.graph, captured.outputs, module.config.vocab_size)
+    return _compiled(plan, captured, optimised, clock)
+
+
+def _compiled(plan: Plan, captured: Captured, optimised: OptimisedModule, clock: "_Clock") -> Compiled:
     with clock.stage("kernels"):
         plan = _with_kernels(plan)
     return Compiled(
@@ -237,6 +261,7 @@ def _write(
         invariance=config.invariance,
         kind=compiled.plan.kind,
         profile=None if profile is None else dataclasses.asdict(profile),
+        encoder=resolved.encoder,
         max_model_len=resolved.max_model_len,
         vocab_size=compiled.plan.vocab_size,
         bos_token_id=resolved.bos_token_id,
@@ -297,7 +322,7 @@ def _spec(tensor: torch.Tensor) -> TensorSpec:
 
 
 def _compute_dtype(plan: Plan) -> str:
-    """The dtype of what the KV cache holds, the model's activations; a stateless module's, of its first output."""
+    """The dtype of what the KV cache holds, the model's activations; without one, that of the first output."""
     return plan.kv_groups[0].dtype if plan.kv_groups else plan.value(plan.results[0]).dtype
 
 

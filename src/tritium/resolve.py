@@ -10,8 +10,11 @@ from torch import nn
 
 from tritium import models
 from tritium.config import BuildConfig
+from tritium.engine.manifest import EncoderInfo
 from tritium.errors import ConfigError
 from tritium.models.config import ModelConfig
+from tritium.models.encoder_config import EncoderConfig
+from tritium.models.sentence_transformers import SentenceConfig, read_sentence_config
 from tritium.text.tokenizer import Tokenizer
 from tritium.text.tokenizer_files import read_eos_token_ids
 from tritium.weights.hub import model_directory
@@ -19,6 +22,7 @@ from tritium.weights.recipes import Cast, Recipe
 from tritium.weights.safetensors import SafetensorsSource
 from tritium.weights.source import DictSource, ModuleSource, WeightSource
 
+Model = str | Path | nn.Module | ModelConfig | EncoderConfig
 Weights = Mapping[str, torch.Tensor] | Literal["dummy"] | None
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
@@ -29,6 +33,7 @@ class ResolvedModel:
 
     name, architecture, origin: for people. model_dir: the checkpoint's directory, or None. dtype: of the parameters,
     when they are to be cast. recipes: by parameter and buffer name. source: None for dummy weights.
+    encoder: what an encoder's outputs mean; None for any other model.
     """
 
     module: nn.Module
@@ -42,12 +47,18 @@ class ResolvedModel:
     model_dir: Path | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    encoder: EncoderInfo | None = None
 
 
-def resolve_model(model: str | Path | nn.Module | ModelConfig, config: BuildConfig, weights: Weights) -> ResolvedModel:
+def resolve_model(model: Model, config: BuildConfig, weights: Weights) -> ResolvedModel:
     """Read what describes the model; no weight is read. Raises `ConfigError`, `CheckpointError`, `UnsupportedModel`."""
     if weights is not None and weights != "dummy" and not isinstance(weights, Mapping):
         raise ConfigError(f'weights must be None, "dummy" or a state dict, not {type(weights).__name__}')
+    if isinstance(model, EncoderConfig):
+        if weights is None:
+            raise ConfigError('an EncoderConfig has no weights: pass weights="dummy" or weights=<state dict>')
+        described = model if config.dtype == "auto" else replace(model, dtype=config.dtype)
+        return _encoder(described, config, _source(weights), None, "EncoderConfig")
     if isinstance(model, ModelConfig):
         return _from_config(model, config, weights)
     if isinstance(model, nn.Module):
@@ -61,6 +72,9 @@ def resolve_model(model: str | Path | nn.Module | ModelConfig, config: BuildConf
 
 def _from_directory(model_dir: Path, origin: str, config: BuildConfig, weights: Weights) -> ResolvedModel:
     source = _source(weights) or (None if weights == "dummy" else SafetensorsSource(model_dir))
+    encoder = models.read_encoder_config(model_dir, dtype=config.dtype, source=source)
+    if encoder is not None:
+        return _encoder(encoder, config, source, model_dir, origin)
     described = models.read_config(model_dir, dtype=config.dtype, max_model_len=config.max_model_len, source=source)
     module = models.create(described)
     bos, eos = _special_tokens(model_dir, described.vocab_size)
@@ -75,6 +89,37 @@ def _from_directory(model_dir: Path, origin: str, config: BuildConfig, weights: 
         model_dir=model_dir,
         bos_token_id=bos,
         eos_token_ids=eos,
+    )
+
+
+def _encoder(
+    described: EncoderConfig, config: BuildConfig, source: WeightSource | None, model_dir: Path | None, origin: str
+) -> ResolvedModel:
+    module = models.create_encoder(described)
+    sentence = read_sentence_config(model_dir) if model_dir is not None else SentenceConfig()
+    longest = described.num_positions
+    wanted = config.max_model_len or min(sentence.max_len or longest, longest)
+    if wanted > longest:
+        raise ConfigError(f"max_model_len ({wanted}) must be at most {longest}: this model has no more positions")
+    bos, eos = _special_tokens(model_dir, described.vocab_size) if model_dir is not None else (None, ())
+    return ResolvedModel(
+        module=module,
+        name=model_dir.name if model_dir is not None else described.architecture,
+        architecture=described.architecture,
+        origin=origin,
+        max_model_len=wanted,
+        recipes=models.weight_recipes(module, described, source=source),
+        source=source,
+        model_dir=model_dir,
+        bos_token_id=bos,
+        eos_token_ids=eos,
+        encoder=EncoderInfo(
+            pooling=sentence.pooling,
+            is_normalized=sentence.is_normalized,
+            labels=described.labels,
+            score_activation=described.score_activation,
+            num_token_types=described.num_token_types,
+        ),
     )
 
 

@@ -22,6 +22,7 @@ Shape = tuple[str | int, ...]
 INPUTS: Mapping[str, tuple[str, Shape]] = {
     "input_ids": ("int64", ("T",)),
     "positions": ("int64", ("T",)),
+    "token_types": ("int64", ("T",)),
     "sampled_rows": ("int64", ("R",)),
     "cu_seqlens_q": ("int32", ("S+1",)),
     "context_lens": ("int32", ("S",)),
@@ -41,11 +42,13 @@ def check_plan(plan: Plan, plugin_ops: Mapping[str, Op] | None = None) -> None:
     layers = _check_groups(plan.kv_groups)
     if len(plan.by_name) < len(plan.values):
         raise damaged("two of the plan's values have one name")
-    provided = dict(INPUTS) if plan.kind == "decoder" else _module_inputs(plan)
+    if plan.kind != "decoder" and (not plan.outputs or plan.kv_groups):
+        raise damaged(f"the plan is for a model of kind {plan.kind!r}, but has no outputs, or a KV cache")
+    provided = _module_inputs(plan) if plan.kind == "module" else dict(INPUTS)
     for name, expected in GROUP_INPUTS.items():
         provided |= {f"{name}.{group}": expected for group in range(len(plan.kv_groups))}
     for value in plan.values:
-        if plan.kind == "decoder" and value.dtype == "complex64":
+        if plan.kind != "module" and value.dtype == "complex64":
             raise damaged(f"the plan's value {value.name!r} has dtype {value.dtype!r}")
         _check_value(value, provided, layers)
     for sizes in SAMPLES:
@@ -58,12 +61,13 @@ def check_plan(plan: Plan, plugin_ops: Mapping[str, Op] | None = None) -> None:
             logits is None or list(logits.shape) != [sizes.rows, plan.vocab_size] or not logits.is_floating_point()
         ):
             raise damaged(f"the plan's output {plan.output!r} is not a floating value of sizes [R, {plan.vocab_size}]")
+        for name in plan.outputs.values() if plan.kind == "encoder" else ():
+            if tensors[name].dim() != 2 or len(tensors[name]) not in (sizes.tokens, sizes.rows):
+                raise damaged(f"the plan's output {name!r} has sizes {list(tensors[name].shape)}, not [T or R, ...]")
 
 
 def _module_inputs(plan: Plan) -> dict[str, tuple[str, Shape]]:
     """What a stateless module is given: inputs of its own, the batch in front of fixed sizes."""
-    if not plan.outputs or plan.kv_groups:
-        raise damaged("the plan of a stateless module has no outputs, or a KV cache")
     inputs = {value.name: value for value in plan.values if value.kind == "input"}
     for value in inputs.values():
         if value.shape[:1] != ("T",) or not all(_extent(value, dim).is_static for dim in value.shape[1:]):

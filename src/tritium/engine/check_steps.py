@@ -87,6 +87,9 @@ def check_steps(plan: Plan, tensors: Tensors, plugin_ops: Mapping[str, ops.Op]) 
 
 
 def _check_step(where: str, step: Step, tensors: Tensors, plugin_ops: Mapping[str, ops.Op]) -> None:
+    for name in ("cu_seqlens_q", "batch_counts") if step.op == "varlen_attention" else ():
+        if step.args.get(name) != Ref(name):
+            raise damaged(f"{where} does not read {name} as the runtime writes it")
     try:
         arguments = {name: _argument(arg, tensors) for name, arg in step.args.items()}
         if is_torch_op(step.op):

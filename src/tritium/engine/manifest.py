@@ -7,7 +7,7 @@ that is missing or changed is an `EngineError` that names the file and says what
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -28,11 +28,27 @@ class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
+class EncoderInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an encoder's outputs mean.
+
+    pooling, is_normalized: how token embeddings become one embedding, unless a caller says otherwise.
+    labels: what scores stand for; none for embeddings. score_activation: what makes scores probabilities.
+    num_token_types: token types are below it.
+    """
+
+    pooling: Literal["cls", "mean", "last", "pooler"] = "cls"
+    is_normalized: bool = True
+    labels: tuple[str, ...] = ()
+    score_activation: Literal["softmax", "sigmoid", "identity"] = "softmax"
+    num_token_types: int = 1
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a person, or a runtime, has to know of an engine before it opens anything else.
 
     backend: the kernels it was lowered for. model: name, architecture and source, for people.
-    kind: "decoder" generates text; "module" is stateless. max_model_len: longest prompt plus output in tokens.
+    kind: "decoder" generates text; "encoder" embeds or classifies it; "module" is stateless.
+    max_model_len: longest prompt plus output in tokens.
     profile: a module's smallest, usual and largest batch. eos_token_ids: ids that end an output.
     dummy_seed: weights without a file are generated from it; None: every weight is in `weights.safetensors`.
     weights_generation: how often the weights were replaced since the build; weights_source: by what, for people.
@@ -51,6 +67,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     invariance: str = "bitwise"
     kind: PlanKind = "decoder"
     profile: dict[str, int] | None = None
+    encoder: EncoderInfo | None = None
     max_model_len: int = 0
     vocab_size: int = 0
     bos_token_id: int | None = None

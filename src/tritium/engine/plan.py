@@ -22,7 +22,7 @@ import msgspec
 from tritium.errors import EngineError
 
 PLAN_VERSION = 1
-PlanKind = Literal["decoder", "module"]
+PlanKind = Literal["decoder", "encoder", "module"]
 Phase = Literal["tokens", "rows"]  # steps over all T tokens, then steps over the R sampled rows
 
 

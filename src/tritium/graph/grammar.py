@@ -49,6 +49,11 @@ def verify_form(graph: fx.Graph) -> None:
 def verify(graph: fx.Graph, *, foreign: Collection[Target] = ()) -> None:
     """Check a finished graph. Raises `CaptureError` with the node. foreign: the torch ops of plugins."""
     verify_captured(graph)
+    verify_calls(graph, foreign=foreign)
+
+
+def verify_calls(graph: fx.Graph, *, foreign: Collection[Target] = ()) -> None:
+    """Check that each call has a kernel and what that kernel needs. Raises `CaptureError` with the node."""
     stored: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op != "call_function":

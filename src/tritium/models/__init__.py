@@ -10,9 +10,11 @@ from tritium.models.blocks import (
 )
 from tritium.models.checkpoint import Naming, constants, weight_recipes
 from tritium.models.config import ModelConfig
-from tritium.models.create import create
+from tritium.models.create import create, create_encoder
 from tritium.models.decoder import Decoder
-from tritium.models.hf_config import parse_config, read_config
+from tritium.models.encoder import Encoder
+from tritium.models.encoder_config import EncoderConfig
+from tritium.models.hf_config import parse_config, read_config, read_encoder_config
 from tritium.models.parts import MLP, Embedding, GatedMLP, Head, LayerNorm, Linear, OffsetRMSNorm, RMSNorm
 from tritium.models.presets import PRESETS, preset
 from tritium.models.rope_config import RopeConfig
@@ -24,6 +26,8 @@ __all__ = [
     "Decoder",
     "DecoderBlock",
     "Embedding",
+    "Encoder",
+    "EncoderConfig",
     "GatedMLP",
     "Head",
     "LayerNorm",
@@ -39,8 +43,10 @@ __all__ = [
     "TwoNormParallelDecoderBlock",
     "constants",
     "create",
+    "create_encoder",
     "parse_config",
     "preset",
     "read_config",
+    "read_encoder_config",
     "weight_recipes",
 ]

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from tritium.errors import CheckpointError, ConfigError
 from tritium.models.config import ModelConfig
 from tritium.models.decoder import Decoder
+from tritium.models.encoder import Encoder
+from tritium.models.encoder_config import EncoderConfig
 from tritium.models.families import Family, family_named
+from tritium.models.families.bert import EncoderFamily, encoder_named, encoder_names
 from tritium.models.families.places import Place
 from tritium.weights.recipes import Cast, Checkpoint, Constant, Recipe, infer, leaves, map_checkpoint
 from tritium.weights.source import WeightSource, dtype_name
@@ -27,7 +30,7 @@ def constants(module: nn.Module) -> dict[str, Tensor]:
 
 def weight_recipes(
     module: nn.Module,
-    config: ModelConfig | None = None,
+    config: ModelConfig | EncoderConfig | None = None,
     *,
     source: WeightSource | None = None,
     mapping: Naming | None = None,
@@ -44,14 +47,14 @@ def weight_recipes(
     A key of `mapping` that names no parameter is a `ConfigError`.
     """
     config = config or getattr(module, "config", None)
-    family = family_named(config) if isinstance(module, Decoder) and isinstance(config, ModelConfig) else None
+    family, names = _naming(module, config)
     spell = _spelling(family, source)
     recipes: dict[str, Recipe] = {}
     mapping = {**getattr(module, "checkpoint_names", {}), **(mapping or {})}
     _check_mapping(mapping, module)
     for name, parameter in module.named_parameters(remove_duplicate=False):
         shape = tuple(parameter.shape)
-        found = _look_up(name, mapping, shape, config) or _look_up(name, family.names if family else {}, shape, config)
+        found = _look_up(name, mapping, shape, config) or _look_up(name, names, shape, config)
         recipe = map_checkpoint(found or Checkpoint(name, shape), spell)
         recipes[name] = Cast(recipe, dtype_name(parameter.dtype))
     kept = constants(module)
@@ -61,14 +64,21 @@ def weight_recipes(
         )
     if source is not None:
         _check_tensors(recipes, source)
-        if family is not None and isinstance(config, ModelConfig):
+        if family is not None:
             _check_leftovers(recipes, source, family, config)
     return recipes
 
 
-def _look_up(
-    name: str, names: Mapping[str, str | Place | Recipe], shape: tuple[int, ...], config: Any
-) -> Recipe | None:
+def _naming(module: nn.Module, config: Any) -> tuple[Family | EncoderFamily | None, Mapping[str, str | Place]]:
+    """The row that names a built-in model's tensors, and its names."""
+    if isinstance(module, Encoder) and isinstance(config, EncoderConfig):
+        encoder = encoder_named(config)
+        return encoder, encoder_names(encoder, config) if encoder else {}
+    family = family_named(config) if isinstance(module, Decoder) and isinstance(config, ModelConfig) else None
+    return family, family.names if family else {}
+
+
+def _look_up(name: str, names: Mapping[str, Any], shape: tuple[int, ...], config: Any) -> Recipe | None:
     """The recipe that a naming gives for a parameter, by its full name or without `.weight` / `.bias`."""
     numbers = [part for part in name.split(".") if part.isdigit()]
     for key, suffix in _keys(name):
@@ -105,7 +115,7 @@ def _fill(target: str, numbers: list[str]) -> str:
     return target
 
 
-def _spelling(family: Family | None, source: WeightSource | None) -> Callable[[Checkpoint], Checkpoint]:
+def _spelling(family: Family | EncoderFamily | None, source: WeightSource | None) -> Callable[[Checkpoint], Checkpoint]:
     """Gives a leaf the name that this checkpoint has for it, where publications of the family differ."""
     starts = family.respelled if family and source else ()
     others = {here: there for here, there in starts if source and not any(n.startswith(here) for n in source.names)}
@@ -138,11 +148,13 @@ def _check_tensors(recipes: Mapping[str, Recipe], source: WeightSource) -> None:
         infer(leaf, source)
 
 
-def _check_leftovers(recipes: Mapping[str, Recipe], source: WeightSource, family: Family, config: ModelConfig) -> None:
+def _check_leftovers(
+    recipes: Mapping[str, Recipe], source: WeightSource, family: Family | EncoderFamily, config: Any
+) -> None:
     """No tensor is left unread, but known buffers and a tied head that equals the embedding."""
     used = {leaf.name for recipe in recipes.values() for leaf in leaves(recipe)}
     left = [name for name in source.names if name not in used]
-    if config.tie_word_embeddings and "lm_head.weight" in left:
+    if isinstance(config, ModelConfig) and config.tie_word_embeddings and "lm_head.weight" in left:
         embedding = next(leaf.name for leaf in leaves(recipes["embed_tokens.weight"]))
         head, tied = source.spec("lm_head.weight"), source.spec(embedding)
         if head != tied or not torch.equal(source.get("lm_head.weight"), source.get(embedding)):

@@ -8,12 +8,34 @@ from typing import Any
 
 from tritium.errors import CheckpointError, ConfigError
 from tritium.models.config import COMPUTE_DTYPES, ModelConfig
+from tritium.models.encoder_config import EncoderConfig
 from tritium.models.families import find_family
+from tritium.models.families.bert import find_encoder
 from tritium.models.hf_fields import RESTORE, Fields
 from tritium.weights.source import WeightSource
 
 CONFIG_FILE = "config.json"
 MAX_CONFIG_BYTES = 10_000_000
+
+
+def read_encoder_config(
+    model_dir: str | Path, *, dtype: str = "auto", source: WeightSource | None = None
+) -> EncoderConfig | None:
+    """The configuration of an encoder's directory; None for any other model's. Raises as `read_config` does."""
+    data, where = _load(model_dir)
+    if not isinstance(data, Mapping):
+        return None
+    fields = Fields(data, where)
+    family = find_encoder(fields)
+    if family is None:
+        return None
+    fields.refuse("quantization_config", ({},), "quantised checkpoints are not supported; use the original weights")
+    has_pooler = source is not None and any(name.endswith("pooler.dense.weight") for name in source.names)
+    found = family.read(fields, has_pooler=has_pooler)
+    try:
+        return EncoderConfig(**found, dtype=_stored_dtype(fields, source) if dtype == "auto" else dtype)
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}; {RESTORE}") from error
 
 
 def read_config(
@@ -29,6 +51,12 @@ def read_config(
     Raises `CheckpointError` naming file, field and value; `UnsupportedModel` for an architecture or feature that no
     built-in model has; `ConfigError` when `dtype` or `max_model_len` cannot be.
     """
+    data, where = _load(model_dir)
+    return parse_config(data, where, dtype=dtype, max_model_len=max_model_len, source=source)
+
+
+def _load(model_dir: str | Path) -> tuple[Any, str]:
+    """The contents of config.json, and its path for messages."""
     path = Path(model_dir) / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
@@ -40,10 +68,9 @@ def read_config(
             f"{path}: is {path.stat().st_size} bytes long, more than a configuration can be; {RESTORE}"
         )
     try:
-        data = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes()), str(path)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON ({error}); {RESTORE}") from None
-    return parse_config(data, str(path), dtype=dtype, max_model_len=max_model_len, source=source)
 
 
 def parse_config(

@@ -7,6 +7,8 @@ Replaces with: the same nodes over R rows: `gather_rows(x, sampled_rows)` on eac
 Required: the logits of all tokens of an 8,192-token step with a vocabulary of 128 k would be 4.2 GB.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import fx
 
@@ -18,9 +20,12 @@ from tritium.passes.result import PassResult
 from tritium.passes.views import is_view
 
 
-def gather_sampled_rows(graph: fx.Graph) -> PassResult:
-    """See the module's docstring. Raises `CaptureError` when a crossing value has not the tokens as first dimension."""
-    late = _after_last_attention(graph)
+def gather_sampled_rows(graph: fx.Graph, whole: Collection[fx.Node] = ()) -> PassResult:
+    """See the module's docstring. `whole`: outputs that are wanted for every token, as if an attention needed them.
+
+    Raises `CaptureError` when a crossing value has not the tokens as first dimension.
+    """
+    late = _after_last_attention(graph, whole)
     crossing = [
         node
         for node in graph.nodes
@@ -47,13 +52,13 @@ def gather_sampled_rows(graph: fx.Graph) -> PassResult:
     return PassResult(len(crossing))
 
 
-def _after_last_attention(graph: fx.Graph) -> set[fx.Node]:
+def _after_last_attention(graph: fx.Graph, whole: Collection[fx.Node]) -> set[fx.Node]:
     """Nodes that the output needs, that no attention needs, less the views that may as well be taken before."""
     attention = torch.ops.tritium.attention.default
     early: set[fx.Node] = set()
     needed: set[fx.Node] = set(output_node(graph).all_input_nodes)
     for node in reversed(graph.nodes):
-        if node.target is attention or node in early:
+        if node.target is attention or node in early or node in whole:
             early.update([node, *node.all_input_nodes])
         if node in needed:
             needed.update(node.all_input_nodes)

@@ -9,10 +9,11 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import torch
 from torch import fx
 
-from tritium.engine.plan import Arg, Extent, KVGroup, Plan, Ref, Sizes, Step, Value
+from tritium.engine.plan import Arg, Extent, KVGroup, Plan, PlanKind, Ref, Sizes, Step, Value
 from tritium.engine.views import view_of
 from tritium.errors import CaptureError
 from tritium.graph.edit import arguments, output_node
@@ -32,7 +33,12 @@ def lower(graph: fx.Graph, kv_groups: Sequence[KVGroup]) -> Plan:
 
 def lower_module(graph: fx.Graph, outputs: Sequence[str]) -> Plan:
     """The plan of a stateless module; `outputs` names what the graph returns, in order."""
-    return _Lowering(graph).module_plan(outputs)
+    return _Lowering(graph).named_plan("module", outputs)
+
+
+def lower_encoder(graph: fx.Graph, outputs: Sequence[str], vocab_size: int) -> Plan:
+    """The plan of an encoder, the same way. Token ids are below vocab_size."""
+    return msgspec.structs.replace(_Lowering(graph).named_plan("encoder", outputs), vocab_size=vocab_size)
 
 
 class _Lowering:
@@ -57,14 +63,14 @@ class _Lowering:
             vocab_size=int(spec_of(logits).shape[1]),  # type: ignore[arg-type]
         )
 
-    def module_plan(self, outputs: Sequence[str]) -> Plan:
-        """Lower every node of a stateless module."""
+    def named_plan(self, kind: PlanKind, outputs: Sequence[str]) -> Plan:
+        """Lower every node of a model with named outputs."""
         self._lower()
         named = zip(outputs, args_of(output_node(self.graph))[0], strict=True)
         return Plan(
-            kind="module",
+            kind=kind,
             values=tuple(self.values.values()),
-            steps=tuple(self.steps["tokens"]),
+            steps=(*self.steps["tokens"], *self.steps["rows"]),
             outputs={name: self.names[node] for name, node in named if node is not None},
         )
 

@@ -114,11 +114,7 @@ def optimise(
     Raises `CaptureError` when the graph is outside the vocabulary or not token-local, `ConfigError` for a name in
     `disabled` that is no optional pass.
     """
-    for name in disabled:
-        if name not in OPTIONAL:
-            raise ConfigError(
-                f"disabled_passes: {name!r} is not an optional pass; optional: {', '.join(OPTIONAL) or 'none'}"
-            )
+    check_disabled(disabled)
     matches: dict[str, int] = {}
 
     def run(passes: Sequence[Pass]) -> None:
@@ -140,6 +136,15 @@ def optimise(
     run(FUSE)
     verify(graph, foreign=[target for _, target in (foreign or {}).values()])
     return Optimised(graph, kv_groups, matches, derived_weights(graph), constants_of(graph))
+
+
+def check_disabled(disabled: Sequence[str]) -> None:
+    """Raises `ConfigError` for a name that is no optional pass."""
+    for name in disabled:
+        if name not in OPTIONAL:
+            raise ConfigError(
+                f"disabled_passes: {name!r} is not an optional pass; optional: {', '.join(OPTIONAL) or 'none'}"
+            )
 
 
 def to_plan(optimised: Optimised) -> Plan:

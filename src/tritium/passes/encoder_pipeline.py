@@ -1,0 +1,46 @@
+"""The passes for an encoder: a decoder's, but attention sees whole sequences and nothing is kept between batches."""
+
+from collections.abc import Collection, Sequence
+
+from torch import fx
+
+from tritium.graph.derived import derived_weights
+from tritium.graph.edit import output_node
+from tritium.graph.grammar import verify_calls, verify_form
+from tritium.graph.locality import prove_token_local
+from tritium.graph.spec import args_of
+from tritium.passes.fold_constants import constants_of
+from tritium.passes.gather_rows import gather_sampled_rows
+from tritium.passes.insert_varlen import insert_varlen
+from tritium.passes.module_pipeline import OptimisedModule
+from tritium.passes.pipeline import MERGE, NORMALISE, Pass, check_disabled
+
+
+def optimise_encoder(
+    graph: fx.Graph, outputs: Sequence[str], row_outputs: Collection[str], *, disabled: Sequence[str] = ()
+) -> OptimisedModule:
+    """Run the passes on a captured graph, in place.
+
+    outputs: what the graph returns, in order. row_outputs: those that are computed for sampled rows only.
+    Raises `CaptureError` when the graph is outside the vocabulary or not token-local, `ConfigError` for a name in
+    `disabled` that is no optional pass.
+    """
+    check_disabled(disabled)
+    matches: dict[str, int] = {}
+
+    def run(passes: Sequence[Pass]) -> None:
+        for row in passes:
+            if row.name not in disabled:
+                matches[row.name] = row.run(graph).num_matches
+
+    verify_form(graph)
+    run(NORMALISE)
+    prove_token_local(graph)
+    results = zip(outputs, args_of(output_node(graph))[0], strict=True)
+    whole = [node for name, node in results if name not in row_outputs]
+    matches["gather_sampled_rows"] = gather_sampled_rows(graph, whole).num_matches
+    run(MERGE)
+    matches["insert_varlen"] = insert_varlen(graph).num_matches
+    verify_form(graph)
+    verify_calls(graph)
+    return OptimisedModule(graph, matches, derived_weights(graph), constants_of(graph))
