@@ -9,6 +9,7 @@ import typer
 
 from tritium.cli.main import app
 from tritium.models.families import FAMILIES
+from tritium.models.families.bert import ENCODERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,6 +59,11 @@ def test_its_make_targets_exist() -> None:
 
 def test_the_model_table_is_the_codes() -> None:
     assert set(re.findall(r"`(\w+(?:ForCausalLM|LMHeadModel))`", README)) == {f.architecture for f in FAMILIES}
+
+
+def test_the_table_names_every_encoder() -> None:
+    named = re.findall(r"`((?:Bert|Roberta|XLMRoberta)\w+)`", README.partition("## Models")[2])
+    assert set(named) == {row.architecture for row in ENCODERS}
 
 
 def test_links_and_named_files_exist() -> None:

@@ -29,6 +29,7 @@ from tritium.kernels.plugin import Plugin, load_plugins
 from tritium.keywords import check_known
 from tritium.mailbox import AsyncMailbox
 from tritium.progress import progress_bar
+from tritium.prompts import Prompt, as_prompts
 from tritium.runtime.assemble import make_loop
 from tritium.runtime.engine_thread import EngineThread
 from tritium.runtime.outputs import CompletionOutput, RequestOutput, StepOutput, join_steps
@@ -38,18 +39,20 @@ from tritium.runtime.weight_updates import OnInflight, WeightUpdate
 from tritium.sampling_params import SamplingParams
 from tritium.text.bad_words import bad_word_ids
 from tritium.text.tokenizer import Tokenizer
+from tritium.text_encoder import EncoderMethods, TextEncoder
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput"]
 
 COMPLETION_MAX_TOKENS = 16  # when `max_tokens` is not given; chats go on until they stop
 
-Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 Params = SamplingParams | Sequence[SamplingParams] | None
 
 
-class LLM:
-    """A model, ready to generate. Threads may share one; it is closed by `close`, or by leaving a `with` block.
+class LLM(EncoderMethods):
+    """A model, ready to generate or, when it is an encoder, to embed, classify and score texts.
+
+    Threads may share one; it is closed by `close`, or by leaving a `with` block.
 
     model: an engine directory, a Hugging Face model directory, or a hub id. A model is built into an engine on first
     use, in a child process, and cached by content; later starts compile nothing.
@@ -76,7 +79,11 @@ class LLM:
             self.tokenizer = Tokenizer.from_directory(self.engine.path, model_vocab_size=self.engine.plan.vocab_size)
         self._ids = map("request-{}".format, itertools.count())
         self._mailboxes: dict[asyncio.AbstractEventLoop, AsyncMailbox] = {}
-        self._thread = EngineThread(partial(make_loop, self.engine, self.config, self.tokenizer))
+        self._engine_thread: EngineThread | None = None
+        if self.engine.manifest.kind == "encoder":
+            self._encoder = TextEncoder(self.engine, self.config, self.tokenizer)
+            return
+        self._engine_thread = EngineThread(partial(make_loop, self.engine, self.config, self.tokenizer))
         weakref.finalize(self, self._thread.close)  # also when the interpreter ends: no thread computes while it dies
 
     # -- offline -------------------------------------------------------------------------------------------------------
@@ -96,7 +103,7 @@ class LLM:
         Raises `RequestError` for the first prompt that is invalid or could never fit; then none of them is answered.
         A request that fails while it runs has finish_reason "error" and does not disturb the others.
         """
-        many = _as_prompts(prompts)
+        many = as_prompts(prompts)
         params = [_with_max_tokens(p, COMPLETION_MAX_TOKENS) for p in _as_params(sampling_params, len(many))]
         return self._run([self._request(p, q) for p, q in zip(many, params, strict=True)], use_progress)
 
@@ -203,13 +210,25 @@ class LLM:
 
     def close(self) -> None:
         """End running requests with "abort", and the engine thread. May be called again."""
-        self._thread.close()
+        if self._encoder is not None:
+            self._encoder.close()
+        if self._engine_thread is not None:
+            self._engine_thread.close()
 
     def __enter__(self) -> "LLM":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def _thread(self) -> EngineThread:
+        if self._engine_thread is None:
+            raise ConfigError(
+                f"{self.engine.path} ({self.engine.manifest.model['architecture']}) is an encoder and generates no "
+                "text; use encode, embed, classify or score"
+            )
+        return self._engine_thread
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -287,26 +306,6 @@ def _speak() -> None:
         handler.setFormatter(logging.Formatter("tritium: %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-
-
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt becomes a list of one. Arrays (numpy, torch) count as the lists they hold."""
-    prompts = _as_list(prompts)
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, (list, tuple)):
-        raise RequestError(f"prompts must be text, a list of token ids or a list of those, not {prompts!r:.100}")
-    many = [_as_list(prompt) for prompt in prompts]
-    if many and all(isinstance(item, int) for item in many):
-        return [many]
-    for i, prompt in enumerate(many):
-        if not isinstance(prompt, (str, list, tuple)):
-            raise RequestError(f"prompts[{i}] must be text or a list of token ids, not {prompt!r:.100}")
-    return many
-
-
-def _as_list(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _as_params(params: Params, count: int) -> list[SamplingParams]:

@@ -33,6 +33,18 @@ def test_the_recommender_answers_as_torch_does_for_every_batch() -> None:
     assert max(float(found[2]) for found in answers if found is not None) < 1e-5
 
 
+def test_embeddings_rank_the_sentences() -> None:
+    lines = run("embeddings.py").splitlines()
+    scores = [float(line.split()[0]) for line in lines]
+    assert len(lines) == 3 and scores == sorted(scores, reverse=True) and -1 <= min(scores) <= max(scores) <= 1.001
+
+
+def test_classification_names_the_likeliest_label_of_each_text() -> None:
+    lines = run("classification.py").splitlines()
+    assert len(lines) == 3
+    assert all(re.match(r"(negative|neutral|positive) \((0\.[3-9]\d|1\.00)\): ", line) for line in lines)
+
+
 def test_models_of_ones_own_compile_and_the_plain_one_equals_pytorch() -> None:
     first, second = run("custom_model.py").splitlines()
     assert first.startswith("TinyModel, equal to PyTorch: [")

@@ -102,7 +102,7 @@ def _file_hashes(model_dir: Path) -> list[tuple[str, str]]:
     memo = _read_memo(memo_path)
     hashes = []
     is_new = False
-    for path in sorted(model_dir.iterdir()):
+    for path in sorted([*model_dir.iterdir(), *model_dir.glob("[0-9]_*/config.json")]):  # sentence-transformers' parts
         info = path.stat()
         is_weights = path.suffix == ".safetensors"
         if not stat.S_ISREG(info.st_mode) or path.suffix not in MODEL_FILE_SUFFIXES:
@@ -113,7 +113,7 @@ def _file_hashes(model_dir: Path) -> list[tuple[str, str]]:
         if identity not in memo:
             memo[identity] = record(path).sha256
             is_new = True
-        hashes.append((path.name, memo[identity]))
+        hashes.append((str(path.relative_to(model_dir)), memo[identity]))
     if not hashes:
         raise CheckpointError(f"{model_dir} holds no model: expected config.json and *.safetensors")
     if is_new:

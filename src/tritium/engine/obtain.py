@@ -46,6 +46,8 @@ def _is_length_compiled_in(model_dir: Path, max_model_len: int) -> bool:
     Dynamic RoPE scaling is frozen for a length; and a length beyond what config.json claims must reach the build, which
     allows it (rotary positions do not end) or refuses it (learned ones do).
     """
+    if (model_dir / "sentence_bert_config.json").is_file():
+        return True  # it may say a shorter length than the model's
     try:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The thread of an encoder: all its torch ops and kernels run here. Requests that come meanwhile join the next batch."""
+"""The thread of an encoder: its torch ops and kernels run here. Requests that come meanwhile join the next batch."""
 
 import logging
 import threading

@@ -20,7 +20,7 @@ from tritium.text.tokenizer_files import (
 
 
 class Tokenizer:
-    """A loaded tokenizer. Immutable; may be used from several threads.
+    """A loaded tokenizer. May be used from several threads.
 
     vocab_size: one more than the highest token id. eos_token_ids: every id that ends an output.
     special_token_ids: ids left out of text when special tokens are skipped.
@@ -45,6 +45,7 @@ class Tokenizer:
         self.eos_token_ids = eos_token_ids | frozenset(own)
         added = library.get_added_tokens_decoder()
         self.special_token_ids = frozenset(index for index, token in added.items() if token.special)
+        self._cut: tuple[int, tokenizers.Tokenizer] | None = None
         self._templates = {name: ChatTemplate(source, name=name) for name, source in (chat_templates or {}).items()}
 
     @classmethod
@@ -87,6 +88,32 @@ class Tokenizer:
             return self._library.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:  # not text, or text with half a surrogate pair
             raise RequestError(f"the prompt is not valid Unicode text: {error}") from error
+
+    def encode_pair(
+        self, text: str, other: str | None = None, *, max_len: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Token ids, and for each which text it belongs to (0, 1), of a text or a pair, with the special tokens.
+
+        max_len: what is longer is cut to so many tokens, special ones included; of a pair the longer text first.
+        """
+        own = self._library.num_special_tokens_to_add(other is not None)
+        if max_len is not None and max_len <= own:
+            raise RequestError(f"a prompt cannot be cut to {max_len} tokens: {own} are the tokenizer's own; allow more")
+        library = self._library if max_len is None else self._cut_to(max_len)
+        try:
+            found = library.encode(text, other)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise RequestError(f"the prompt is not valid Unicode text: {error}") from error
+        return found.ids, found.type_ids
+
+    def _cut_to(self, max_len: int) -> tokenizers.Tokenizer:
+        """A copy of the library's tokenizer that cuts. Made once for each length that is asked for in a row."""
+        cut = self._cut
+        if cut is None or cut[0] != max_len:
+            library = tokenizers.Tokenizer.from_str(self._library.to_str())
+            library.enable_truncation(max_len, strategy="longest_first")
+            cut = self._cut = (max_len, library)
+        return cut[1]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`. Bytes that are not UTF-8 become U+FFFD; ids without a token give no text."""
