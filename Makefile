@@ -7,12 +7,13 @@ TORCH_INDEX ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: demo test test-full check clean help
+.PHONY: demo test test-full test-gpu check clean help
 
 help:
 	@echo "make demo       build an engine from the bundled checkpoint and generate with it, live"
 	@echo "make test       the default test suite"
 	@echo "make test-full  every test, the slow matrices too"
+	@echo "make test-gpu   the GPU kernels: on a GPU, or without one by Triton's interpreter"
 	@echo "make check      format, lint, types, import rules, file length"
 	@echo "make clean      remove $(VENV) and caches"
 
@@ -20,10 +21,13 @@ demo: $(VENV)/.ready-demo
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -q -m "not full"
+	$(BIN)/python -m pytest -q -m "not full and not gpu"
 
 test-full: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not gpu"
+
+test-gpu: $(VENV)/.ready-gpu
+	$(BIN)/python -m pytest -q -m gpu tests/gpu
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -35,6 +39,7 @@ check: $(VENV)/.ready-dev
 # What each needs of pyproject.toml; pip leaves alone what is installed already, so a second one only adds.
 $(VENV)/.ready-demo: EXTRAS :=
 $(VENV)/.ready-test: EXTRAS := [test]
+$(VENV)/.ready-gpu: EXTRAS := [test,gpu]
 $(VENV)/.ready-dev: EXTRAS := [dev]
 $(VENV)/.ready-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; $(PYTHON) is {sys.version.split()[0]}: use make PYTHON=...")'

@@ -167,7 +167,7 @@ def _compile(
     with clock.stage("lower"):
         plan = pipeline.to_plan(optimised)
     with clock.stage("kernels"):
-        plan = _with_kernels(plan, plugins)
+        plan = _with_kernels(plan, plugins, config.device)
     return Compiled(
         plan=plan,
         graph_text=dump.to_text(optimised.graph),
@@ -220,9 +220,9 @@ def _compiled(plan: Plan, captured: Captured, optimised: OptimisedModule, clock:
     )
 
 
-def _with_kernels(plan: Plan, plugins: Sequence[Plugin] = ()) -> Plan:
-    """The plan with the kernel that each step is to run, here."""
-    chosen = choose_kernels(plan, plugins)
+def _with_kernels(plan: Plan, plugins: Sequence[Plugin] = (), device: str = "cpu") -> Plan:
+    """The plan with the kernel that each step is to run on `device`."""
+    chosen = choose_kernels(plan, plugins, device)
     steps = (msgspec.structs.replace(step, kernel=kernel.name) for step, kernel in zip(plan.steps, chosen, strict=True))
     return msgspec.structs.replace(plan, steps=tuple(steps))
 
@@ -258,7 +258,7 @@ def _write(
         model={"name": resolved.name, "architecture": resolved.architecture, "source": resolved.origin},
         dtype=_compute_dtype(compiled.plan),
         scheme=config.scheme,
-        invariance=config.invariance,
+        invariance=config.resolved_invariance,
         kind=compiled.plan.kind,
         profile=None if profile is None else dataclasses.asdict(profile),
         encoder=resolved.encoder,

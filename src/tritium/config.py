@@ -18,6 +18,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 Effort = Literal["none", "quick", "full"]
 EFFORTS = ("none", "quick", "full")
 Invariance = Literal["bitwise", "fast"]
+Device = Literal["cpu", "cuda"]
+DEVICES = ("cpu", "cuda")
 SchedulingPolicy = Literal["max_utilization", "guaranteed_no_evict"]
 
 
@@ -41,8 +43,9 @@ class BuildConfig:
     dtype: what weights and activations are computed in; "auto" takes the checkpoint's own.
     scheme: quantisation preset; None computes in `dtype`.
     max_model_len: longest prompt plus output, in tokens; None takes the model's own limit.
-    device: the backend that the kernels are chosen for.
-    invariance: "bitwise": a request's numbers never depend on its neighbours (DESIGN "Numerics class").
+    device: the backend that the kernels are chosen for: "cpu", or "cuda" for an NVIDIA GPU. Building needs none.
+    invariance: "bitwise": a request's numbers never depend on its neighbours (DESIGN "Numerics class"); "fast" does
+        not promise it. None: "bitwise" on a CPU, "fast" on a GPU, where "bitwise" is not to be had.
     tune: how thoroughly kernels are timed for this machine ("none": not at all, defaults are used).
     disabled_passes: names of optional passes to leave out.
     """
@@ -50,20 +53,32 @@ class BuildConfig:
     dtype: DType = "auto"
     scheme: None = None
     max_model_len: int | None = None
-    device: Literal["cpu"] = "cpu"
-    invariance: Invariance = "bitwise"
+    device: Device = "cpu"
+    invariance: Invariance | None = None
     tune: Effort = "none"
     disabled_passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, DTYPES)
-        check_choice("device", self.device, ("cpu",))
+        check_choice("device", self.device, DEVICES)
         check_choice("tune", self.tune, EFFORTS)
-        check_choice("invariance", self.invariance, ("bitwise", "fast"))
+        if self.invariance is not None:
+            check_choice("invariance", self.invariance, ("bitwise", "fast"))
+        if self.device == "cuda" and self.invariance == "bitwise":
+            raise ConfigError("invariance='bitwise' is not to be had with device='cuda': leave it out, or say 'fast'")
+        if self.device == "cuda" and self.tune != "none":
+            raise ConfigError(
+                f"tune={self.tune!r} is for device='cpu': GPU kernels have their tactics by shape; say 'none'"
+            )
         if self.scheme is not None:
             raise ConfigError(f"scheme must be None: this version has no quantisation scheme named {self.scheme!r}")
         if self.max_model_len is not None:
             check_int("max_model_len", self.max_model_len, 2, 1 << 24)
+
+    @property
+    def resolved_invariance(self) -> Invariance:
+        """What `invariance` comes to on this device."""
+        return self.invariance or ("bitwise" if self.device == "cpu" else "fast")
 
 
 @refuse_unknown(ConfigError)
@@ -93,7 +108,8 @@ class RuntimeConfig:
     max_model_len: longest prompt plus output, in tokens; None takes the engine's.
     max_num_seqs: requests in flight at most.
     max_num_batched_tokens: tokens computed in one step at most, decodes and prefill chunks together.
-    kv_cache_memory: bytes for the KV cache; None takes 60 % of what the memory limit leaves after the weights.
+    kv_cache_memory: bytes for the KV cache; None takes 60 % of what the memory limit leaves after the weights (on a GPU
+        90 % of what its memory leaves).
     block_size: tokens in a KV block.
     enable_prefix_caching: reuse KV blocks of equal prefixes.
     policy: what happens when blocks run out: preempt by recompute, or admit only what surely fits.

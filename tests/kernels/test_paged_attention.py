@@ -1,7 +1,7 @@
 """Paged attention: right against its op in fp32, blind to what no query sees, and bit-equal however a batch is cut."""
 
 import ctypes
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,95 +15,11 @@ from tritium.errors import KernelError
 from tritium.kernels.cpu import build, library, openmp
 from tritium.kernels.cpu.attention import bind_paged_attention, supports_paged_attention
 from tritium.kernels.kernel import TensorSpec
+from tritium.testing.attention_problems import Problem
 
 pytestmark = pytest.mark.skipif(not library.available(), reason=library.why_not())
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EPS = {dtype: torch.finfo(dtype).eps for dtype in DTYPES}
-Chunk = tuple[int, int]  # query tokens, context length with them
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Whole sequences: every token has a query, a key and a value. A test asks for any part of them."""
-
-    q: list[torch.Tensor]  # [L, N, H]
-    k: list[torch.Tensor]  # [L, K, H]
-    v: list[torch.Tensor]
-    window: int = 0
-    softcap: float = 0.0
-    slopes: torch.Tensor | None = None  # [N]
-
-    @classmethod
-    def draw(
-        cls, lengths: list[int], num_heads: int, num_kv_heads: int, head_size: int, dtype: torch.dtype, **extra: Any
-    ) -> "Problem":
-        def heads(count: int) -> list[torch.Tensor]:
-            return [torch.randn(length, count, head_size).mul(1.5).to(dtype) for length in lengths]
-
-        return cls(heads(num_heads), heads(num_kv_heads), heads(num_kv_heads), **extra)
-
-    def args(self, chunks: list[tuple[int, Chunk]], *, block_size: int = 16) -> dict[str, Any]:
-        """The op's arguments for chunks of sequences; each slot that no query of theirs sees holds NaN.
-
-        chunks: (sequence, (query tokens, context length)). Blocks lie in a random order; those wholly behind the window
-        are the null block 0.
-        """
-        num_kv_heads, head_size = self.k[0].shape[1:]
-        num_blocks = [-(-context // block_size) for _, (_, context) in chunks]
-        sizes = (1 + sum(num_blocks), 3, 2, num_kv_heads, block_size, head_size)
-        cache = torch.full(sizes, float("nan"), dtype=self.k[0].dtype)[:, 1]
-        table = torch.full((len(chunks) + 1, max(num_blocks) + 1), -7, dtype=torch.int32)
-        free = (torch.randperm(sum(num_blocks)) + 1).tolist()
-        starts, queries = [0], []
-        for row, (sequence, (num_queries, context)) in enumerate(chunks):
-            first_seen = max(0, context - num_queries - self.window + 1) if self.window else 0
-            for block in range(num_blocks[row]):
-                table[row, block] = 0
-                first, end = max(first_seen, block * block_size), min((block + 1) * block_size, context)
-                if first < end:
-                    table[row, block] = free.pop()
-                    slots = slice(first - block * block_size, end - block * block_size)
-                    for part, x in enumerate((self.k, self.v)):
-                        cache[table[row, block], part, :, slots] = x[sequence][first:end].transpose(0, 1)
-            queries.append(self.q[sequence][context - num_queries : context])
-            starts.append(starts[-1] + num_queries)
-        return {
-            "q_TNH": torch.cat(queries),
-            "cache_layer": cache,
-            "block_table_SB": table,
-            "cu_seqlens_q": torch.tensor([*starts, -9], dtype=torch.int32),
-            "context_lens_S": torch.tensor([*(context for _, (_, context) in chunks), -9], dtype=torch.int32),
-            "batch_counts": torch.tensor([len(chunks), starts[-1], 0, 0], dtype=torch.int32),
-            "scale": head_size**-0.5,
-            "window": self.window,
-            "softcap": self.softcap,
-            "alibi_slopes_N": self.slopes,
-        }
-
-    def run(self, chunks: list[tuple[int, Chunk]], **layout: Any) -> list[torch.Tensor]:
-        """The kernel's output for each chunk."""
-        args = self.args(chunks, **layout)
-        out = compute(args)
-        starts = args["cu_seqlens_q"].tolist()
-        return [out[starts[i] : starts[i + 1]] for i in range(len(chunks))]
-
-    def dense(self, sequence: int, chunk: Chunk, dtype: torch.dtype) -> torch.Tensor:
-        """The same for one chunk, as a textbook writes it, all in `dtype`."""
-        num_queries, context = chunk
-        q, k, v = (x[sequence][:context].to(dtype).transpose(0, 1) for x in (self.q, self.k, self.v))
-        k, v = (x.repeat_interleave(len(q) // len(x), dim=0) for x in (k, v))
-        scores = q[:, context - num_queries :] @ k.transpose(1, 2) * q.shape[-1] ** -0.5
-        if self.softcap:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
-        distance = torch.arange(context - num_queries, context)[:, None] - torch.arange(context)
-        if self.slopes is not None:
-            scores = scores - self.slopes.to(dtype)[:, None, None] * distance
-        is_hidden = (distance < 0) | (distance >= (self.window or context))
-        return (scores.masked_fill(is_hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1)
-
-    def whole(self) -> list[tuple[int, Chunk]]:
-        """Every sequence, all tokens at once."""
-        return [(i, (len(q), len(q))) for i, q in enumerate(self.q)]
 
 
 def compute(args: dict[str, Any]) -> torch.Tensor:
@@ -129,7 +45,7 @@ def test_its_error_is_at_most_twice_that_of_fp32_and_a_cast(shape: tuple[int, in
         slopes = torch.rand(shape[0]) / 4 if i % 2 else None
         problem = Problem.draw([c for _, c in MIXED], *shape, dtype, window=window, softcap=softcap, slopes=slopes)
         chunks = list(enumerate(MIXED))
-        out = torch.cat(problem.run(chunks, block_size=(16, 1, 64, 256)[i]))
+        out = torch.cat(problem.run(compute, chunks, block_size=(16, 1, 64, 256)[i]))
         exact = torch.cat([problem.dense(*chunk, torch.float64) for chunk in chunks])
         reference = torch.cat([problem.dense(*chunk, torch.float32) for chunk in chunks]).to(dtype)
         error, reference_error = (out - exact).abs(), (reference - exact).abs()
@@ -152,20 +68,20 @@ def test_it_equals_the_op() -> None:
 @pytest.mark.parametrize("window", [0, 40])
 def test_a_row_has_the_same_bits_in_a_prefill_in_chunks_and_as_a_decode(dtype: torch.dtype, window: int) -> None:
     problem = Problem.draw([200, 77], 8, 2, 64, dtype, window=window)
-    whole = problem.run(problem.whole())
+    whole = problem.run(compute, problem.whole())
     for size in (1, 7, 16, 64):
         for sequence, length in ((0, 200), (1, 77)):
             ends = [*range(size, length, size), length]
             begins = [0, *ends[:-1]]
-            parts = [problem.run([(sequence, (e - b, e))])[0] for b, e in zip(begins, ends, strict=True)]
+            parts = [problem.run(compute, [(sequence, (e - b, e))])[0] for b, e in zip(begins, ends, strict=True)]
             assert torch.equal(torch.cat(parts), whole[sequence]), f"chunks of {size}"
 
 
 def test_a_row_has_the_same_bits_whatever_the_block_size_and_the_order_of_blocks() -> None:
     problem = Problem.draw([150, 33], 6, 2, 32, torch.bfloat16)
-    expected = problem.run(problem.whole(), block_size=16)
+    expected = problem.run(compute, problem.whole(), block_size=16)
     for block_size in (1, 2, 8, 32, 64, 128, 256):
-        assert same_bits(problem.run(problem.whole(), block_size=block_size), expected)
+        assert same_bits(problem.run(compute, problem.whole(), block_size=block_size), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
@@ -176,7 +92,7 @@ def test_a_row_has_the_same_bits_for_every_number_of_threads(dtype: torch.dtype)
         results = []
         for count in (1, 2, 3, 16):
             torch.set_num_threads(count)
-            results.append(problem.run(list(enumerate(MIXED))))
+            results.append(problem.run(compute, list(enumerate(MIXED))))
     finally:
         torch.set_num_threads(threads)
     assert all(same_bits(results[0], other) for other in results[1:])
@@ -191,12 +107,12 @@ def test_a_sequence_in_any_batch_has_the_bits_it_has_alone(data: st.DataObject) 
     lengths = data.draw(st.lists(st.integers(1, 180), min_size=1, max_size=5))
     slopes = torch.rand(shape[0]) if data.draw(st.booleans()) else None
     problem = Problem.draw(lengths, *shape, dtype, window=window, slopes=slopes)
-    whole = problem.run(problem.whole(), block_size=data.draw(st.sampled_from([4, 16, 128])))
+    whole = problem.run(compute, problem.whole(), block_size=data.draw(st.sampled_from([4, 16, 128])))
     chunks = []
     for sequence, length in enumerate(lengths):
         context = data.draw(st.integers(1, length))
         chunks.append((sequence, (data.draw(st.integers(1, context)), context)))
-    for (sequence, (count, context)), out in zip(chunks, problem.run(chunks), strict=True):
+    for (sequence, (count, context)), out in zip(chunks, problem.run(compute, chunks), strict=True):
         assert torch.equal(out, whole[sequence][context - count : context])
 
 
@@ -212,10 +128,10 @@ def test_it_reads_no_slot_that_no_query_sees() -> None:
 
 def test_what_a_later_token_holds_does_not_reach_earlier_rows() -> None:
     problem = Problem.draw([100], 4, 2, 64, torch.float32)
-    before = problem.run(problem.whole())[0]
+    before = problem.run(compute, problem.whole())[0]
     problem.v[0][90] = float("inf")
     problem.k[0][95] = float("nan")
-    after = problem.run(problem.whole())[0]
+    after = problem.run(compute, problem.whole())[0]
     assert torch.equal(after[:90], before[:90])
     assert not after[90:95].isfinite().any(dim=-1).any() and after[95:].isnan().all()
 
@@ -283,11 +199,11 @@ def test_an_older_instruction_set_is_as_right_and_as_invariant(
     native = [compute(p.args(list(enumerate(MIXED)))) for p in problems]
     monkeypatch.setattr(library, "_load", lambda: (ctypes.CDLL(str(path)), ""))
     for problem, expected in zip(problems, native, strict=True):
-        out = problem.run(list(enumerate(MIXED)))
+        out = problem.run(compute, list(enumerate(MIXED)))
         has_other_products = (
             level == "x86-64" or expected.dtype == torch.bfloat16
         )  # no FMA; AVX512-BF16 has pair products
         tolerance = 16 * EPS[expected.dtype] * expected.abs().max() if has_other_products else 0.0
         assert (torch.cat(out) - expected).abs().max() <= tolerance
         for sequence, chunk in enumerate(MIXED):
-            assert torch.equal(problem.run([(sequence, chunk)])[0], out[sequence])
+            assert torch.equal(problem.run(compute, [(sequence, chunk)])[0], out[sequence])

@@ -77,7 +77,10 @@ class Rig:
         assert arrays["context_lens"][: len(lengths)].tolist() == lengths
         rows = [end - 1 for end, s in zip(ends[1:], batch.sequences, strict=True) if s.is_sampled]
         assert arrays["sampled_rows"][:padded_rows].tolist() == rows + [0] * (padded_rows - len(rows))
-        assert arrays["batch_counts"].tolist() == [len(batch.sequences), len(ids), len(rows), 0]
+        counts = [s.num_tokens for s in batch.sequences]
+        singles = next((i for i, count in enumerate(counts) if count > 1), len(counts))
+        assert arrays["batch_counts"].tolist() == [len(batch.sequences), len(ids), len(rows), singles]
+        assert layout.num_decodes == singles
         assert layout.row_positions.tolist() == [s.request.num_tokens for s in batch.sequences if s.is_sampled]
 
     def run(self):

@@ -20,7 +20,7 @@ from tritium.errors import EngineError
 from tritium.kernels.kernel import resolve
 from tritium.kernels.plugin import Plugin, load_plugins, plugin_ops
 
-BACKENDS = ("cpu",)
+BACKENDS = ("cpu", "cuda")
 _RUNNER = "tritium.runtime.module_runner:ModuleRunner"  # by name: the runtime stands above the engine that it opens
 _opening = threading.Lock()
 

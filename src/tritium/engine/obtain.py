@@ -66,7 +66,7 @@ def _check_agrees(path: Path, config: BuildConfig) -> None:
     manifest = read_manifest(path)
     if config.dtype not in ("auto", manifest.dtype):
         raise ConfigError(f"dtype={config.dtype!r}: the engine {path} computes in {manifest.dtype}; build another one")
-    if config.invariance not in (BuildConfig().invariance, manifest.invariance):
+    if config.invariance not in (None, manifest.invariance):
         raise ConfigError(
             f"invariance={config.invariance!r}: the engine {path} is {manifest.invariance}; build another"
         )

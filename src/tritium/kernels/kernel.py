@@ -4,6 +4,7 @@ A row holds strings, not functions: `resolve` loads the code only where it is us
 
     bind(args, outputs, **tactic)    once per bucket of batch sizes, with the real tensors (views on the arena, whose
                                      addresses never change); calling the thunk runs the step and allocates nothing
+                                     (a row with `takes_context` is bound with a third argument, a `LaunchContext`)
     supports(args) -> str | None     why the kernel cannot run these `TensorSpec`s and literals; None: it can
     pack(tensor) -> object           once per weight and engine load; bind then gets the packed object instead
 """
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-Backend = Literal["cpu", "eager"]
+Backend = Literal["cpu", "eager", "gpu"]
 Scalar = bool | int | float | str
 Thunk = Callable[[], object]
 Bind = Callable[[Mapping[str, Any], Sequence[torch.Tensor]], Thunk]
@@ -30,6 +31,20 @@ class TensorSpec:
     shape: tuple[int | None, ...]
 
 
+@dataclass(kw_only=True)
+class LaunchContext:
+    """What a launch depends on that is not in a tensor on the device: the shape of the step that is about to run.
+
+    Whoever launches writes it before each step; thunks read it when they are called. num_decodes: sequences of one
+    token, which come first in the batch (while a graph is captured: as many as it may ever have). num_prefills,
+    num_prefill_tokens: the other sequences, and how many tokens they have in this step.
+    """
+
+    num_decodes: int = 0
+    num_prefills: int = 0
+    num_prefill_tokens: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
     """One implementation of one op.
@@ -39,6 +54,7 @@ class Kernel:
         executor pads up to it.
     tactics: sets of keyword arguments that its bind function takes, the default first; empty: it takes none. All of
         them give the same bits.
+    takes_context: its bind function wants the `LaunchContext`.
     numerics: what is summed in what type and order; kernels with equal strings give equal bits.
     """
 
@@ -50,6 +66,7 @@ class Kernel:
     row_multiple: int = 1
     pack: Mapping[str, str] = field(default_factory=dict)
     tactics: tuple[Mapping[str, Scalar], ...] = ()
+    takes_context: bool = False
     numerics: str = "fp32"
 
 

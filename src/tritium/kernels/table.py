@@ -1,6 +1,7 @@
 """Every kernel, as literal rows. For one op the first row that is available and supports the arguments is taken.
 
-The order is the preference: compiled, then the eager row, which every op has and which takes everything.
+The order is the preference: compiled (for the CPU or a GPU: a process has only one of them), then the eager row, which
+every op has and which takes everything.
 """
 
 from tritium.kernels.eager import torch_ops
@@ -10,6 +11,7 @@ from tritium.kernels.kernel import Kernel
 from tritium.ops.torch_ops import TORCH_OPS
 
 _CPU = "tritium.kernels.cpu"
+_GPU = "tritium.kernels.gpu"
 _EAGER = "tritium.kernels.eager"
 _REFERENCE = "the op's reference"
 
@@ -43,6 +45,32 @@ KERNELS: tuple[Kernel, ...] = (
             ("kv_store", "copies", "supports_kv_store", "exact"),
             ("paged_attention", "attention", "supports_paged_attention", "fp32, tiles of keys by absolute position"),
             ("varlen_attention", "varlen", "supports_varlen_attention", "fp32, tiles of keys by place in the sequence"),
+        )
+    ),
+    *(
+        Kernel(
+            name=f"gpu.{op}",
+            op=op,
+            backend="gpu",
+            target=f"{_GPU}.{module}:{bind}",
+            supports=f"{_GPU}.supports:{supports}",
+            takes_context=op == "paged_attention",
+            numerics=numerics,
+        )
+        for op, module, bind, supports, numerics in (
+            ("embedding", "copies", "bind_embedding", "embedding", "exact"),
+            ("gather_rows", "copies", "bind_gather_rows", "gather_rows", "exact"),
+            ("kv_store", "copies", "bind_kv_store", "kv_store", "exact, or e4m3 saturated"),
+            ("rms_norm", "norms", "bind_rms_norm", "norm", "fp32"),
+            ("layer_norm", "norms", "bind_layer_norm", "norm", "fp32"),
+            ("rope", "rope", "bind_rope", "rope", "fp32"),
+            ("activation", "activations", "bind_activation", "activation", "fp32"),
+            ("gated_activation", "activations", "bind_gated_activation", "gated_activation", "fp32"),
+            ("add_rms_norm", "norms", "bind_add_rms_norm", "add_norm", "fp32"),
+            ("add_layer_norm", "norms", "bind_add_layer_norm", "add_norm", "fp32"),
+            ("rope_kv_store", "rope", "bind_rope_kv_store", "rope_kv_store", "fp32, or e4m3 saturated"),
+            ("linear", "linear", "bind", "linear", "cuBLAS"),
+            ("paged_attention", "attention", "bind", "paged_attention", "fp32, split by the number of sequences"),
         )
     ),
     Kernel(

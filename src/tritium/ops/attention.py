@@ -72,9 +72,9 @@ def paged_attention(
     """Causal attention of a packed batch over a cache that has this step's keys already: [T, N, H]. fp32, cast once.
 
     Sequence s owns rows cu_seqlens_q[s]:cu_seqlens_q[s + 1] of q, the last of its context_lens_S[s] tokens.
-    batch_counts: num_sequences, num_tokens, num_rows, 0. Tables are valid for num_sequences, rows of q for num_tokens;
-    the rows behind are zero here and unspecified in a kernel. Never reads a slot that no query sees.
-    Each row is computed by itself, so its bits do not depend on the rest of the batch.
+    batch_counts: num_sequences, num_tokens, num_rows, sequences of one token before the first longer one. Tables are
+    valid for num_sequences, rows of q for num_tokens; the rows behind are zero here and unspecified in a kernel. Never
+    reads a slot that no query sees. Each row is computed by itself, so its bits do not depend on the rest of the batch.
     """
     out_TNH = torch.zeros(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
     num_kv_heads, block_size = cache_layer.shape[2:4]

@@ -1,7 +1,10 @@
 """Puts scheduler, executor and loop of an engine together."""
 
+from typing import TYPE_CHECKING
+
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
+from tritium.kernels.kernel import resolve
 from tritium.runtime.engine_loop import EngineLoop
 from tritium.runtime.executor import Executor
 from tritium.runtime.scheduler import Scheduler
@@ -9,16 +12,29 @@ from tritium.runtime.scheduler_config import SchedulerConfig
 from tritium.runtime.weight_updates import WeightUpdates
 from tritium.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from tritium.runtime.gpu.executor import GpuExecutor
+
 
 def make_loop(engine: Engine, config: RuntimeConfig, tokenizer: Tokenizer | None) -> EngineLoop:
     """The loop of an engine, with all its memory. Call it on the thread that will run it."""
-    executor = Executor(engine, config)
+    executor = make_executor(engine, config)
     scheduler = make_scheduler(engine, config, executor)
+    if not isinstance(executor, Executor):
+        return EngineLoop(scheduler, executor, tokenizer, seed=config.seed)
     updates = WeightUpdates(scheduler, executor)
     return EngineLoop(scheduler, executor, tokenizer, seed=config.seed, updates=updates)
 
 
-def make_scheduler(engine: Engine, config: RuntimeConfig, executor: Executor) -> Scheduler:
+def make_executor(engine: Engine, config: RuntimeConfig) -> "Executor | GpuExecutor":
+    """The executor of the device that the engine was built for. Triton is loaded only for a GPU."""
+    if engine.manifest.backend == "cuda":
+        executor: GpuExecutor = resolve("tritium.runtime.gpu.executor:GpuExecutor")(engine, config)
+        return executor
+    return Executor(engine, config)
+
+
+def make_scheduler(engine: Engine, config: RuntimeConfig, executor: "Executor | GpuExecutor") -> Scheduler:
     """A scheduler with the limits that the executor's memory allows."""
     return Scheduler(
         SchedulerConfig(

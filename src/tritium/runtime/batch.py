@@ -18,7 +18,7 @@ class BatchLayout:
     """What the rest of a step needs to know of the batch just written.
 
     row_slots: the slot of each sampled row. row_positions: the number of tokens before each sampled token, which is its
-    position; the counter of its random draw.
+    position; the counter of its random draw. num_decodes: sequences of one token before the first longer one.
     """
 
     num_tokens: int
@@ -26,6 +26,7 @@ class BatchLayout:
     num_rows: int
     row_slots: np.ndarray
     row_positions: np.ndarray
+    num_decodes: int = 0
 
 
 class BatchInputs:
@@ -106,12 +107,15 @@ class BatchBuilder:
         self._write_ids(sequences, slots, ends, num_tokens, padded_tokens)
         self._write_blocks(sequences, slots, slot_array, token_slots, positions[:num_tokens], padded_tokens)
 
+        is_longer = counts > 1
+        num_decodes = int(is_longer.argmax()) if is_longer.any() else num_sequences
         is_sampled = np.array([s.is_sampled for s in sequences], dtype=bool)
         rows = (ends - 1)[is_sampled]
         arrays["sampled_rows"][: len(rows)] = rows
         arrays["sampled_rows"][len(rows) : padded_rows] = 0
-        arrays["batch_counts"][:3] = (num_sequences, num_tokens, len(rows))
-        return BatchLayout(num_tokens, num_sequences, len(rows), slot_array[is_sampled], (starts + counts)[is_sampled])
+        arrays["batch_counts"][:] = (num_sequences, num_tokens, len(rows), num_decodes)
+        row_slots, row_positions = slot_array[is_sampled], (starts + counts)[is_sampled]
+        return BatchLayout(num_tokens, num_sequences, len(rows), row_slots, row_positions, num_decodes)
 
     def _write_ids(
         self,

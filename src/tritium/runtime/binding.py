@@ -12,7 +12,7 @@ import torch
 
 from tritium.engine.plan import Arg, Extent, Plan, Ref, Sizes, Step, Value, kv_layer
 from tritium.engine.views import view_of
-from tritium.kernels.kernel import Kernel, Thunk, resolve
+from tritium.kernels.kernel import Kernel, LaunchContext, Thunk, resolve
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights
 
@@ -31,13 +31,17 @@ class Binder:
         inputs: Mapping[str, torch.Tensor],
         weights: LoadedWeights,
         kv_cache: KVCache | None = None,
+        device: torch.device | None = None,
+        context: LaunchContext | None = None,
     ) -> None:
+        """device: where everything lies; None is the CPU. context: for the kernels that want one."""
         self._plan = plan
         self._inputs = inputs
         self._weights = weights
         self._kv_cache = kv_cache
+        self._context = context
         self._offsets = offsets
-        arena = torch.empty(arena_bytes + _CACHE_LINE, dtype=torch.uint8)
+        arena = torch.empty(arena_bytes + _CACHE_LINE, dtype=torch.uint8, device=device)
         self._arena = arena[-arena.data_ptr() % _CACHE_LINE :]
 
     def with_weights(self, weights: LoadedWeights) -> "Binder":
@@ -69,7 +73,8 @@ class Binder:
         """The step as a call without arguments, run by `kernel` with `tactic`, at these sizes."""
         args = {name: self._argument(arg, kernel.pack.get(name), sizes) for name, arg in step.args.items()}
         outputs = [self.tensor(name, sizes) for name in step.outputs]
-        return resolve(kernel.target)(args, outputs, **(tactic or {}))
+        extra = (self._context,) if kernel.takes_context else ()
+        return resolve(kernel.target)(args, outputs, *extra, **(tactic or {}))
 
     def _argument(self, arg: Arg, pack: str | None, sizes: Sizes) -> Any:
         if isinstance(arg, Ref):

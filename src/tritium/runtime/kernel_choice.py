@@ -21,8 +21,13 @@ logger = logging.getLogger("tritium")
 
 
 @functools.cache
-def available_backends() -> frozenset[str]:
-    """Backends that work in this process; says once why the compiled kernels do not, if so."""
+def available_backends(device: str = "cpu") -> frozenset[str]:
+    """Backends that work in this process; says once why the compiled kernels do not, if so.
+
+    For "cuda" they are what an engine is built for, wherever that happens; `runtime/gpu` looks for the GPU itself.
+    """
+    if device == "cuda":
+        return frozenset({"gpu", "eager"})
     backends = {"eager"}
     if library.available():
         backends.add("cpu")
@@ -32,14 +37,18 @@ def available_backends() -> frozenset[str]:
 
 
 def choose_kernels(
-    plan: Plan, plugins: Sequence[Plugin] = (), *, tuned: Mapping[int, str] | None = None
+    plan: Plan,
+    plugins: Sequence[Plugin] = (),
+    device: str = "cpu",
+    *,
+    tuned: Mapping[int, str] | None = None,
 ) -> list[Kernel]:
     """One kernel per step, a plugin's or one of the table. tuned: kernels to prefer to the plan's, by step.
 
     Raises `KernelError` when nothing can run a step, `EngineError` for an unknown value.
     """
     values = {value.name: value for value in plan.values}
-    available = available_backends()
+    available = available_backends(device)
     extra = kernel_rows(plugins)
     return [
         choose(

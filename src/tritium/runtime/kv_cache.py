@@ -33,16 +33,20 @@ class KVCache:
     The storage is not cleared and its pages are not touched here: memory is used as blocks are.
     """
 
-    def __init__(self, groups: Sequence[KVGroup], num_blocks: int, block_size: int) -> None:
-        """Raises `OutOfMemory` when the system refuses even the addresses."""
+    def __init__(
+        self, groups: Sequence[KVGroup], num_blocks: int, block_size: int, device: torch.device | None = None
+    ) -> None:
+        """device: None is the CPU. Raises `OutOfMemory` when the system refuses even the addresses."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         size = block_bytes(groups, block_size)
         try:
-            self.storage = torch.empty((num_blocks, size), dtype=torch.uint8)
+            self.storage = torch.empty((num_blocks, size), dtype=torch.uint8, device=device)
         except RuntimeError as error:
             total = num_blocks * size
-            raise OutOfMemory(f"the system refuses {total:,} bytes for the KV cache; give kv_cache_memory") from error
+            raise OutOfMemory(
+                f"{device or 'the system'} refuses {total:,} bytes for the KV cache; give kv_cache_memory"
+            ) from error
         self._layers = {
             layer: _layer_view(self.storage, group, index, block_size)
             for group in groups

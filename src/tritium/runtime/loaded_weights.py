@@ -18,14 +18,18 @@ from tritium.weights.source import TensorSpec, WeightSource
 class LoadedWeights:
     """Weights by their name in the plan. What was read or generated only to be packed does not stay in plain form."""
 
-    def __init__(self, engine: Engine, source: WeightSource | None = None) -> None:
+    def __init__(
+        self, engine: Engine, source: WeightSource | None = None, *, device: torch.device | None = None
+    ) -> None:
         """Open the engine's weights, or take `source` in their place, which has every one by its name in the plan.
 
+        device: where they are wanted; None is the CPU.
         Raises `EngineError` when one is missing or not what the plan expects.
         """
         specs = weight_specs(engine.plan)
         sources = _sources(engine, specs) if source is None else [source]
         self._sources = {name: source for source in sources for name in source.names if name in specs}
+        self._device = device
         self._packed: dict[tuple[str, str], Any] = {}
         self._plain: set[str] = set()  # weights that a step reads in their plain form
         self._made: dict[str, torch.Tensor] = {}  # what a source that maps no file gave
@@ -38,13 +42,16 @@ class LoadedWeights:
                 )
 
     def get(self, name: str) -> torch.Tensor:
-        """The weight in its plain form; a view of the file where there is one. Do not write to it."""
+        """The weight in its plain form; on the CPU a view of the file where there is one. Do not write to it."""
         source = self._sources[name]
         self._plain.add(name)
-        if isinstance(source, SafetensorsSource):
+        if self._device is None and isinstance(source, SafetensorsSource):
             return source.get(name)
         if name not in self._made:
-            self._made[name] = source.get(name)
+            if isinstance(source, DummySource):
+                self._made[name] = source.get(name, self._device)
+            else:
+                self._made[name] = source.get(name).to(self._device or "cpu")
         return self._made[name]
 
     def packed(self, name: str, target: str, weight: Callable[[], torch.Tensor]) -> Any:

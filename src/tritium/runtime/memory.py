@@ -46,18 +46,19 @@ def plan_memory(
     weights_bytes: int,
     arena_bytes: int,
     available_bytes: int,
+    kv_share: float = KV_SHARE,
 ) -> MemoryPlan:
     """Size the KV cache.
 
     available_bytes: what this process may use for everything: weights, arena, KV cache.
-    Takes `config.kv_cache_memory`, else 60 % of what weights and arena leave, and never more than `max_num_seqs`
+    Takes `config.kv_cache_memory`, else `kv_share` of what weights and arena leave, and never more than `max_num_seqs`
     sequences of `max_model_len` tokens could fill. When not even one such sequence fits, `max_model_len` shrinks, with
     one warning; below `SHORTEST_USEFUL_LEN` tokens it is `OutOfMemory` with the numbers.
     """
     max_model_len = min(config.max_model_len or engine_max_model_len, engine_max_model_len)
     size = block_bytes(groups, config.block_size)
     left = available_bytes - weights_bytes - arena_bytes
-    wanted = config.kv_cache_memory if config.kv_cache_memory is not None else int(left * KV_SHARE)
+    wanted = config.kv_cache_memory if config.kv_cache_memory is not None else int(left * kv_share)
     numbers = (
         f"memory available {megabytes(available_bytes)}, weights {megabytes(weights_bytes)}, "
         f"arena {megabytes(arena_bytes)}, KV cache {megabytes(max(0, wanted))}"

@@ -44,7 +44,8 @@ def bind(kernel: Kernel, args: Mapping[str, Any], out: torch.Tensor) -> Thunk:
 def run(kernel: Kernel, args: Mapping[str, Any], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """The kernel's result: from a poisoned output whose surroundings stay untouched, equal when it is called again."""
     size, guard = torch.Size(shape).numel(), 64
-    storage = torch.full((size + 2 * guard,), float("nan"), dtype=dtype)
+    device = next(value.device for value in args.values() if isinstance(value, torch.Tensor))
+    storage = torch.full((size + 2 * guard,), float("nan"), dtype=dtype, device=device)
     out = storage[guard : guard + size].view(shape)
     thunk = bind(kernel, args, out)
     thunk()

@@ -54,7 +54,8 @@ class DummySource:
             raise missing_tensor(name, "dummy weights", self.names)
         return self._specs[name]
 
-    def get(self, name: str) -> Tensor:
+    def get(self, name: str, device: torch.device | None = None) -> Tensor:
+        """The tensor, with the same numbers on every device; None is the CPU."""
         dtype, shape = self.spec(name)
         digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
         offset = int.from_bytes(digest[:8], "little") % BLOCK_LEN
@@ -62,7 +63,7 @@ class DummySource:
         count = math.prod(shape)
         numbers = self._twice[offset : offset + min(count, BLOCK_LEN)].numpy() * np.float32(std) + np.float32(mean)
         block = torch.from_numpy(numbers).to(getattr(torch, dtype))
-        return _repeat(block, count).view(shape)
+        return (_repeat(block, count) if device is None else _repeat_on(block.to(device), count)).view(shape)
 
 
 def _repeat(block: Tensor, count: int) -> Tensor:
@@ -72,4 +73,13 @@ def _repeat(block: Tensor, count: int) -> Tensor:
     whole = len(raw) // len(piece) * len(piece)
     raw[:whole].reshape(-1, len(piece))[:] = piece
     raw[whole:] = piece[: len(raw) - whole]
+    return out
+
+
+def _repeat_on(block: Tensor, count: int) -> Tensor:
+    """`_repeat` by torch, for a block on a GPU."""
+    out = torch.empty(count, dtype=block.dtype, device=block.device)
+    whole = count // len(block) * len(block)
+    out[:whole].view(-1, len(block))[:] = block
+    out[whole:] = block[: count - whole]
     return out

@@ -1,0 +1,170 @@
+"""Times the attention kernels on a GPU by tactic, each checked first: `python benchmarks/gpu/kernels.py --out FILE`.
+
+Random data (zeros run faster than real data), distinct pages in random order, several times the L2; medians of events.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import triton
+
+from tritium.kernels.gpu import attention
+from tritium.kernels.gpu.attention import DecodeTactic, PrefillTactic
+from tritium.kernels.kernel import LaunchContext
+
+FP8, BF16 = torch.float8_e4m3fn, torch.bfloat16
+# name, sequences, context, query heads, kv heads, head size, kv dtype, page
+DECODES = (
+    ("llama-3 128/128 fp8", 1024, 192, 32, 8, 128, FP8, 16),
+    ("llama-3 128/128 fp8 page 64", 1024, 192, 32, 8, 128, FP8, 64),
+    ("llama-3 128/128 bf16", 1024, 192, 32, 8, 128, BF16, 16),
+    ("llama-3 2048/128 fp8", 256, 2112, 32, 8, 128, FP8, 16),
+    ("llama-2 128/128 fp8", 1024, 192, 32, 32, 128, FP8, 16),
+    ("gpt-j 128/128 fp8", 1024, 192, 16, 16, 256, FP8, 16),
+    ("gpt-j 2048/128 fp8", 192, 2112, 16, 16, 256, FP8, 16),
+)
+# name, sequences, new tokens each, query heads, kv heads, head size, kv dtype, page
+PREFILLS = (
+    ("llama-3 prompts of 128", 16, 128, 32, 8, 128, BF16, 16),
+    ("llama-3 prompts of 2048", 2, 2048, 32, 8, 128, BF16, 16),
+    ("gpt-j prompts of 2048 fp8", 2, 2048, 16, 16, 256, FP8, 16),
+)
+GQA_TACTICS = tuple(
+    DecodeTactic(form="dot", tile=tile, num_warps=warps, num_stages=stages, is_split_q=split)
+    for tile, warps, stages in ((64, 4, 2), (64, 4, 3), (128, 4, 2), (128, 8, 2), (32, 2, 3), (64, 2, 3))
+    for split in (False, True)
+)
+MHA_TACTICS = (
+    *(
+        DecodeTactic(form="vector", tile=tile, num_warps=warps, num_stages=stages)
+        for tile, warps, stages in ((16, 4, 3), (32, 4, 2), (32, 4, 3), (32, 8, 3), (16, 2, 3), (64, 8, 2))
+    ),
+    DecodeTactic(form="dot", tile=64, num_warps=4, num_stages=3, is_split_q=True),
+    DecodeTactic(form="dot", tile=64, num_warps=8, num_stages=2, is_split_q=True),
+)
+PREFILL_TACTICS = (
+    PrefillTactic(block_m=128, tile=64, num_warps=8, num_stages=2),
+    PrefillTactic(block_m=128, tile=64, num_warps=8, num_stages=3),
+    PrefillTactic(block_m=128, tile=32, num_warps=4, num_stages=3),
+    PrefillTactic(block_m=64, tile=64, num_warps=4, num_stages=2),
+    PrefillTactic(block_m=64, tile=32, num_warps=4, num_stages=2),
+)
+
+
+def median_ms(run: Callable[[], object], repeats: int = 9) -> float:
+    """Median milliseconds of a call, by events, after two warm-ups."""
+    times = []
+    for i in range(repeats + 2):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        if i >= 2:
+            times.append(start.elapsed_time(end))
+    return median(times)
+
+
+def problem(sequences: int, new: int, context: int, heads: int, kv_heads: int, size: int, dtype: Any, page: int) -> Any:
+    """Arguments of paged_attention and its launch context: `new` tokens for each sequence of `context`."""
+    pages = -(-context // page)
+    shape = (sequences * pages + 1, 2, kv_heads, page, size)
+    cache = torch.randn(shape, device="cuda", dtype=BF16).to(dtype)
+    table = (torch.randperm(sequences * pages, device="cuda", dtype=torch.int32) + 1).view(sequences, pages)
+    decodes = sequences if new == 1 else 0
+    args = {
+        "q_TNH": torch.randn(sequences * new, heads, size, device="cuda", dtype=BF16),
+        "cache_layer": cache,
+        "block_table_SB": table,
+        "cu_seqlens_q": torch.arange(sequences + 1, device="cuda", dtype=torch.int32) * new,
+        "context_lens_S": torch.full((sequences,), context, device="cuda", dtype=torch.int32),
+        "batch_counts": torch.tensor([sequences, sequences * new, 0, decodes], device="cuda", dtype=torch.int32),
+        "scale": size**-0.5,
+        "window": 0,
+        "softcap": 0.0,
+    }
+    prefills = sequences - decodes
+    return args, LaunchContext(num_decodes=decodes, num_prefills=prefills, num_prefill_tokens=prefills * new)
+
+
+def relative_error(args: dict[str, Any], out: torch.Tensor, new: int) -> float:
+    """Of the first and last sequence, against fp32 over the cache as it is."""
+    heads, size = out.shape[1:]
+    kv_heads = args["cache_layer"].shape[2]
+    worst = 0.0
+    for s in (0, len(args["context_lens_S"]) - 1):
+        context = int(args["context_lens_S"][s])
+        kv = args["cache_layer"][args["block_table_SB"][s].long()].float()  # [pages, 2, K, page, H]
+        k, v = (kv[:, i].transpose(0, 1).reshape(kv_heads, -1, size)[:, :context] for i in range(2))
+        q = args["q_TNH"][s * new : (s + 1) * new].float().view(new, kv_heads, heads // kv_heads, size)
+        score = torch.einsum("tkgh,ksh->tkgs", q, k) * args["scale"]
+        position = torch.arange(context - new, context, device="cuda")[:, None, None, None]
+        score = score.masked_fill(torch.arange(context, device="cuda") > position, -torch.inf)
+        ref = torch.einsum("tkgs,ksh->tkgh", score.softmax(-1), v).reshape(new, heads, size)
+        got = out[s * new : (s + 1) * new].float()
+        worst = max(worst, ((got - ref).norm() / ref.norm()).item())
+    return worst
+
+
+def time_tactic(args: dict[str, Any], context: LaunchContext, new: int, **tactics: Any) -> dict[str, Any]:
+    """Milliseconds and error of one tactic, or why it failed."""
+    tactic = next(iter(tactics.values()))
+    row: dict[str, Any] = {"tactic": str(tactic).split("(", 1)[1][:-1]}
+    try:
+        out = torch.full_like(args["q_TNH"], float("nan"))
+        thunk = attention.bind(args, [out], context, **tactics)
+        thunk()
+        torch.cuda.synchronize()
+        return row | {"rel_err": relative_error(args, out, new), "ms": median_ms(thunk)}
+    except (RuntimeError, triton.CompilationError, triton.runtime.errors.OutOfResources) as error:  # is a result
+        return row | {"failed": f"{type(error).__name__}: {str(error)[-160:]}"}
+
+
+def decode_rows() -> Iterator[dict[str, Any]]:
+    for name, sequences, length, heads, kv_heads, size, dtype, page in DECODES:
+        args, context = problem(sequences, 1, length, heads, kv_heads, size, dtype, page)
+        num_bytes = 2 * sequences * length * kv_heads * size * dtype.itemsize
+        for tactic in GQA_TACTICS if heads > kv_heads else MHA_TACTICS:
+            if tactic.is_split_q and dtype != FP8:
+                continue
+            row = time_tactic(args, context, 1, decode=tactic)
+            yield {"case": name, **row, **({"tbps": num_bytes / row["ms"] / 1e9} if "ms" in row else {})}
+
+
+def prefill_rows() -> Iterator[dict[str, Any]]:
+    for name, sequences, length, heads, kv_heads, size, dtype, page in PREFILLS:
+        args, context = problem(sequences, length, length, heads, kv_heads, size, dtype, page)
+        flops = 4 * heads * size * sequences * length * (length + 1) / 2
+        for tactic in PREFILL_TACTICS:
+            row = time_tactic(args, context, length, prefill=tactic)
+            yield {"case": name, **row, **({"tflops": flops / row["ms"] / 1e9} if "ms" in row else {})}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("kernels.py measures a CUDA GPU and found none")
+    torch.manual_seed(0)
+    rows = []
+    for row in (*decode_rows(), *prefill_rows()):
+        rows.append(row)
+    result = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
+    args.out.write_text(json.dumps(result, indent=1))
+    for case in dict.fromkeys(row["case"] for row in rows):
+        good = [row for row in rows if row["case"] == case and row.get("rel_err", 1) < 0.05]
+        print(f"{case}: {len(good)} of {sum(row['case'] == case for row in rows)} tactics are right")
+        for row in sorted(good, key=lambda row: row["ms"])[:3]:
+            rate = f"{row['tbps']:.2f} TB/s" if "tbps" in row else f"{row['tflops']:.0f} TFLOP/s"
+            print(f"    {rate}  {row['ms']:.3f} ms  err {row['rel_err']:.4f}  {row['tactic']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""End-to-end generation on one GPU: `python benchmarks/gpu/throughput.py --out FILE [--rows NAME ...]`.
+
+Engines of the published shapes with random weights, made on the device; prompts of distinct random tokens, all
+submitted at the start; lengths forced and asserted. Time runs from the first submit to the last token on the host,
+scheduling included. One warm-up run of the same workload, cut short, comes first.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import tritium
+from tritium.config import BuildConfig, RuntimeConfig
+from tritium.engine.engine import Engine
+from tritium.models.presets import preset
+from tritium.runtime.assemble import make_loop
+from tritium.runtime.engine_loop import EngineLoop
+from tritium.runtime.outputs import StepOutput
+from tritium.runtime.request import Request
+from tritium.sampling_params import SamplingParams
+
+
+class Row(NamedTuple):
+    """One line of the table. scheme: None is the dtype of the preset, bf16."""
+
+    arch: str
+    scheme: str | None
+    input_len: int
+    output_len: int
+    num_requests: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+ROWS = {
+    "llama3-bf16-128-128": Row("llama-3-8b", None, 128, 128, 4096, 1024, 2048),
+    "llama3-bf16-batch1": Row("llama-3-8b", None, 128, 256, 1, 1, 512),
+}
+
+
+def build_engine(row: Row, place: Path) -> Engine:
+    """The row's engine, built if it is not in `place` yet."""
+    path = place / f"{row.arch}-{row.scheme or 'bf16'}"
+    if path.is_dir():
+        return Engine.load(path)
+    config = BuildConfig(device="cuda", dtype="bfloat16", scheme=row.scheme)
+    return tritium.build(preset(row.arch, dtype="bfloat16"), config, output_dir=path, weights="dummy")
+
+
+def requests(row: Row, count: int, output_len: int, vocab_size: int, seed: int) -> list[Request]:
+    """Distinct prompts of random tokens, greedy, with forced lengths."""
+    draw = random.Random(seed)
+    params = SamplingParams(max_tokens=output_len, ignore_eos=True, temperature=0.0)
+    prompts = [[draw.randrange(vocab_size) for _ in range(row.input_len)] for _ in range(count)]
+    assert len(set(map(tuple, prompts))) == count
+    return [Request(f"r{seed}-{i}", prompt, params) for i, prompt in enumerate(prompts)]
+
+
+def run_all(loop: EngineLoop, batch: list[Request]) -> tuple[float, float, list[StepOutput]]:
+    """Seconds from the first submit to the last output, seconds of this process's CPU, outputs."""
+    outputs: list[StepOutput] = []
+    start, cpu = time.perf_counter(), time.process_time()
+    for request in batch:
+        loop.submit(request, outputs.append)
+    while loop.has_work:
+        loop.step()
+    return time.perf_counter() - start, time.process_time() - cpu, outputs
+
+
+def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
+    """The row's result: seconds and tokens/s of each repeat."""
+    config = RuntimeConfig(
+        max_num_seqs=row.max_num_seqs,
+        max_num_batched_tokens=row.max_num_batched_tokens,
+        max_model_len=row.input_len + row.output_len,
+        enable_prefix_caching=False,
+        seed=0,
+    )
+    start = time.perf_counter()
+    loop = make_loop(engine, config, None)
+    torch.cuda.synchronize()
+    load_seconds = time.perf_counter() - start
+    vocab_size = engine.plan.vocab_size
+    start = time.perf_counter()
+    run_all(loop, requests(row, min(row.num_requests, row.max_num_seqs), min(16, row.output_len), vocab_size, 1))
+    warm_seconds = time.perf_counter() - start
+    seconds = []
+    for repeat in range(repeats):
+        steps = loop.scheduler.stats.num_steps
+        elapsed, cpu_seconds, outputs = run_all(
+            loop, requests(row, row.num_requests, row.output_len, vocab_size, 2 + repeat)
+        )
+        lengths = {len(out.token_ids) for out in outputs}
+        reasons = {out.finish_reason for out in outputs}
+        assert len(outputs) == row.num_requests and lengths == {row.output_len} and reasons == {"length"}, (
+            lengths,
+            reasons,
+        )
+        seconds.append(elapsed)
+        steps = loop.scheduler.stats.num_steps - steps
+    best = row.num_requests * row.output_len / min(seconds)
+    loop.close()
+    return {
+        **row._asdict(),
+        "seconds": seconds,
+        "output_tokens_per_second": best,
+        "steps": steps,
+        "ms_per_step": 1000 * seconds[-1] / steps,
+        "host_ms_per_step": 1000 * cpu_seconds / steps,
+        "load_seconds": load_seconds,
+        "warm_up_seconds": warm_seconds,
+        "plan_sha256": engine.manifest.files["plan.json"].sha256,
+        "memory_bytes": torch.cuda.max_memory_allocated(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--engines", type=Path, help="a folder of engines, which are built there when missing")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--build-only", action="store_true", help="build the engines; needs no GPU")
+    args = parser.parse_args()
+    place = args.engines or Path(tempfile.mkdtemp(prefix="tritium-gpu-"))
+    if args.build_only:
+        for name in args.rows:
+            build_engine(ROWS[name], place)
+        return
+    if not torch.cuda.is_available():
+        sys.exit("throughput.py measures a CUDA GPU and found none")
+    result: dict[str, Any] = {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip(),
+        "torch": torch.__version__,
+        "rows": {},
+    }
+    for name in args.rows:
+        row = ROWS[name]
+        result["rows"][name] = measured = measure(row, build_engine(row, place), args.repeats)
+        args.out.write_text(json.dumps(result, indent=1))
+        print(
+            "{name}: {output_tokens_per_second:,.0f} output tokens/s, {ms_per_step:.2f} ms a step, "
+            "host {host_ms_per_step:.2f} ms".format(name=name, **measured),
+            flush=True,
+        )
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""paged_attention: a launch for sequences of one token, one for chunks of prompts; tactics and layout checks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+
+from tritium.errors import KernelError
+from tritium.kernels.gpu.attention_decode import decode_dot_kernel, decode_vector_kernel, join_splits_kernel
+from tritium.kernels.gpu.attention_prefill import prefill_kernel
+from tritium.kernels.gpu.copies import need_dense
+from tritium.kernels.kernel import LaunchContext, Thunk
+
+_SPLITS = 8
+_SPLIT_BELOW = 264  # programs: two an SM of an H100; fewer leave the context to be read by a part of the machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeTactic:
+    """form: "vector" or "dot"; tile: keys a step; is_split_q: fp8 dots with q as two fp8 numbers (fp8 keys only)."""
+
+    form: str
+    tile: int
+    num_warps: int
+    num_stages: int
+    is_split_q: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillTactic:
+    """block_m: new tokens a program; tile: keys a step."""
+
+    block_m: int
+    tile: int
+    num_warps: int
+    num_stages: int
+
+
+def decode_tactic(group: int, head_size: int, q_dtype: torch.dtype, kv_dtype: torch.dtype) -> DecodeTactic:
+    """What was fastest on an H200 (benchmarks/gpu/kernels.py); fp32 takes small tiles to fit."""
+    if group == 1:
+        return DecodeTactic(form="vector", tile=16, num_warps=2, num_stages=3)
+    if q_dtype == torch.float32:
+        return DecodeTactic(form="dot", tile=32, num_warps=4, num_stages=1)
+    if kv_dtype.itemsize == 1:
+        return DecodeTactic(form="dot", tile=64, num_warps=2, num_stages=3, is_split_q=True)
+    return DecodeTactic(form="dot", tile=64, num_warps=4, num_stages=3)
+
+
+def prefill_tactic(head_size: int, q_dtype: torch.dtype) -> PrefillTactic:
+    """As `decode_tactic`."""
+    if q_dtype == torch.float32:
+        return PrefillTactic(block_m=32, tile=32, num_warps=4, num_stages=1)
+    if head_size > 128:
+        return PrefillTactic(block_m=64, tile=32, num_warps=4, num_stages=2)
+    return PrefillTactic(
+        block_m=128 if head_size > 64 else 64, tile=64, num_warps=8 if head_size > 64 else 4, num_stages=2
+    )
+
+
+def bind(
+    args: Mapping[str, Any],
+    outputs: Sequence[torch.Tensor],
+    context: LaunchContext,
+    decode: DecodeTactic | None = None,
+    prefill: PrefillTactic | None = None,
+) -> Thunk:
+    """ops.paged_attention into outputs[0]; rows past num_tokens stay as they are.
+
+    q and out may be strided in tokens and heads, the cache in blocks. Reads only keys that a query of the step sees.
+    """
+    q, cache, table, out = args["q_TNH"], args["cache_layer"], args["block_table_SB"], outputs[0]
+    counters = [args[name] for name in ("cu_seqlens_q", "context_lens_S", "batch_counts")]
+    need_dense(q_TNH=q[0, 0], cache_layer=cache[0], block_table_SB=table[0], out=out[0, 0])
+    for x in (table, *counters):
+        if x.dtype != torch.int32:
+            raise KernelError(f"tables and counts of paged_attention are int32, not {x.dtype}")
+    slopes = args.get("alibi_slopes_N")
+    slopes_or_any = counters[0] if slopes is None else slopes
+    num_heads, head_size = q.shape[1:]
+    num_kv_heads, page = cache.shape[2:4]
+    group = num_heads // num_kv_heads
+    decode = decode or decode_tactic(group, head_size, q.dtype, cache.dtype)
+    prefill = prefill or prefill_tactic(head_size, q.dtype)
+    head_block = max(16, triton.next_power_of_2(head_size))
+    strides = (q.stride(0), q.stride(1), out.stride(0), out.stride(1), cache.stride(0), table.stride(0), args["scale"])
+    shape = {
+        "NUM_KV_HEADS": num_kv_heads,
+        "HEAD_SIZE": head_size,
+        "HEAD_BLOCK": head_block,
+        "PAGE": page,
+        "WINDOW": args["window"],
+        "SOFTCAP": float(args["softcap"]),
+        "HAS_SLOPES": slopes is not None,
+    }
+    decode_shape = {**shape, "TILE": decode.tile, "num_warps": decode.num_warps, "num_stages": decode.num_stages}
+    precision = "ieee" if q.dtype == torch.float32 else "tf32"
+    if decode.form == "dot":
+        is_split = decode.is_split_q and cache.element_size() == 1
+        columns = max(16, triton.next_power_of_2(group) * (2 if is_split else 1))
+        decode_shape |= {"GROUP": group, "COLUMNS": columns, "SPLIT_Q": is_split, "PRECISION": precision}
+    decode_kernel = decode_dot_kernel if decode.form == "dot" else decode_vector_kernel
+    prefill_shape = {
+        **shape,
+        "GROUP": group,
+        "BLOCK_M": prefill.block_m,
+        "TILE": prefill.tile,
+        "PRECISION": precision,
+        "num_warps": prefill.num_warps,
+        "num_stages": prefill.num_stages,
+    }
+    most_split = min(table.shape[0], _SPLIT_BELOW // num_kv_heads)
+    partials = torch.empty((most_split, num_heads, _SPLITS, head_block + 2), dtype=torch.float32, device=q.device)
+    join_strides = (num_heads, out.stride(0), out.stride(1))
+
+    def thunk() -> None:
+        sequences = context.num_decodes
+        if 0 < sequences <= most_split:
+            grid = (sequences, num_kv_heads, _SPLITS)
+            tensors = (q, cache, out, partials, slopes_or_any, table, *counters)
+            decode_kernel[grid](*tensors, *strides, **decode_shape, SPLITS=_SPLITS)
+            join_splits_kernel[(sequences, num_heads)](
+                partials, out, counters[0], counters[2], *join_strides,
+                HEAD_SIZE=head_size, HEAD_BLOCK=head_block, SPLITS=_SPLITS, num_warps=4,
+            )  # fmt: skip
+        elif sequences:
+            grid = (sequences, num_kv_heads, 1)
+            tensors = (q, cache, out, partials, slopes_or_any, table, *counters)
+            decode_kernel[grid](*tensors, *strides, **decode_shape, SPLITS=1)
+        if context.num_prefills:
+            tiles = context.num_prefill_tokens // prefill.block_m + context.num_prefills
+            tensors = (q, cache, out, slopes_or_any, table, *counters)
+            prefill_kernel[(num_heads, tiles)](*tensors, *strides, **prefill_shape)
+
+    return thunk

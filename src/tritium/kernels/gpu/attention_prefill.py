@@ -1,0 +1,82 @@
+"""paged_attention for chunks of prompts: one program per tile of BLOCK_M new tokens of a sequence and query head.
+
+Sequences of one token come first in a batch and are `attention_decode`'s; a program finds its sequence among the others
+by bisection: sequence i's tiles begin at tokens before it // BLOCK_M + sequences before it, so that none shares a tile.
+Keys are read from the pages, where kv_store has put this step's too. Sums in fp32; softmax in base 2, online.
+"""
+
+import triton
+import triton.language as tl
+
+from tritium.kernels.gpu.attention_decode import LOG2_E, scores_in_base_2
+
+
+@triton.jit
+def prefill_kernel(
+    q_ptr, cache_ptr, out_ptr, slopes_ptr, table_ptr, cu_seqlens_ptr, context_ptr, counts_ptr,
+    stride_q_token, stride_q_head, stride_out_token, stride_out_head, stride_block, stride_table, scale,
+    NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, HEAD_BLOCK: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    HAS_SLOPES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    n, tile = tl.program_id(0), tl.program_id(1)
+    num_sequences, num_decodes = tl.load(counts_ptr), tl.load(counts_ptr + 3)
+    base = tl.load(cu_seqlens_ptr + num_decodes)
+    low, high = num_decodes, num_sequences  # low's tiles begin at or before this one, high's after it
+    while high - low > 1:
+        middle = (low + high) // 2
+        if (tl.load(cu_seqlens_ptr + middle) - base) // BLOCK_M + middle - num_decodes <= tile:
+            low = middle
+        else:
+            high = middle
+    if low >= num_sequences:
+        return
+    q_start = tl.load(cu_seqlens_ptr + low)
+    q_len = tl.load(cu_seqlens_ptr + low + 1) - q_start
+    first_row = (tile - (q_start - base) // BLOCK_M - low + num_decodes) * BLOCK_M
+    if first_row >= q_len:
+        return
+    context = tl.load(context_ptr + low)
+    h = n // GROUP
+    m_index, d, t = tl.arange(0, BLOCK_M), tl.arange(0, HEAD_BLOCK), tl.arange(0, TILE)
+    q_row = first_row + m_index
+    is_row, is_d = q_row < q_len, d < HEAD_SIZE
+    position = context - q_len + q_row
+    token = (q_start + q_row).to(tl.int64)
+    q_place = q_ptr + token[:, None] * stride_q_token + n * stride_q_head + d[None, :]
+    q = tl.load(q_place, mask=is_row[:, None] & is_d[None, :], other=0.0)
+    dtype: tl.constexpr = q.dtype
+    m = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    norm = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, HEAD_BLOCK], tl.float32)
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(context - q_len + first_row - WINDOW + 1, 0)
+    begin = first // TILE * TILE
+    end = tl.minimum(context - q_len + first_row + BLOCK_M, context)
+    for start in range(begin, end, TILE):
+        key = start + t
+        is_key = (key >= first) & (key < end)
+        page = tl.load(table_ptr + low * stride_table + key // PAGE, mask=is_key, other=0).to(tl.int64)
+        place = page * stride_block + (h * PAGE + key % PAGE) * HEAD_SIZE
+        place = place[:, None] + d[None, :]
+        is_in = is_key[:, None] & is_d[None, :]
+        k = tl.load(cache_ptr + place, mask=is_in, other=0.0).to(dtype)
+        v = tl.load(cache_ptr + NUM_KV_HEADS * PAGE * HEAD_SIZE + place, mask=is_in, other=0.0).to(dtype)
+        score = scores_in_base_2(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, SOFTCAP)
+        if HAS_SLOPES:
+            score += tl.load(slopes_ptr + n) * LOG2_E * (key[None, :] - position[:, None])
+        is_seen = key[None, :] <= position[:, None]
+        if WINDOW > 0:
+            is_seen = is_seen & (key[None, :] > position[:, None] - WINDOW)
+        score = tl.where(is_seen, score, -float("inf"))
+        new_m = tl.maximum(m, tl.max(score, 1))
+        safe_m = tl.where(new_m == -float("inf"), 0.0, new_m)  # a window may hide a whole tile from a row
+        p = tl.exp2(score - safe_m[:, None])
+        alpha = tl.exp2(m - safe_m)
+        norm = norm * alpha + tl.sum(p, 1)
+        acc = acc * alpha[:, None] + tl.dot(p.to(dtype), v, input_precision=PRECISION)
+        m = new_m
+    out = (acc / norm[:, None]).to(out_ptr.dtype.element_ty)
+    out_place = out_ptr + token[:, None] * stride_out_token + n * stride_out_head + d[None, :]
+    tl.store(out_place, out, mask=is_row[:, None] & is_d[None, :])

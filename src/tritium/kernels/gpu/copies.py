@@ -1,0 +1,90 @@
+"""embedding, gather_rows, kv_store: copies by row number.
+
+One program copies (a part of) one row. Rows are dense in their last dimension; sources and targets may be strided.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tritium.errors import KernelError
+from tritium.kernels.kernel import Thunk
+
+_BLOCK = 2048  # elements: 16 bytes a thread for bf16 in 8 warps
+
+
+@triton.jit
+def _gather_rows_kernel(x_ptr, rows_ptr, out_ptr, num_source_rows, width, stride_x, stride_out, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    source = tl.load(rows_ptr + row)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_known = (source >= 0) & (source < num_source_rows)
+    x = tl.load(x_ptr + source * stride_x + column, mask=(column < width) & is_known, other=float("nan"))
+    tl.store(out_ptr + row * stride_out + column, x, mask=column < width)
+
+
+@triton.jit
+def _kv_store_kernel(
+    k_ptr, v_ptr, cache_ptr, slots_ptr,
+    stride_k_token, stride_k_head, stride_v_token, stride_v_head, stride_block,
+    NUM_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One token's keys and values into [block, 2, head, offset, :]; a negative slot stores nothing."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + token)
+    if slot >= 0:
+        i = tl.arange(0, BLOCK)
+        head, d = i // HEAD_SIZE, i % HEAD_SIZE
+        is_in = i < NUM_HEADS * HEAD_SIZE
+        k = tl.load(k_ptr + token * stride_k_token + head * stride_k_head + d, mask=is_in)
+        v = tl.load(v_ptr + token * stride_v_token + head * stride_v_head + d, mask=is_in)
+        place = cache_ptr + slot // PAGE * stride_block + (head * PAGE + slot % PAGE) * HEAD_SIZE + d
+        tl.store(place, k.to(cache_ptr.dtype.element_ty), mask=is_in)
+        tl.store(place + NUM_HEADS * PAGE * HEAD_SIZE, v.to(cache_ptr.dtype.element_ty), mask=is_in)
+
+
+def bind_embedding(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.embedding into outputs[0]. An id that the table has no row for gives a row of NaN."""
+    return _bind_gather(args["weight_VD"], args["ids_T"], outputs[0])
+
+
+def bind_gather_rows(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.gather_rows into outputs[0]. A number that x has no row for gives a row of NaN."""
+    return _bind_gather(args["x_TD"], args["rows_R"], outputs[0])
+
+
+def bind_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.kv_store: k and v may be strided in tokens and heads, the cache in blocks; casts to fp8 saturate."""
+    k, v, cache, slots = (args[name] for name in ("k_TKH", "v_TKH", "cache_layer", "slot_mapping_T"))
+    need_dense(k_TKH=k[0, 0], v_TKH=v[0, 0], cache_layer=cache[0], slot_mapping_T=slots)
+    num_tokens, num_heads, head_size = k.shape
+    return partial(
+        _kv_store_kernel[(num_tokens,)],
+        *(k, v, cache, slots, k.stride(0), k.stride(1), v.stride(0), v.stride(1), cache.stride(0)),
+        NUM_HEADS=num_heads,
+        HEAD_SIZE=head_size,
+        PAGE=cache.shape[3],
+        BLOCK=triton.next_power_of_2(num_heads * head_size),
+        num_warps=4,
+    )
+
+
+def need_dense(**tensors: torch.Tensor) -> None:
+    """Raise `KernelError` that names the first tensor whose elements are not adjacent."""
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise KernelError(f"{name}: a part of sizes {tuple(tensor.shape)} has strides {tensor.stride()}: not dense")
+
+
+def _bind_gather(x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> Thunk:
+    need_dense(source=x[0], rows=rows, out=out[0])
+    width = x.shape[1]
+    block = min(_BLOCK, triton.next_power_of_2(width))
+    grid = (rows.shape[0], triton.cdiv(width, block))
+    return partial(
+        _gather_rows_kernel[grid], x, rows, out, x.shape[0], width, x.stride(0), out.stride(0), BLOCK=block, num_warps=4
+    )

@@ -1,0 +1,111 @@
+"""What the GPU kernels ask of their arguments. Needs no triton: engines for a GPU can be built where there is none."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FP8 = torch.float8_e4m3fn
+LARGEST_ROW = 65536  # elements that one program keeps in registers
+
+
+def embedding(args: Mapping[str, Any]) -> str | None:
+    """A list of int64 ids, a floating table."""
+    return _rows("ids_T", args["ids_T"]) or _floats(weight_VD=args["weight_VD"])
+
+
+def gather_rows(args: Mapping[str, Any]) -> str | None:
+    """A list of int64 row numbers, floating rows."""
+    return _rows("rows_R", args["rows_R"]) or _floats(x_TD=args["x_TD"])
+
+
+def norm(args: Mapping[str, Any]) -> str | None:
+    """Rows that fit in one program, of two or three dimensions."""
+    x = args["x"]
+    if len(x.shape) not in (2, 3) or not x.shape[-1] or x.shape[-1] > LARGEST_ROW:
+        return f"x has sizes {list(x.shape)}; rows of up to {LARGEST_ROW} elements in 2 or 3 dimensions are known"
+    return _floats(**{name: args.get(name) for name in ("x", "weight", "bias")})
+
+
+def add_norm(args: Mapping[str, Any]) -> str | None:
+    """Two matrices of one shape."""
+    x, residual = args["x"], args["residual"]
+    if len(x.shape) != 2 or tuple(x.shape) != tuple(residual.shape) or x.dtype != residual.dtype:
+        return (
+            f"x is {x.dtype} {list(x.shape)}, residual {residual.dtype} {list(residual.shape)}; equal matrices needed"
+        )
+    return norm(args)
+
+
+def rope_kv_store(args: Mapping[str, Any]) -> str | None:
+    """What rope and kv_store ask."""
+    q, k = args["q_TNH"], args["k_TKH"]
+    if q.dtype != k.dtype:
+        return f"q is {q.dtype}, k {k.dtype}"
+    return rope({"x_TNH": q, "cos_sin": args["cos_sin"]}) or kv_store(args)
+
+
+def rope(args: Mapping[str, Any]) -> str | None:
+    """Floating heads, angles in fp32."""
+    if args["cos_sin"].dtype != torch.float32:
+        return f"cos_sin is {args['cos_sin'].dtype}, not float32"
+    return _floats(x_TNH=args["x_TNH"])
+
+
+def activation(args: Mapping[str, Any]) -> str | None:
+    """Two dimensions."""
+    if len(args["x"].shape) != 2:
+        return f"x has {len(args['x'].shape)} dimensions, not 2"
+    return _floats(x=args["x"])
+
+
+def gated_activation(args: Mapping[str, Any]) -> str | None:
+    """Two dimensions each."""
+    if len(args["gate"].shape) != 2:
+        return f"gate has {len(args['gate'].shape)} dimensions, not 2"
+    return _floats(gate=args["gate"], up=args["up"])
+
+
+def linear(args: Mapping[str, Any]) -> str | None:
+    """A matrix by a matrix, one dtype."""
+    x, weight, bias = args["x"], args["weight_NK"], args.get("bias")
+    if len(x.shape) != 2:
+        return f"x has {len(x.shape)} dimensions, not 2"
+    if len({t.dtype for t in (x, weight, bias) if t is not None}) > 1:
+        return f"the dtypes differ: x {x.dtype}, weight {weight.dtype}, bias {getattr(bias, 'dtype', None)}"
+    return _floats(x=x)
+
+
+def kv_store(args: Mapping[str, Any]) -> str | None:
+    """Keys and values of one floating dtype; the cache in it, or in fp8."""
+    k, v, cache = args["k_TKH"], args["v_TKH"], args["cache_layer"]
+    if cache.dtype not in (k.dtype, FP8) or k.dtype != v.dtype:
+        return f"the dtypes do not fit: k {k.dtype}, v {v.dtype}, cache {cache.dtype}"
+    return _rows("slot_mapping_T", args["slot_mapping_T"]) or _floats(k_TKH=k)
+
+
+def paged_attention(args: Mapping[str, Any]) -> str | None:
+    """Head sizes up to 256; the cache in q's dtype or in fp8."""
+    q, cache = args["q_TNH"], args["cache_layer"]
+    (num_heads, head_size), (num_kv_heads, cache_head_size) = q.shape[1:], cache.shape[2::2]
+    if head_size != cache_head_size or not 0 < head_size <= 256:
+        return f"q has heads of {head_size}, the cache of {cache_head_size}; equal ones of up to 256 are known"
+    if num_heads % num_kv_heads or num_heads // num_kv_heads > 128:
+        return f"{num_heads} query heads cannot share {num_kv_heads} kv heads"
+    if cache.dtype not in (q.dtype, FP8):
+        return f"q is {q.dtype}, the cache {cache.dtype}"
+    return _floats(q_TNH=q)
+
+
+def _rows(name: str, rows: Any) -> str | None:
+    if rows.dtype != torch.int64 or len(rows.shape) != 1:
+        return f"{name} is {rows.dtype} with {len(rows.shape)} dimensions, not a list of int64"
+    return None
+
+
+def _floats(**tensors: Any) -> str | None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype not in FLOATS:
+            return f"{name} is {str(tensor.dtype)[6:]}, which it has no code for"
+    return None

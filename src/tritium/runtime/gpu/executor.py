@@ -1,0 +1,232 @@
+"""Runs an engine's plan on a GPU: the same plan, scheduler and batches as on a CPU, one step ahead of the host.
+
+    launch    write the batch into the inputs (one copy), call or replay its bucket's steps, sample, start the tokens'
+              way back; returns at once
+    collect   wait for the tokens of a step that was launched
+
+A step of single tokens is captured as a CUDA graph when its bucket is met the second time; other steps are called
+thunk by thunk, which is hidden behind the GPU's own work. The input id of a token that was sampled by the step before
+and is not known to the host yet is -1 - slot; the GPU puts in the slot's last token.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from tritium.config import RuntimeConfig
+from tritium.engine.arena import plan_arena
+from tritium.engine.engine import Engine
+from tritium.engine.plan import Sizes
+from tritium.errors import EngineError, OutOfMemory
+from tritium.kernels.kernel import LaunchContext, Thunk
+from tritium.runtime.batch import BatchBuilder, BatchLayout
+from tritium.runtime.binding import Binder
+from tritium.runtime.gpu.buckets import gpu_bucket
+from tritium.runtime.gpu.inputs import DeviceInputs
+from tritium.runtime.gpu.sampler import GpuSampler
+from tritium.runtime.kernel_choice import choose_kernels
+from tritium.runtime.kv_cache import KVCache
+from tritium.runtime.loaded_weights import LoadedWeights, bytes_in_use
+from tritium.runtime.memory import megabytes, plan_memory
+from tritium.runtime.request import RowError, SampledToken, ScheduledBatch
+from tritium.runtime.sampler import Sampler
+from tritium.runtime.slots import RequestSlots
+
+logger = logging.getLogger("tritium")
+
+_KV_SHARE = 0.9  # of what weights, arena and reserve leave
+_RESERVE = 1 << 30  # bytes: cuBLAS's workspace, graphs, scratch of kernels
+NO_NUMBERS = RowError("the model's logits were not finite numbers")
+_NUM_RESULTS = 3  # steps whose tokens may be on their way
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step on its way. logits: for the host's sampler, when the batch needs it; else tokens come through `event`."""
+
+    layout: BatchLayout
+    event: torch.cuda.Event
+    tokens: torch.Tensor
+    logits: torch.Tensor | None
+
+    @property
+    def is_sampled_on_device(self) -> bool:
+        """The host may schedule the next step before it knows the tokens of this one."""
+        return self.logits is None
+
+
+class GpuExecutor:
+    """Owns weights, arena, KV cache, inputs and samplers of one engine on one GPU.
+
+    memory: the KV cache's size and the length a sequence may have; the scheduler must be configured with it.
+    """
+
+    def __init__(self, engine: Engine, config: RuntimeConfig, *, has_graphs: bool = True) -> None:
+        """Load and lay out everything. Raises `EngineError` without a GPU, `KernelError`, or `OutOfMemory`."""
+        self.device = _find_gpu(engine)
+        plan, groups = engine.plan, engine.plan.kv_groups
+        self._plan = plan
+        self._kernels = choose_kernels(plan, engine.plugins, "cuda")
+        self._most_rows = config.max_num_seqs
+        self._largest = Sizes(
+            tokens=config.max_num_batched_tokens, sequences=config.max_num_seqs, rows=config.max_num_seqs
+        )
+        offsets, arena_bytes = plan_arena(plan, self._largest)
+        free_bytes, _ = torch.cuda.mem_get_info(self.device)
+        self.memory = plan_memory(
+            groups,
+            config,
+            engine_max_model_len=engine.manifest.max_model_len,
+            weights_bytes=bytes_in_use(plan, self._kernels),
+            arena_bytes=arena_bytes,
+            available_bytes=free_bytes - _RESERVE,
+            kv_share=_KV_SHARE,
+        )
+        logger.info("%s", self.memory.describe())
+        self._slots = RequestSlots(config.max_num_seqs)
+        self._builder = BatchBuilder(
+            max_tokens=self._largest.tokens,
+            max_sequences=config.max_num_seqs,
+            max_rows=config.max_num_seqs,
+            max_model_len=self.memory.max_model_len,
+            block_size=config.block_size,
+            num_groups=len(groups),
+        )
+        self._sampler = GpuSampler(plan.vocab_size, config.max_num_seqs, config.max_num_seqs)
+        self._host_sampler = Sampler(plan.vocab_size, config.max_num_seqs)
+        self._context = LaunchContext()
+        try:
+            self._inputs = DeviceInputs({**self._builder.inputs.tensors, **self._sampler.host}, self.device)
+            self._sampler.attach(self._inputs.tensors)
+            self._binder = Binder(
+                plan,
+                offsets=offsets,
+                arena_bytes=arena_bytes,
+                inputs=self._inputs.tensors,
+                weights=LoadedWeights(engine, device=self.device),
+                kv_cache=KVCache(groups, self.memory.num_blocks, config.block_size, self.device),
+                device=self.device,
+                context=self._context,
+            )
+            self._results = [torch.zeros(self._most_rows, dtype=torch.int64).pin_memory() for _ in range(_NUM_RESULTS)]
+            self._turn = 0
+            self._token_thunks: dict[int, list[Thunk]] = {}
+            self._row_thunks: dict[int, tuple[list[Thunk], torch.Tensor]] = {}
+            self._graphs: dict[int, torch.cuda.CUDAGraph | None] = {}  # None: met once
+            self._has_graphs = has_graphs
+            self._pool = torch.cuda.graph_pool_handle()
+            self._bound_tokens(1)
+            self._bound_rows(1)
+        except torch.cuda.OutOfMemoryError as error:
+            free_now, total = torch.cuda.mem_get_info(self.device)
+            raise OutOfMemory(
+                f"{torch.cuda.get_device_name(self.device)} has {megabytes(free_now)} of {megabytes(total)} left, "
+                f"which is not enough; {self.memory.describe()}; give kv_cache_memory, or less max_num_batched_tokens"
+            ) from error
+
+    def execute(self, batch: ScheduledBatch) -> list[SampledToken | RowError]:
+        """Run the batch and wait; one entry per sampled sequence, in order: its token, or why it has none."""
+        return self.collect(self.launch(batch))
+
+    def launch(self, batch: ScheduledBatch) -> LaunchedStep:
+        """Start the batch. Input tokens that the host does not know (id -1) are the last that their slots sampled."""
+        for slot, request in self._slots.admit(batch):
+            self._builder.admit(slot, request)
+            self._sampler.admit(slot, request)
+            self._host_sampler.admit(slot, request)
+        slots = self._slots.of(batch)
+        is_decode = batch.num_tokens == len(batch.sequences) == batch.num_sampled
+        rows = gpu_bucket(batch.num_sampled, self._most_rows)
+        tokens = rows if is_decode else gpu_bucket(batch.num_tokens, self._largest.tokens)
+        layout = self._builder.build(batch, slots, padded_tokens=tokens, padded_rows=rows)
+        self._sampler.gather(layout)
+        self._inputs.push(layout.num_sequences)
+        self._sampler.resolve(self._inputs.tensors["input_ids"][: layout.num_tokens])
+        if is_decode and self._has_graphs:
+            self._run_graph(rows)
+        else:
+            self._context.num_decodes = layout.num_decodes
+            self._context.num_prefills = layout.num_sequences - layout.num_decodes
+            self._context.num_prefill_tokens = layout.num_tokens - layout.num_decodes
+            self._run(tokens, rows if layout.num_rows else 0)
+        return self._start_results(layout, rows)
+
+    def collect(self, step: LaunchedStep) -> list[SampledToken | RowError]:
+        """The tokens of a launched step, when they are there."""
+        if not step.layout.num_rows:
+            return []
+        if step.logits is not None:
+            tokens = self._host_sampler.sample(step.logits.cpu(), step.layout)
+            ids = [token.token_id if isinstance(token, SampledToken) else 0 for token in tokens]
+            slots = torch.from_numpy(step.layout.row_slots).to(self.device)
+            self._sampler.last_tokens[slots] = torch.tensor(ids, device=self.device)
+            return tokens
+        step.event.synchronize()
+        return [SampledToken(token) if token >= 0 else NO_NUMBERS for token in step.tokens.tolist()]
+
+    def logits(self, step: LaunchedStep) -> torch.Tensor:
+        """[sampled rows, V] of the step launched last, on the device; valid until the next launch."""
+        return self._bound_rows(gpu_bucket(step.layout.num_rows, self._most_rows))[1][: step.layout.num_rows]
+
+    def _start_results(self, layout: BatchLayout, rows: int) -> LaunchedStep:
+        event, logits = torch.cuda.Event(), None
+        self._turn = (self._turn + 1) % _NUM_RESULTS
+        result = self._results[self._turn][: layout.num_rows]
+        if layout.num_rows:
+            logits = self._bound_rows(rows)[1][: layout.num_rows]
+            if self._sampler.can_sample(layout):
+                result.copy_(self._sampler.sample(logits, layout), non_blocking=True)
+                logits = None
+        event.record()
+        return LaunchedStep(layout, event, result, logits)
+
+    def _run(self, tokens: int, rows: int) -> None:
+        for thunk in self._bound_tokens(tokens):
+            thunk()
+        if rows:
+            for thunk in self._bound_rows(rows)[0]:
+                thunk()
+
+    def _run_graph(self, size: int) -> None:
+        """Replay a step of `size` single tokens; the first time it is called, which compiles what has to be."""
+        graph = self._graphs.get(size)
+        if graph is not None:
+            graph.replay()
+            return
+        self._context.num_decodes, self._context.num_prefills, self._context.num_prefill_tokens = size, 0, 0
+        if size not in self._graphs:
+            self._graphs[size] = None
+            self._run(size, size)
+            return
+        self._run(size, size)  # capture runs nothing: this step has to be computed
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            self._run(size, size)
+        self._graphs[size] = graph
+
+    def _bound_tokens(self, tokens: int) -> list[Thunk]:
+        if tokens not in self._token_thunks:
+            sizes = Sizes(tokens=tokens, sequences=self._largest.sequences, rows=self._largest.rows)
+            self._token_thunks[tokens] = self._bind("tokens", sizes)
+        return self._token_thunks[tokens]
+
+    def _bound_rows(self, rows: int) -> tuple[list[Thunk], torch.Tensor]:
+        if rows not in self._row_thunks:
+            sizes = Sizes(tokens=self._largest.tokens, sequences=self._largest.sequences, rows=rows)
+            self._row_thunks[rows] = (self._bind("rows", sizes), self._binder.tensor(self._plan.output, sizes))
+        return self._row_thunks[rows]
+
+    def _bind(self, phase: str, sizes: Sizes) -> list[Thunk]:
+        pairs = zip(self._plan.steps, self._kernels, strict=True)
+        return [self._binder.bind(step, kernel, sizes) for step, kernel in pairs if step.phase == phase]
+
+
+def _find_gpu(engine: Engine) -> torch.device:
+    """The current CUDA device. Raises `EngineError` when there is none."""
+    if not torch.cuda.is_available():
+        raise EngineError(
+            f"{engine.path} was built for an NVIDIA GPU, and torch {torch.__version__} finds none here; build it for "
+            f"the CPU: tritium build {engine.manifest.model.get('source', 'MODEL')} --device cpu"
+        )
+    return torch.device("cuda", torch.cuda.current_device())

@@ -1,0 +1,58 @@
+"""The plan's inputs on a GPU: what the batch builder wrote on the host goes over in one copy a step.
+
+Two pinned staging areas take turns: the host fills one while the copy from the other may still wait for the step before
+it. All inputs lie in one piece of memory, block tables last, so that the used part of everything but further groups'
+tables is one range.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+_ALIGNMENT = 64
+_NUM_AREAS = 2
+
+
+class DeviceInputs:
+    """Device twins of host tensors, by name, at fixed addresses; `push` brings their used parts over."""
+
+    def __init__(self, host: dict[str, torch.Tensor], device: torch.device) -> None:
+        """host: the builder's tensors. Names that begin with `block_table` are by sequence, the others by token."""
+        self._tables = [name for name in host if name.startswith("block_table")]
+        self._flat = [name for name in host if name not in self._tables]
+        self._host = {name: tensor.numpy() for name, tensor in host.items()}
+        self._offsets: dict[str, int] = {}
+        end = 0
+        for name in (*self._flat, *self._tables):
+            self._offsets[name] = end
+            end += math.ceil(self._host[name].nbytes / _ALIGNMENT) * _ALIGNMENT
+        self._flat_end = self._offsets[self._tables[0]] if self._tables else end
+        self._device = torch.zeros(end, dtype=torch.uint8, device=device)
+        self.tensors = {name: self._view(self._device, name, tensor) for name, tensor in host.items()}
+        areas = [torch.zeros(end, dtype=torch.uint8).pin_memory() for _ in range(_NUM_AREAS)]
+        self._areas = [(area, {n: self._view(area, n, t).numpy() for n, t in host.items()}) for area in areas]
+        self._events = [torch.cuda.Event() for _ in range(_NUM_AREAS)]
+        self._turn = 0
+
+    def push(self, num_sequences: int) -> None:
+        """Copy everything that a step with so many sequences reads, on the current stream, without waiting for it."""
+        self._turn = (self._turn + 1) % _NUM_AREAS
+        area, arrays = self._areas[self._turn]
+        self._events[self._turn].synchronize()
+        for name in self._flat:
+            np.copyto(arrays[name], self._host[name])
+        for name in self._tables:
+            arrays[name][:num_sequences] = self._host[name][:num_sequences]
+        ends = [self._offsets[name] + self._host[name][:num_sequences].nbytes for name in self._tables]
+        self._copy(area, 0, ends[0] if ends else self._flat_end)
+        for name, end in zip(self._tables[1:], ends[1:], strict=True):
+            self._copy(area, self._offsets[name], end)
+        self._events[self._turn].record()
+
+    def _copy(self, area: torch.Tensor, start: int, end: int) -> None:
+        self._device[start:end].copy_(area[start:end], non_blocking=True)
+
+    def _view(self, memory: torch.Tensor, name: str, like: torch.Tensor) -> torch.Tensor:
+        start = self._offsets[name]
+        return memory[start : start + like.nbytes].view(like.dtype).view(like.shape)

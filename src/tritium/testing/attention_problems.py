@@ -1,0 +1,100 @@
+"""Paged attention problems: whole sequences, of which a test asks for any chunks; and the textbook's answer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Chunk = tuple[int, int]  # query tokens, context length with them
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Whole sequences: every token has a query, a key and a value. A test asks for any part of them."""
+
+    q: list[torch.Tensor]  # [L, N, H]
+    k: list[torch.Tensor]  # [L, K, H]
+    v: list[torch.Tensor]
+    window: int = 0
+    softcap: float = 0.0
+    slopes: torch.Tensor | None = None  # [N]
+
+    @classmethod
+    def draw(
+        cls, lengths: list[int], num_heads: int, num_kv_heads: int, head_size: int, dtype: torch.dtype, **extra: Any
+    ) -> "Problem":
+        def heads(count: int) -> list[torch.Tensor]:
+            return [torch.randn(length, count, head_size).mul(1.5).to(dtype) for length in lengths]
+
+        return cls(heads(num_heads), heads(num_kv_heads), heads(num_kv_heads), **extra)
+
+    def args(self, chunks: list[tuple[int, Chunk]], *, block_size: int = 16) -> dict[str, Any]:
+        """The op's arguments for chunks of sequences; each slot that no query of theirs sees holds NaN.
+
+        chunks: (sequence, (query tokens, context length)). Blocks lie in a random order; those wholly behind the window
+        are the null block 0.
+        """
+        num_kv_heads, head_size = self.k[0].shape[1:]
+        num_blocks = [-(-context // block_size) for _, (_, context) in chunks]
+        sizes = (1 + sum(num_blocks), 3, 2, num_kv_heads, block_size, head_size)
+        cache = torch.full(sizes, float("nan"), dtype=self.k[0].dtype)[:, 1]
+        table = torch.full((len(chunks) + 1, max(num_blocks) + 1), -7, dtype=torch.int32)
+        free = (torch.randperm(sum(num_blocks)) + 1).tolist()
+        starts, queries = [0], []
+        for row, (sequence, (num_queries, context)) in enumerate(chunks):
+            first_seen = max(0, context - num_queries - self.window + 1) if self.window else 0
+            for block in range(num_blocks[row]):
+                table[row, block] = 0
+                first, end = max(first_seen, block * block_size), min((block + 1) * block_size, context)
+                if first < end:
+                    table[row, block] = free.pop()
+                    slots = slice(first - block * block_size, end - block * block_size)
+                    for part, x in enumerate((self.k, self.v)):
+                        cache[table[row, block], part, :, slots] = x[sequence][first:end].transpose(0, 1)
+            queries.append(self.q[sequence][context - num_queries : context])
+            starts.append(starts[-1] + num_queries)
+        return {
+            "q_TNH": torch.cat(queries),
+            "cache_layer": cache,
+            "block_table_SB": table,
+            "cu_seqlens_q": torch.tensor([*starts, -9], dtype=torch.int32),
+            "context_lens_S": torch.tensor([*(context for _, (_, context) in chunks), -9], dtype=torch.int32),
+            "batch_counts": torch.tensor([len(chunks), starts[-1], 0, num_leading_singles(chunks)], dtype=torch.int32),
+            "scale": head_size**-0.5,
+            "window": self.window,
+            "softcap": self.softcap,
+            "alibi_slopes_N": self.slopes,
+        }
+
+    def run(
+        self, compute: Callable[[dict[str, Any]], torch.Tensor], chunks: list[tuple[int, Chunk]], **layout: Any
+    ) -> list[torch.Tensor]:
+        """What `compute(args)`, the op or a kernel, gives for each chunk."""
+        args = self.args(chunks, **layout)
+        out = compute(args)
+        starts = args["cu_seqlens_q"].tolist()
+        return [out[starts[i] : starts[i + 1]] for i in range(len(chunks))]
+
+    def dense(self, sequence: int, chunk: Chunk, dtype: torch.dtype) -> torch.Tensor:
+        """The same for one chunk, as a textbook writes it, all in `dtype`."""
+        num_queries, context = chunk
+        q, k, v = (x[sequence][:context].to(dtype).transpose(0, 1) for x in (self.q, self.k, self.v))
+        k, v = (x.repeat_interleave(len(q) // len(x), dim=0) for x in (k, v))
+        scores = q[:, context - num_queries :] @ k.transpose(1, 2) * q.shape[-1] ** -0.5
+        if self.softcap:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        distance = torch.arange(context - num_queries, context)[:, None] - torch.arange(context)
+        if self.slopes is not None:
+            scores = scores - self.slopes.to(dtype)[:, None, None] * distance
+        is_hidden = (distance < 0) | (distance >= (self.window or context))
+        return (scores.masked_fill(is_hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1)
+
+    def whole(self) -> list[tuple[int, Chunk]]:
+        """Every sequence, all tokens at once."""
+        return [(i, (len(q), len(q))) for i, q in enumerate(self.q)]
+
+
+def num_leading_singles(chunks: list[tuple[int, Chunk]]) -> int:
+    """How many chunks before the first of several query tokens: `batch_counts[3]`."""
+    return next((i for i, (_, (num_queries, _)) in enumerate(chunks) if num_queries > 1), len(chunks))
