@@ -17,6 +17,7 @@ MAX_TOKENS_LIMIT = 1 << 24
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
 MAX_LOGPROBS = 256
+MAX_PROMPT_LOGPROBS = 20  # there are as many of them as the prompt is long
 MAX_TOKEN_ID = (1 << 31) - 1
 MAX_BIASES = 4096
 MAX_ALLOWED_IDS = 1 << 20
@@ -65,6 +66,7 @@ class SamplingParams:
     stop_token_ids: further ids that end the output, beside the model's own eos ids.
     ignore_eos: do not stop at the model's own eos ids.
     logprobs: report the chosen token's log-probability and the n likeliest, of the model's own logits.
+    prompt_logprobs: the same of each prompt token but the first, which follows nothing; computes the whole prompt anew.
     detokenize: False: no text is made of the tokens. skip_special_tokens: leave special tokens out of the text.
     truncate_prompt_tokens: keep only the last n tokens of a longer prompt.
     """
@@ -90,6 +92,7 @@ class SamplingParams:
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
@@ -121,6 +124,8 @@ class SamplingParams:
         object.__setattr__(self, "logits_processors", _as_processors(self.logits_processors))
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_PROMPT_LOGPROBS)
         if self.truncate_prompt_tokens is not None:
             _check_int("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, MAX_TOKENS_LIMIT)
         for name in _FLAGS:

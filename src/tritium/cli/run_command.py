@@ -58,6 +58,8 @@ def record(job_id: str, out: RequestOutput) -> dict[str, Any]:
         "num_cached_tokens": out.num_cached_tokens,
         "timings": dataclasses.asdict(out.timings),
     }
+    if out.prompt_logprobs is not None:
+        entry["prompt_logprobs"] = [None if token is None else token._asdict() for token in out.prompt_logprobs]
     if len(out.outputs) > 1:
         entry["outputs"] = [_completion(completion) for completion in out.outputs]
     if out.error is not None:
@@ -83,13 +85,14 @@ async def collect(llm: LLM, prompt: str | list[int], params: SamplingParams) -> 
     """Complete one prompt; the whole output."""
     last: RequestOutput | None = None
     pieces: dict[int, list[CompletionOutput]] = defaultdict(list)
-    error: str | None = None
+    error, prompt_logprobs = None, None
     async for last in llm.generate_async(prompt, params):
-        error = error or last.error
+        error, prompt_logprobs = error or last.error, prompt_logprobs or last.prompt_logprobs
         for piece in last.outputs:
             pieces[piece.index].append(piece)
     assert last is not None
-    return dataclasses.replace(last, outputs=[_joined(pieces[index]) for index in sorted(pieces)], error=error)
+    outputs = [_joined(pieces[index]) for index in sorted(pieces)]
+    return dataclasses.replace(last, outputs=outputs, error=error, prompt_logprobs=prompt_logprobs)
 
 
 def _joined(pieces: list[CompletionOutput]) -> CompletionOutput:

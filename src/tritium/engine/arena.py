@@ -57,7 +57,10 @@ def plan_arena(plan: Plan, largest: Sizes) -> Arena:
 
 
 def find_lifetimes(plan: Plan) -> dict[str, Lifetime]:
-    """When each temporary is needed; a view keeps what it looks at alive; one never read lives for its own step."""
+    """When each temporary is needed; a view keeps what it looks at alive; one never read lives for its own step.
+
+    What the steps over sampled rows read of all tokens lives to the end: they may be run again, over other rows.
+    """
     values = {v.name: v for v in plan.values}
 
     def base(name: str) -> str:
@@ -72,9 +75,11 @@ def find_lifetimes(plan: Plan) -> dict[str, Lifetime]:
         for name in step.outputs:
             if values[name].kind == "temp":
                 lifetimes.setdefault(name, Lifetime(index, index))
-    for output in map(base, plan.results):
-        if output in lifetimes:
-            lifetimes[output] = Lifetime(lifetimes[output].first, len(plan.steps))
+    rows_read = [base(name) for step in plan.steps if step.phase == "rows" for name in _reads(step)]
+    crossing = [n for n in rows_read if n in lifetimes and plan.steps[lifetimes[n].first].phase == "tokens"]
+    for name in [*map(base, plan.results), *crossing]:
+        if name in lifetimes:
+            lifetimes[name] = Lifetime(lifetimes[name].first, len(plan.steps))
     return lifetimes
 
 

@@ -13,6 +13,7 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
 from tritium.config import RuntimeConfig, available_memory, available_threads
@@ -29,6 +30,7 @@ from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights, bytes_in_use
 from tritium.runtime.memory import plan_memory
+from tritium.runtime.prompt_logprobs import PromptScorer, ScoredPart, scored_parts
 from tritium.runtime.request import RowError, SampledToken, ScheduledBatch
 from tritium.runtime.sampler import Sampler
 from tritium.runtime.slots import RequestSlots
@@ -45,6 +47,7 @@ class PreparedStep:
     layout: BatchLayout
     token_bucket: int
     row_bucket: int
+    scored: list[ScoredPart]
 
 
 class Executor:
@@ -106,6 +109,7 @@ class Executor:
             kv_cache=KVCache(groups, self.memory.num_blocks, config.block_size),
         )
         self._sampler = Sampler(plan.vocab_size, config.max_num_seqs, is_null=is_null)
+        self._scorer = PromptScorer(plan.vocab_size, config.max_num_seqs)
         self._token_thunks: dict[int, list[Thunk]] = {}
         self._row_thunks: dict[int, tuple[list[Thunk], torch.Tensor]] = {}
         if not is_null:  # what cannot be bound should fail now, and packing is not the first request's to wait for
@@ -126,12 +130,14 @@ class Executor:
         token_bucket = bucket(batch.num_tokens, self._multiples["tokens"])
         row_bucket = bucket(batch.num_sampled, self._multiples["rows"])
         layout = self._builder.build(batch, self._slots.of(batch), padded_tokens=token_bucket, padded_rows=row_bucket)
-        return PreparedStep(layout, token_bucket, row_bucket)
+        return PreparedStep(layout, token_bucket, row_bucket, scored_parts(batch))
 
     def launch(self, step: PreparedStep) -> None:
-        """Run every step of the plan; the steps over sampled rows only if there are any."""
+        """Run every step of the plan; those over sampled rows if there are any, for prompts to be scored too."""
         for thunk in self._bound_tokens(step.token_bucket):
             thunk()
+        if step.scored and not self._is_null:
+            self._score_prompts(step)
         if step.layout.num_rows:
             for thunk in self._bound_rows(step.row_bucket)[0]:
                 thunk()
@@ -139,6 +145,21 @@ class Executor:
     def thunks(self, step: PreparedStep) -> list[Thunk]:
         """What `launch` calls, one per step of the plan, those over rows too."""
         return [*self._bound_tokens(step.token_bucket), *self._bound_rows(step.row_bucket)[0]]
+
+    def _score_prompts(self, step: PreparedStep) -> None:
+        sampled_rows = self._builder.inputs.arrays["sampled_rows"]
+        sampled = sampled_rows[: step.row_bucket].copy()
+
+        def compute(rows: np.ndarray) -> torch.Tensor:
+            row_bucket = bucket(len(rows), self._multiples["rows"])
+            sampled_rows[: len(rows)], sampled_rows[len(rows) : row_bucket] = rows, 0
+            thunks, logits = self._bound_rows(row_bucket)
+            for thunk in thunks:
+                thunk()
+            return logits[: len(rows)]
+
+        self._scorer.score(step.scored, compute)
+        sampled_rows[: step.row_bucket] = sampled
 
     def sample(self, step: PreparedStep) -> list[SampledToken | RowError]:
         """Choose the tokens of the batch just launched."""

@@ -10,7 +10,7 @@ import dataclasses
 from functools import partial
 
 from tritium.runtime.outputs import StepOutput
-from tritium.runtime.request import Request
+from tritium.runtime.request import Request, SampledToken
 from tritium.runtime.stream import Listener, ListenerGone
 from tritium.sampling_params import child_seed
 
@@ -29,6 +29,7 @@ class FanOut:
         self.is_ranked = request.params.num_samples > request.params.n
         self._listener = listener
         self._finals: list[StepOutput] = []
+        self._prompt_logprobs: tuple[SampledToken | None, ...] | None = None
         self._is_listener_gone = False
 
     @property
@@ -49,6 +50,7 @@ class FanOut:
         if self._is_listener_gone:
             raise ListenerGone("it failed at another of this request's outputs")
         output = output._replace(request_id=self.request.request_id, sample_index=index)
+        self._prompt_logprobs = self._prompt_logprobs or output.prompt_logprobs
         if output.finish_reason is not None:
             self._finals.append(output)
         if not self.is_ranked:
@@ -56,7 +58,8 @@ class FanOut:
         elif self.is_finished:
             for rank, final in enumerate(sorted(self._finals, key=_rank)[: self.request.params.n]):
                 logprobs = () if self.request.params.logprobs is None else final.logprobs
-                self._tell(final._replace(sample_index=rank, logprobs=logprobs))
+                prompt_logprobs = self._prompt_logprobs if rank == 0 else None
+                self._tell(final._replace(sample_index=rank, logprobs=logprobs, prompt_logprobs=prompt_logprobs))
 
     def _tell(self, output: StepOutput) -> None:
         self._is_listener_gone = True  # unless it returns
@@ -71,7 +74,14 @@ def _child(request: Request, index: int) -> Request:
     return dataclasses.replace(
         request,
         request_id=request.request_id if index == 0 else f"{request.request_id}[{index}]",
-        params=dataclasses.replace(params, n=1, best_of=None, seed=child_seed(params.seed, index), logprobs=logprobs),
+        params=dataclasses.replace(
+            params,
+            n=1,
+            best_of=None,
+            seed=child_seed(params.seed, index),
+            logprobs=logprobs,
+            prompt_logprobs=params.prompt_logprobs if index == 0 else None,
+        ),
     )
 
 

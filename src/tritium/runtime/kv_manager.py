@@ -32,10 +32,10 @@ class KVManager:
         return sum(min(full, (w + chunk + size - 3) // size + 1) if w else full for w in self.windows)
 
     def lookup(self, request: Request) -> PrefixHit:
-        """What the cache holds of this request's tokens, its last one excepted: that one is always computed."""
+        """What the cache holds of this request's tokens, but for those computed in any case: at least the last."""
         if not self._enable_prefix_caching:
             return PrefixHit(0, [[] for _ in self.windows])
-        num_blocks = (request.num_tokens - 1) // self.block_size
+        num_blocks = request.num_reusable_tokens // self.block_size
         self.cache.extend(request.block_digests, request.token_ids, request.cache_salt, num_blocks)
         return self.cache.lookup(request.block_digests[:num_blocks])
 

@@ -14,6 +14,7 @@ class StepOutput(NamedTuple):
 
     sample_index: which of the request's `n` outputs; each of them has a last one.
     cumulative_logprob: the sum of the logprobs of its tokens so far; None unless logprobs are computed.
+    prompt_logprobs: once, with the first tokens: one entry per prompt token, the first None.
     text: whole characters only. token_ids, logprobs: the new outputs (logprobs empty unless asked for).
     stop_reason: the stop id or stop string that ended it. error: what went wrong, when finish_reason is "error".
     weights_generation: of the weights that chose the last of these tokens.
@@ -32,6 +33,7 @@ class StepOutput(NamedTuple):
     weights_generation: int = 0
     refusal: Exception | None = None
     sample_index: int = 0
+    prompt_logprobs: tuple[SampledToken | None, ...] | None = None
     cumulative_logprob: float | None = None
 
 
@@ -60,6 +62,7 @@ class RequestOutput:
     timings: seconds, on one monotonic clock. num_cached_tokens: prompt tokens that the prefix cache spared.
     weights_generation: how often the engine's weights had been replaced (`Engine.refit`, `LLM.update_weights`) when the
         last of these tokens was chosen.
+    prompt_logprobs: per prompt token its log-probability and the likeliest, None for the first; None unless asked for.
     error: what went wrong, when an output's finish_reason is "error" (the first, if several went wrong).
     """
 
@@ -70,6 +73,7 @@ class RequestOutput:
     timings: Timings = field(default_factory=Timings)
     num_cached_tokens: int = 0
     weights_generation: int = 0
+    prompt_logprobs: list[SampledToken | None] | None = None
     finished: bool = False
     error: str | None = None
 
@@ -88,6 +92,7 @@ def join_steps(prompt: str | None, request: Request, steps: Sequence[StepOutput]
         timings=dataclasses.replace(last.timings or request.timings),
         num_cached_tokens=min(step.num_cached_tokens for step in steps),
         weights_generation=last.weights_generation,
+        prompt_logprobs=next((list(step.prompt_logprobs) for step in steps if step.prompt_logprobs is not None), None),
         finished=finished,
         error=next((step.error for step in steps if step.error is not None), None),
     )

@@ -66,6 +66,8 @@ class Request:
     bad_word_ids: `params.bad_words` as token ids: the last id of each cannot follow the ones before it.
 
     token_ids: prompt and outputs, every token known. The KV cache holds the first `num_computed_tokens` of them.
+    prompt_logprobs: one entry per prompt token as far as it is scored, the first None; empty unless asked for. The
+        executor appends to it.
     cumulative_logprob: the sum of the outputs' logprobs, if `params.logprobs` is not None.
     output_logprobs: one `SampledToken` per output when `params.logprobs` is not None, else empty.
     block_tables: per KV group, the block of every `block_size` tokens from the first on; behind a window NULL_BLOCK.
@@ -90,6 +92,7 @@ class Request:
     token_ids: list[int] = field(init=False, repr=False)
     output_token_ids: list[int] = field(default_factory=list, init=False, repr=False)
     cumulative_logprob: float = field(default=0.0, init=False)
+    prompt_logprobs: list[SampledToken | None] = field(default_factory=list, init=False, repr=False)
     output_logprobs: list[SampledToken] = field(default_factory=list, init=False, repr=False)
     num_computed_tokens: int = field(default=0, init=False)
     num_cached_tokens: int = field(default=0, init=False)
@@ -124,6 +127,7 @@ class Request:
         self.prompt_token_ids = _checked_token_ids(self.request_id, self.prompt_token_ids)
         self.token_ids = list(self.prompt_token_ids)
         self.timings = Timings(arrival=self.arrival)
+        self.prompt_logprobs = [None] if self.params.prompt_logprobs is not None else []
         self.stop_ids = frozenset(self.params.stop_token_ids)
         if not self.params.ignore_eos:
             self.stop_ids |= frozenset(self.eos_token_ids)
@@ -142,6 +146,12 @@ class Request:
     def num_output_tokens(self) -> int:
         """Outputs so far."""
         return len(self.output_token_ids)
+
+    @property
+    def num_reusable_tokens(self) -> int:
+        """How many of its first tokens need not be computed if the KV cache has them: logits may be wanted of them."""
+        is_scoring = len(self.prompt_logprobs) not in (0, self.num_prompt_tokens)
+        return len(self.prompt_logprobs) - 1 if is_scoring else self.num_tokens - 1
 
     @property
     def is_finished(self) -> bool:

@@ -19,7 +19,7 @@ FIELDS = ("temperature", "top_k", "top_p", "min_p", "seed", "num_logprobs", "edi
 
 
 class Sampler:
-    """Owns the parameters of every slot. is_null: no kernel runs and tokens count up, to time the host."""
+    """Owns the parameters of every slot. is_null: no kernel runs and every token is 0, to time the host."""
 
     def __init__(self, vocab_size: int, max_rows: int, *, is_null: bool = False) -> None:
         self._kernel = SamplerKernel(vocab_size, max_rows)
@@ -52,7 +52,7 @@ class Sampler:
         rows.counter[:num_rows] = layout.row_positions
         errors = {row: error for row, rules in self._ruled_rows if (error := rules.prepare(logits_RV[row])) is not None}
         results = self._null_results(layout) if self._is_null else self._kernel.run(logits_RV[:num_rows], rows)
-        tokens = _plain(results, rows.num_logprobs[:num_rows])
+        tokens: list[SampledToken | RowError] = [*plain_tokens(results, rows.num_logprobs[:num_rows])]
         for row in np.flatnonzero(results.token_ids < 0).tolist():
             tokens[row] = _why(logits_RV[row])
         for row, error in errors.items():
@@ -72,14 +72,14 @@ class Sampler:
 
     def _null_results(self, layout: BatchLayout) -> Sampled:
         shape = (layout.num_rows, self._rows.num_top)
-        ids, logprobs = layout.row_positions % self._vocab_size, np.zeros(layout.num_rows, np.float32)
+        ids, logprobs = np.zeros(layout.num_rows, np.int64), np.zeros(layout.num_rows, np.float32)
         return Sampled(ids, logprobs, np.zeros(shape, np.int64), np.zeros(shape, np.float32))
 
 
-def _plain(sampled: Sampled, num_logprobs: np.ndarray) -> list[SampledToken | RowError]:
+def plain_tokens(sampled: Sampled, num_logprobs: np.ndarray) -> list[SampledToken]:
     """Python values, with as many alternatives as each row wants."""
     ids, logprobs = sampled.token_ids.tolist(), sampled.logprobs.tolist()
-    tokens: list[SampledToken | RowError] = list(map(SampledToken, ids, logprobs))
+    tokens = list(map(SampledToken, ids, logprobs))
     for row in np.flatnonzero(num_logprobs > 0).tolist():
         count = num_logprobs[row]
         top = zip(sampled.top_ids[row, :count].tolist(), sampled.top_logprobs[row, :count].tolist(), strict=True)

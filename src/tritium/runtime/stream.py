@@ -42,6 +42,7 @@ class RequestStream:
         self._text = ""
         self._num_pushed = 0
         self._num_sent = 0
+        self._is_prompt_due = request.params.prompt_logprobs is not None
 
     def push(self) -> str | None:
         """Detokenise what is new; returns the stop string that it completes, if any."""
@@ -62,6 +63,9 @@ class RequestStream:
         request = self.request
         text, self._text = self._text, ""
         first, self._num_sent = self._num_sent, request.num_output_tokens
+        prompt_logprobs = None
+        if self._is_prompt_due and len(request.prompt_logprobs) == request.num_prompt_tokens:
+            self._is_prompt_due, prompt_logprobs = False, tuple(request.prompt_logprobs)
         reason = "error" if error is not None else request.finish_reason or reason
         is_stopped = self._stop is not None and reason in ("stop", "length")
         return StepOutput(
@@ -74,6 +78,7 @@ class RequestStream:
             error=error,
             num_cached_tokens=request.num_cached_tokens,
             timings=request.timings,
+            prompt_logprobs=prompt_logprobs,
             cumulative_logprob=request.cumulative_logprob if request.params.logprobs is not None else None,
             weights_generation=request.weights_generation,
         )
