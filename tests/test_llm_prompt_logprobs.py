@@ -11,7 +11,8 @@ from tritium.engine.arena import find_lifetimes
 from tritium.errors import RequestError
 from tritium.runtime.prompt_logprobs import scored_parts
 from tritium.runtime.request import Request, SampledToken, ScheduledBatch, ScheduledSequence
-from tritium.testing.tiny_models import LLAMA, make_checkpoint, random_prompt, reference_model
+from tritium.testing.tiny_configs import LLAMA
+from tritium.testing.tiny_models import make_checkpoint, random_prompt, reference_model
 
 VOCAB_SIZE = 199
 PROMPTS = [random_prompt(length, VOCAB_SIZE, seed=length) for length in (1, 2, 9, 33, 100)]

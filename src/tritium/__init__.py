@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOME = {
     "LLM": "tritium.llm",
     "SamplingParams": "tritium.sampling_params",
+    "BeamSearchParams": "tritium.sampling_params",
     "BuildConfig": "tritium.config",
     "OptimizationProfile": "tritium.config",
     "build": "tritium.compiler",

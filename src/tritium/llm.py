@@ -31,12 +31,13 @@ from tritium.mailbox import AsyncMailbox
 from tritium.progress import progress_bar
 from tritium.prompts import Prompt, as_prompts
 from tritium.runtime.assemble import make_loop
+from tritium.runtime.beam_search import BeamSearch, BeamSearchOutput, run_searches
 from tritium.runtime.engine_thread import EngineThread
 from tritium.runtime.outputs import CompletionOutput, RequestOutput, StepOutput, join_steps
 from tritium.runtime.request import Request
 from tritium.runtime.scheduler_config import SchedulerConfig, SchedulerStats
 from tritium.runtime.weight_updates import OnInflight, WeightUpdate
-from tritium.sampling_params import SamplingParams
+from tritium.sampling_params import BeamSearchParams, SamplingParams
 from tritium.text.bad_words import bad_word_ids
 from tritium.text.tokenizer import Tokenizer
 from tritium.text_encoder import EncoderMethods, TextEncoder
@@ -131,6 +132,29 @@ class LLM(EncoderMethods):
             ids = tokenizer.encode(text, add_special_tokens=False)
             requests.append((text, self._make_request(ids, q, None)))
         return self._run(requests, use_progress)
+
+    def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
+        """The likeliest sequences of each prompt, as transformers' beam search finds them.
+
+        Raises `RequestError` for a prompt that is invalid, `EngineError` when a step fails; then nothing is answered.
+        """
+        texts, searches = [], {}
+        for prompt in as_prompts(prompts):
+            text, request = self._request(prompt, SamplingParams())
+            room = max(1, self.limits.max_model_len - request.num_prompt_tokens)
+            search = BeamSearch(params, request.eos_token_ids, min(room, params.max_tokens or room))
+            texts.append(text)
+            searches[request.request_id] = (request.prompt_token_ids, search)
+        run_searches(searches, self._thread)
+        outputs = []
+        for text, (ids, search) in zip(texts, searches.values(), strict=True):
+            sequences = search.sequences
+            if self.tokenizer is not None:
+                skip = params.skip_special_tokens
+                for one in sequences:
+                    one.text = self.tokenizer.decode(one.token_ids, skip_special_tokens=skip)
+            outputs.append(BeamSearchOutput(prompt=text, prompt_token_ids=list(ids), sequences=sequences))
+        return outputs
 
     # -- streaming -----------------------------------------------------------------------------------------------------
 

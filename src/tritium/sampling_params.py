@@ -5,7 +5,7 @@ docs/sampling.md states what each parameter does, in which order, with formulas 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from tritium.errors import RequestError
 from tritium.keywords import refuse_unknown
@@ -24,6 +24,8 @@ MAX_ALLOWED_IDS = 1 << 20
 MAX_BAD_WORDS = 256
 MAX_PROCESSORS = 16
 MAX_SAMPLES = 128
+MAX_BEAMS = 64
+MAX_STOP_IDS = 1024
 LOWEST_TEMPERATURE = 1e-2
 _FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")
 
@@ -115,12 +117,12 @@ class SamplingParams:
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         object.__setattr__(self, "logit_bias", _as_biases(self.logit_bias))
         if self.allowed_token_ids is not None:
-            self._take_tuple("allowed_token_ids", int, MAX_ALLOWED_IDS)
+            self._take("allowed_token_ids", int, MAX_ALLOWED_IDS)
             if not self.allowed_token_ids:
                 raise RequestError("allowed_token_ids is empty: nothing could be chosen; leave it out to allow all")
-        self._take_tuple("stop_token_ids", int, 1024)
-        self._take_tuple("bad_words", str, MAX_BAD_WORDS)
-        self._take_tuple("stop", str, MAX_STOP_STRINGS)
+        self._take("stop_token_ids", int, MAX_STOP_IDS)
+        self._take("bad_words", str, MAX_BAD_WORDS)
+        self._take("stop", str, MAX_STOP_STRINGS)
         object.__setattr__(self, "logits_processors", _as_processors(self.logits_processors))
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
@@ -129,8 +131,7 @@ class SamplingParams:
         if self.truncate_prompt_tokens is not None:
             _check_int("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, MAX_TOKENS_LIMIT)
         for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")
+            _check_flag(name, getattr(self, name))
         if self.stop and not self.detokenize:
             raise RequestError(
                 f"stop is {self.stop!r}, which needs text, but detokenize is False: leave one of them out"
@@ -151,6 +152,10 @@ class SamplingParams:
         """True when a token's logit depends on which tokens there were before."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
+    def _take(self, name: str, kind: type, limit: int) -> None:
+        """Make the field a tuple of `kind`, each item in its bounds."""
+        object.__setattr__(self, name, _bounded(name, getattr(self, name), kind, limit))
+
     def _check_samples(self) -> None:
         _check_int("n", self.n, 1, MAX_SAMPLES)
         if self.best_of is not None:
@@ -161,17 +166,37 @@ class SamplingParams:
                 "outputs would be equal; draw one, or raise the temperature"
             )
 
-    def _take_tuple(self, name: str, kind: type, limit: int) -> None:
-        """Make the field a tuple of `kind`, each item in its bounds."""
-        items = _as_tuple(name, getattr(self, name), kind)
-        if len(items) > limit:
-            raise RequestError(f"{name} may hold at most {limit} entries, not {len(items)}")
-        for item in items:
-            if kind is int:
-                _check_int(name, item, 0, MAX_TOKEN_ID)
-            elif not 1 <= len(item) <= MAX_STOP_LENGTH:
-                raise RequestError(f"each string of {name} needs 1 to {MAX_STOP_LENGTH} characters, not {len(item)}")
-        object.__setattr__(self, name, items)
+
+@refuse_unknown(RequestError)
+@dataclass(frozen=True, kw_only=True)
+class BeamSearchParams:
+    """A beam search, by the rules of transformers' `generate(num_beams=...)`.
+
+    beam_width: how many beginnings are kept, and sequences returned. max_tokens: of each; None: to the end of the
+    context. length_penalty: a sequence's score is its cumulative log-probability / length ** length_penalty.
+    early_stopping: True ends when beam_width sequences have ended; False also asks whether the likeliest beam, scored
+    at its present length, could still win; "never" asks that for the best length it could get.
+    stop_token_ids, ignore_eos, skip_special_tokens: as in `SamplingParams`.
+    """
+
+    beam_width: int
+    max_tokens: int | None = None
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        _check_int("beam_width", self.beam_width, 1, MAX_BEAMS)
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS_LIMIT)
+        _check_float("length_penalty", self.length_penalty, -10.0, 10.0)
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise RequestError(f"early_stopping must be true, false or 'never', not {self.early_stopping!r}")
+        object.__setattr__(self, "stop_token_ids", _bounded("stop_token_ids", self.stop_token_ids, int, MAX_STOP_IDS))
+        for name in ("ignore_eos", "skip_special_tokens"):
+            _check_flag(name, getattr(self, name))
 
 
 def child_seed(seed: int, index: int) -> int:
@@ -188,6 +213,11 @@ def child_seed(seed: int, index: int) -> int:
     return z ^ (z >> 31)
 
 
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} must be true or false, not {value!r}")
+
+
 def _check_int(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise RequestError(f"{name} must be an integer from {low} to {high}, not {value!r}")
@@ -199,6 +229,19 @@ def _check_float(name: str, value: object, low: float, high: float, *, above_low
     if not is_number or not low <= value <= high or (above_low and value == low):  # type: ignore[operator]
         start = "above" if above_low else "from"
         raise RequestError(f"{name} must be a finite number {start} {low} to {high}, not {value!r}")
+
+
+def _bounded(name: str, value: object, kind: type, limit: int) -> tuple[Any, ...]:
+    """At most `limit` ids or strings, each in its bounds."""
+    items = _as_tuple(name, value, kind)
+    if len(items) > limit:
+        raise RequestError(f"{name} may hold at most {limit} entries, not {len(items)}")
+    for item in items:
+        if kind is int:
+            _check_int(name, item, 0, MAX_TOKEN_ID)
+        elif not 1 <= len(item) <= MAX_STOP_LENGTH:
+            raise RequestError(f"each string of {name} needs 1 to {MAX_STOP_LENGTH} characters, not {len(item)}")
+    return items
 
 
 def _as_tuple(name: str, value: object, kind: type) -> tuple[Any, ...]:

@@ -68,3 +68,23 @@ def test_a_plugin_halves_the_steps_that_its_op_takes_and_changes_no_token() -> N
     ]
     assert [match and match.groups() for match in found] == [("0", "8"), ("1", "4")]
     assert len((EXAMPLES / "plugin.py").read_text().splitlines()) < 80
+
+
+def test_the_offline_batch_prints_the_likelier_of_two_samples_per_prompt() -> None:
+    lines = run("offline_batch.py").splitlines()
+    assert len(lines) == 6
+    for line in lines:
+        found = re.fullmatch(r" *(-\d+\.\d\d) per token, ended by (stop|length): ('.*'|\".*\")", line)
+        assert found is not None and float(found[1]) < 0
+
+
+def test_a_stream_shows_every_piece_and_one_that_is_left_frees_its_blocks() -> None:
+    *_, whole, part, blocks = run("streaming.py").splitlines()
+    assert ast.literal_eval(whole.removeprefix("whole: ")).startswith("def main(")
+    assert ast.literal_eval(part.removeprefix("left early: ")).startswith("import os\n")
+    assert blocks == "KV blocks in use: 0"
+
+
+def test_a_second_turn_of_a_chat_finds_the_first_in_the_cache() -> None:
+    first, second = re.findall(r"^\((\d+) prompt tokens, (\d+) of them cached\)$", run("chat.py"), re.MULTILINE)
+    assert int(first[1]) == 0 and int(second[1]) >= 16

@@ -230,3 +230,19 @@ def test_an_output_that_cannot_be_decoded_ends_alone(is_streaming):
     assert harness.tokens("good") == expected_tokens([2], 6)
     assert "".join(output.text for output in harness.heard["good"]) == "tttttt"
     harness.assert_pool_is_full()
+
+
+def test_an_id_may_be_used_again_as_soon_as_its_request_has_ended(harness):
+    answers = []
+
+    def again(output):
+        answers.append((output.finish_reason, list(output.token_ids)))
+        if len(answers) < 5:
+            harness.loop.submit(Request("same", [len(answers)], SamplingParams(max_tokens=2)), again)
+
+    harness.loop.submit(Request("same", [0], SamplingParams(max_tokens=2)), again)
+    harness.submit("other", [9], max_tokens=20)
+    harness.run()
+    assert answers == [("length", expected_tokens([i], 2)) for i in range(5)]
+    assert harness.tokens("other") == expected_tokens([9], 20)
+    harness.assert_pool_is_full()

@@ -100,7 +100,12 @@ class EngineLoop:
         is_updating = self._updates is not None and self._updates.advance()
         batch = self.scheduler.schedule()
         self.is_stalled = not batch.sequences and not is_updating
-        ended = [out for r in batch.finished for out in self._end(r.request_id, r.finish_reason or "abort")]
+        ended = [
+            out
+            for r in batch.finished
+            if self._is_heard(r)
+            for out in self._end(r.request_id, r.finish_reason or "abort")
+        ]
         if not batch.sequences:
             self.scheduler.update(batch, [])
             return ended
@@ -210,6 +215,11 @@ class EngineLoop:
             if stream.group is not None:
                 self.abort(stream.group.request.request_id)
         return [output]
+
+    def _is_heard(self, request: Request) -> bool:
+        """True while its listener waits. Another request may have its request_id by now."""
+        stream = self._streams.get(request.request_id)
+        return stream is not None and stream.request is request
 
     def _leave(self, stream: RequestStream) -> None:
         """The stream has been taken out: with the last of its group, the group goes."""
