@@ -6,11 +6,13 @@ optimise   passes/pipeline.py
 lower      graph -> plan
 kernels    the kernel of each step
 write      weights streamed through their recipes, everything into a temporary directory, one rename
+certify    the engine compared with the checkpoint in fp32, when the configuration says so
 tune       kernels and tactics timed on this machine, when the configuration says so
 """
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,13 +25,15 @@ import torch
 from torch import nn
 
 import tritium
+from tritium.calibrate.certify import certify
 from tritium.config import BuildConfig, OptimizationProfile
+from tritium.engine.certificate import CERTIFICATE_NAME, Certificate
 from tritium.engine.engine import Engine
 from tritium.engine.environment import environment
 from tritium.engine.manifest import Manifest
 from tritium.engine.plan import Plan
 from tritium.engine.recipe_file import weight_specs
-from tritium.engine.serialise import write_engine
+from tritium.engine.serialise import replace_text, staged, write_engine
 from tritium.errors import CaptureError, ConfigError, EngineError
 from tritium.example_inputs import ExampleInputs, ModuleInputs, read_example_inputs
 from tritium.graph import dump
@@ -50,7 +54,7 @@ from tritium.weights import bind, recipes
 from tritium.weights.fit import checkpoint_leaves
 from tritium.weights.source import DictSource, TensorSpec, WeightSource, dtype_name
 
-STAGES = ("resolve", "capture", "optimise", "lower", "kernels", "write", "tune")
+STAGES = ("resolve", "capture", "optimise", "lower", "kernels", "write", "certify", "tune")
 DUMMY_SEED = 0
 ENCODER_INPUTS = {**TOKEN_INPUTS, "token_types": InputSpec(torch.int64)}
 Progress = Callable[[str, int, int], None]
@@ -120,9 +124,13 @@ def build(
             resolved = resolve_stateless(model, config, weights)  # type: ignore[arg-type]  # it says what else is refused
             inputs = read_example_inputs(resolved.module, example_inputs)
         compiled = compile_stateless(resolved.module, inputs, clock=clock)
-    with clock.stage("write"):
-        path = _write(resolved, compiled, config, own, Path(output_dir), clock, profile)
-    engine = Engine.load(path, plugins=own)
+    with staged(output_dir) as path:  # what fails its certificate takes nobody's place
+        with clock.stage("write"):
+            _write(resolved, compiled, config, own, path, clock, profile)
+        if config.certificate != "none":
+            with clock.stage("certify"):
+                _certify(Engine.load(path, plugins=own), resolved, compiled, config)
+    engine = Engine.load(Path(os.path.abspath(output_dir)), plugins=own)
     if config.tune != "none" and example_inputs is None:
         with clock.stage("tune"):
             cache = TimingCache(environment())
@@ -130,6 +138,24 @@ def build(
                 engine, config.tune, cache, progress=lambda done, of, _: clock.report("tune", done, of)
             )
     return engine
+
+
+def _certify(engine: Engine, resolved: ResolvedModel, compiled: Compiled, config: BuildConfig) -> None:
+    """Write the certificate into the engine, or raise."""
+    skipped = "a stateless module" if engine.manifest.kind != "decoder" else "dummy weights"
+    if engine.manifest.kind != "decoder" or resolved.source is None:
+        certificate = Certificate(effort=config.certificate, skipped=skipped)
+    else:
+        certificate = certify(
+            engine,
+            resolved.module,
+            resolved.recipes,
+            resolved.source,
+            compiled.constants,
+            config.certificate,
+            max_mean_kl=config.max_mean_kl,
+        )
+    replace_text(engine.path, engine.manifest, CERTIFICATE_NAME, certificate.encode())
 
 
 def compile_module(

@@ -47,6 +47,8 @@ class BuildConfig:
     invariance: "bitwise": a request's numbers never depend on its neighbours (DESIGN "Numerics class"); "fast" does
         not promise it. None: "bitwise" on a CPU, "fast" on a GPU, where "bitwise" is not to be had.
     tune: how thoroughly kernels are timed for this machine ("none": not at all, defaults are used).
+    certificate: how thoroughly the engine is compared with its checkpoint in fp32 ("none": not at all).
+    max_mean_kl: a bound on that comparison, in nats, in place of the scheme's own; beyond it a build fails.
     disabled_passes: names of optional passes to leave out.
     """
 
@@ -56,12 +58,19 @@ class BuildConfig:
     device: Device = "cpu"
     invariance: Invariance | None = None
     tune: Effort = "none"
+    certificate: Effort = "none"
+    max_mean_kl: float | None = None
     disabled_passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("device", self.device, DEVICES)
         check_choice("tune", self.tune, EFFORTS)
+        check_choice("certificate", self.certificate, EFFORTS)
+        if self.max_mean_kl is not None and not (
+            isinstance(self.max_mean_kl, (int, float)) and 0 < self.max_mean_kl < math.inf
+        ):
+            raise ConfigError(f"max_mean_kl must be a number of nats above 0, not {self.max_mean_kl!r}")
         if self.invariance is not None:
             check_choice("invariance", self.invariance, ("bitwise", "fast"))
         if self.device == "cuda" and self.invariance == "bitwise":

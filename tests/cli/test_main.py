@@ -13,7 +13,8 @@ from tritium import __version__
 from tritium.cli.main import app
 
 FLAGS = {
-    "build": "MODEL --arch --disable-pass --dtype --dummy-weights --json --max-model-len --output --plugin --tune",
+    "build": "MODEL --arch --disable-pass --dtype --dummy-weights --json --max-model-len --output --plugin --tune "
+    "--certificate --max-mean-kl",
     "refit": "CHECKPOINT ENGINE --json",
     "tune": "ENGINE --deny --effort --export --import --json --num-threads --plugin",
     "run": "MODEL --dtype --ignore-eos --input --json --kv-cache-memory --max-model-len --max-num-batched-tokens "

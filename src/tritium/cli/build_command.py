@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tritium.cli.report import print_json, say, say_config
 from tritium.compiler import build
 from tritium.config import BuildConfig
+from tritium.engine.certificate import read_certificate
 from tritium.engine.engine import Engine
 from tritium.errors import ConfigError
 from tritium.models.config import ModelConfig
@@ -46,6 +47,8 @@ def run(
         print_json({"config": asdict(build_config), **describe_engine(engine)})
         return
     about = describe_engine(engine)
+    if (certificate := read_certificate(engine.path)) is not None:
+        say(f"certificate: {certificate.describe()}")
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in engine.manifest.timings.items())
     say(f"built {about['engine']}: {about['steps']} steps, {about['bytes'] / 1e6:.1f} MB ({stages})")
 

@@ -62,12 +62,19 @@ def build(
     max_model_len: o.MaxModelLen = None,
     disable_pass: Annotated[list[str] | None, typer.Option(help="Leave out an optional pass. May be repeated.")] = None,
     tune: Annotated[str | None, typer.Option(help="Time kernels for this machine: none, quick or full.")] = None,
+    certificate: Annotated[
+        str | None, typer.Option(help="Compare with the checkpoint in fp32: none, quick or full.")
+    ] = None,
+    max_mean_kl: Annotated[
+        float | None, typer.Option("--max-mean-kl", help="Nats that this may differ, in place of the scheme's bound.")
+    ] = None,
     plugin: o.Plugins = None,
     is_json: o.Json = False,
 ) -> None:
     """Compile a model into an engine directory."""
     passes = tuple(disable_pass) if disable_pass else None
-    config = o.given(dtype=dtype, max_model_len=max_model_len, disabled_passes=passes, tune=tune)
+    effort = {"tune": tune, "certificate": certificate, "max_mean_kl": max_mean_kl}
+    config = o.given(dtype=dtype, max_model_len=max_model_len, disabled_passes=passes, **effort)
     source = {"model": model, "arch": arch, "is_dummy": dummy_weights}
     work = {**source, "output": output, "config": config, "plugins": plugin or []}
     _work("build_command", {**work, "is_json": is_json})

@@ -62,6 +62,19 @@ def write_engine(
     return output_dir
 
 
+@contextmanager
+def staged(output_dir: str | Path) -> Iterator[Path]:
+    """A path beside `output_dir` to write an engine at; at the end, not after an error, it goes there in one step."""
+    output_dir = Path(os.path.abspath(output_dir))
+    _check_target(output_dir)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(output_dir)
+    with _partial_directory(output_dir) as partial:
+        yield partial / "engine"
+        _publish(partial / "engine", output_dir)
+    _sync(output_dir.parent)
+
+
 def replace_weights(engine_dir: Path, manifest: Callable[[], Manifest], write_weights: Callable[[Path], None]) -> None:
     """Put other weights into an engine, in one step: whoever opens it sees the old engine or the new one, both whole.
 
