@@ -3,7 +3,8 @@
     python benchmarks/bench_host_cost.py [--json]
 
 32 sequences in flight on the 16-layer plan of Llama 3.2 1B. Requests come and go: steps mix decodes and prefill
-chunks. Half of the requests sample with temperature and top-p and report 5 logprobs, the others are greedy. Stages:
+chunks. Half of the requests are greedy; the others sample with temperature and top-p and report 5 logprobs ("plain"),
+or also have all penalties, a bias and bad words ("features"). Stages:
 
     schedule   Scheduler.schedule
     prepare    the batch, written into the plan's inputs
@@ -38,6 +39,13 @@ ARCH = "llama-3.2-1b"
 NUM_SEQS = 32
 WARM_UP_STEPS = 100
 STEPS = 1000
+FEATURES = {
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.2,
+    "frequency_penalty": 0.2,
+    "logit_bias": {5: 1.0, 9: -1.0},
+}
+NUM_BAD_WORDS, BAD_WORD_LEN = 40, (1, 3)  # token sequences, and their lengths
 PROMPT_LEN, OUTPUT_LEN = (50, 400), (20, 120)  # tokens, drawn evenly
 STAGES = ("schedule", "prepare", "launch", "sample", "update")
 
@@ -66,8 +74,8 @@ class Stopwatch:
 class Load:
     """Keeps NUM_SEQS requests in flight."""
 
-    def __init__(self, loop: EngineLoop, vocab_size: int) -> None:
-        self._loop, self._vocab_size = loop, vocab_size
+    def __init__(self, loop: EngineLoop, vocab_size: int, *, is_featured: bool) -> None:
+        self._loop, self._vocab_size, self._is_featured = loop, vocab_size, is_featured
         self._random = random.Random(0)
         self._count = 0
         self._unfinished: dict[str, Request] = {}
@@ -82,8 +90,8 @@ class Load:
         while len(self._unfinished) < NUM_SEQS:
             self._count += 1
             length = self._random.randint(*PROMPT_LEN)
-            prompt = [self._random.randrange(self._vocab_size) for _ in range(length)]
-            request = Request(str(self._count), prompt, self._params())
+            bad_words = () if self._count % 2 or not self._is_featured else self._bad_words()
+            request = Request(str(self._count), self._tokens(length), self._params(), bad_word_ids=bad_words)
             self._unfinished[request.request_id] = request
             self._loop.submit(request, self._finish)
 
@@ -91,19 +99,29 @@ class Load:
         common = {"max_tokens": self._random.randint(*OUTPUT_LEN), "ignore_eos": True, "seed": self._count}
         if self._count % 2:
             return SamplingParams(temperature=0, **common)
-        return SamplingParams(temperature=0.8, top_p=0.9, logprobs=5, **common)
+        return SamplingParams(
+            temperature=0.8, top_p=0.9, logprobs=5, **common, **(FEATURES if self._is_featured else {})
+        )
+
+    def _bad_words(self) -> tuple[tuple[int, ...], ...]:
+        """Every third begins with the token that null kernels give, so that its further tokens are looked at."""
+        words = [self._tokens(self._random.randint(*BAD_WORD_LEN)) for _ in range(NUM_BAD_WORDS)]
+        return tuple((0, *word) if i % 3 == 0 else tuple(word) for i, word in enumerate(words))
+
+    def _tokens(self, count: int) -> list[int]:
+        return [self._random.randrange(1, self._vocab_size) for _ in range(count)]
 
     def _finish(self, output: StepOutput) -> None:
         del self._unfinished[output.request_id]
 
 
-def measure(engine: Engine) -> dict[str, Any]:
+def measure(engine: Engine, *, is_featured: bool) -> dict[str, Any]:
     """Run the load; microseconds by stage, median and 99th percentile over the steps."""
     config = RuntimeConfig(max_num_seqs=NUM_SEQS, max_model_len=1024, num_threads=1)
     executor = Executor(engine, config, is_null=True)
     scheduler = make_scheduler(engine, config, executor)
     loop = EngineLoop(scheduler, executor)
-    load = Load(loop, engine.plan.vocab_size)
+    load = Load(loop, engine.plan.vocab_size, is_featured=is_featured)
     for _ in range(WARM_UP_STEPS):
         load.top_up()
         loop.step()
@@ -146,15 +164,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     is_json = parser.parse_args().json
     with tempfile.TemporaryDirectory() as place:
-        result = measure(build(preset(ARCH), output_dir=f"{place}/engine", weights="dummy"))
+        engine = build(preset(ARCH), output_dir=f"{place}/engine", weights="dummy")
+        results = {name: measure(engine, is_featured=name == "features") for name in ("plain", "features")}
     if is_json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(results, indent=2))
         return
-    print(
-        f"{NUM_SEQS} sequences, {result['plan_steps']} plan steps, {STEPS} steps, {result['steps_with_prefill']} mixed"
-    )
-    for stage, times in {**result["stages_us"], "total": result["total_us"]}.items():
-        print(f"{stage:>9}  {times['median']:8.1f} us median  {times['p99']:8.1f} us p99")
+    for name, result in results.items():
+        print(
+            f"{name}: {NUM_SEQS} sequences, {result['plan_steps']} plan steps, {STEPS} steps, "
+            f"{result['steps_with_prefill']} mixed"
+        )
+        for stage, times in {**result["stages_us"], "total": result["total_us"]}.items():
+            print(f"{stage:>9}  {times['median']:8.1f} us median  {times['p99']:8.1f} us p99")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def random_edits(generator: np.random.Generator, vocab_size: int, row_V: np.ndar
     for token_id in some(int(generator.integers(0, 150))):
         edits.count(token_id)
     if maybe():
-        edits.ban(np.array(some(vocab_size // 4), np.int32))
+        edits.ban(some(vocab_size // 4))
     if maybe():
         edits.process((row_V[::-1] * 0.5).astype(np.float32))
     return edits
@@ -126,7 +126,7 @@ def test_a_forced_token_is_taken_with_its_logprob_whatever_else_is_asked(is_comp
     rows.forced[:] = [7, 299, -1]
     rows.num_logprobs[:], rows.num_top = 2, 2
     edits = LogitEdits()
-    edits.ban(np.array([7], np.int32))
+    edits.ban([7])
     rows.edit(0, edits)
     sampled = SamplerKernel(300, 3, is_compiled=is_compiled).run(logits, rows)
     assert sampled.token_ids.tolist() == [7, 299, int(logits[2].argmax())]

@@ -242,7 +242,7 @@ def test_banned_tokens_are_not_chosen_and_change_no_logprob(is_compiled: bool) -
     banned = {0: [17, 17, -1, 400, 99999], 3: np.setdiff1d(np.arange(400), [5]), 4: np.arange(400)}
     for row, ids in banned.items():
         rows.edit(row, edits := LogitEdits())
-        edits.ban(np.array(ids, np.int32))
+        edits.ban(ids)
     result = sample(logits, rows, is_compiled=is_compiled)
     second = int(logits[0].argsort(descending=True)[1])
     exact = torch.log_softmax(logits.double(), -1)

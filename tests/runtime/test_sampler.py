@@ -185,7 +185,7 @@ def test_bad_words_are_those_of_transformers():
         logits = rows(1, seed)[:, :8]
         expected = transformers.NoBadWordsLogitsProcessor(sequences)(torch.tensor([prompt]), logits)
         rules = LogitRules(Request("r", prompt, SamplingParams(), bad_word_ids=tuple(map(tuple, sequences))))
-        assert rules.prepare(logits[0]) is None
+        assert rules.prepare(logits, 0) is None
         assert set(rules.edits.banned_ids.tolist()) == set(expected[0].isneginf().nonzero().flatten().tolist())
 
 

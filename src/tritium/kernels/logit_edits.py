@@ -6,7 +6,7 @@ token are made in double and rounded once, so that compiled and torch code agree
 """
 
 import ctypes
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class LogitEdits:
     bias: token id to what is added. allowed_ids: None allows all.
     seen_ids, seen_counts: int32; tokens of prompt and output, each once, and how often the output has it. The first
         `num_seen` entries count; the arrays are replaced when they grow.
-    banned_ids: int32, as `ban` left them. processed: float32 [V], or None: the row as the model gave it.
+    banned_ids: always banned; see `ban`. processed: float32 [V], or None: the row as the model gave it.
     address: of the struct that compiled code reads; constant.
     """
 
@@ -45,17 +45,20 @@ class LogitEdits:
         presence: float = 0.0,
         bias: Mapping[int, float] | None = None,
         allowed_ids: Iterable[int] | None = None,
+        banned_ids: Sequence[int] = (),
     ) -> None:
         self.repetition, self.frequency, self.presence = map(np.float32, (repetition, frequency, presence))
         self.bias_ids = np.array(list(bias or ()), np.int32)
         self.bias_values = np.array(list((bias or {}).values()), np.float32)
         self.allowed_ids = None if allowed_ids is None else np.unique(np.array(list(allowed_ids), np.int32))
-        self.seen_ids, self.seen_counts = np.empty(0, np.int32), np.empty(0, np.int32)
-        self.banned_ids = np.empty(0, np.int32)
+        self._banned = np.array(banned_ids, np.int32)
+        self._num_always = self._num_banned = len(banned_ids)
         self.processed: np.ndarray | None = None
         self._places: dict[int, int] = {}
         self._struct = EditsStruct(repetition=self.repetition, frequency=self.frequency, presence=self.presence)
         self.address = ctypes.addressof(self._struct)
+        self._set_seen(np.empty(0, np.int32), np.empty(0, np.int32))
+        self._point("banned_ids", self._banned, "num_banned")
         self._point("bias_ids", self.bias_ids, "num_bias")
         self._point("bias_values", self.bias_values)
         if self.allowed_ids is not None:
@@ -68,10 +71,9 @@ class LogitEdits:
 
     def see_prompt(self, token_ids: Iterable[int]) -> None:
         """The prompt's tokens, before any output is counted."""
-        self.seen_ids = np.unique(np.fromiter(token_ids, np.int32))
-        self.seen_counts = np.zeros(len(self.seen_ids), np.int32)
-        self._places = {token_id: place for place, token_id in enumerate(self.seen_ids.tolist())}
-        self._point_seen()
+        seen_ids = np.unique(np.fromiter(token_ids, np.int32))
+        self._places = {token_id: place for place, token_id in enumerate(seen_ids.tolist())}
+        self._set_seen(seen_ids, np.zeros(len(seen_ids), np.int32))
 
     def count(self, token_id: int) -> None:
         """One more output token."""
@@ -79,28 +81,38 @@ class LogitEdits:
         if place is None:
             place = self._places[token_id] = len(self._places)
             if place == len(self.seen_ids):
-                room = max(32, place)
-                self.seen_ids = np.concatenate([self.seen_ids, np.zeros(room, np.int32)])
-                self.seen_counts = np.concatenate([self.seen_counts, np.zeros(room, np.int32)])
-                self._point_seen()
-            self.seen_ids[place] = token_id
+                room = np.zeros(max(32, place), np.int32)
+                self._set_seen(np.concatenate([self.seen_ids, room]), np.concatenate([self.seen_counts, room]))
+            self._ids_view[place] = token_id
             self._struct.num_seen = place + 1
-        self.seen_counts[place] += 1
+        self._counts_view[place] += 1
 
-    def ban(self, token_ids: np.ndarray) -> None:
-        """int32 ids that cannot be chosen, until the next call."""
-        if token_ids is not self.banned_ids:
-            self.banned_ids = token_ids
-            self._point("banned_ids", token_ids, "num_banned")
+    @property
+    def banned_ids(self) -> np.ndarray:
+        """int32: those that are always banned, and what `ban` was last given."""
+        return self._banned[: self._num_banned]
+
+    def ban(self, token_ids: Sequence[int]) -> None:
+        """These cannot be chosen either, until the next call."""
+        count = self._num_always + len(token_ids)
+        if count == self._num_banned == self._num_always:
+            return
+        if count > len(self._banned):
+            self._banned = np.concatenate([self._banned, np.zeros(count, np.int32)])
+            self._point("banned_ids", self._banned)
+        self._banned[self._num_always : count] = token_ids
+        self._num_banned = self._struct.num_banned = count
 
     def process(self, row_V: np.ndarray | None) -> None:
         """A dense float32 row in place of the model's own, until the next call; logprobs stay the model's."""
         self.processed = row_V
         self._struct.processed = None if row_V is None else row_V.ctypes.data
 
-    def _point_seen(self) -> None:
-        self._point("seen_ids", self.seen_ids)
-        self._point("seen_counts", self.seen_counts)
+    def _set_seen(self, seen_ids: np.ndarray, seen_counts: np.ndarray) -> None:
+        self.seen_ids, self.seen_counts = seen_ids, seen_counts
+        self._ids_view, self._counts_view = memoryview(seen_ids), memoryview(seen_counts)  # type: ignore[arg-type]
+        self._point("seen_ids", seen_ids)
+        self._point("seen_counts", seen_counts)
         self._struct.num_seen = len(self._places)
 
     def _point(self, name: str, array: np.ndarray, size_name: str | None = None) -> None:

@@ -31,11 +31,15 @@ class BadWords:
                 *before, last = sequence
                 self._by_last[before[-1]].append((before, last))
 
-    def banned_after(self, token_ids: Sequence[int]) -> list[int]:
+    @property
+    def is_changing(self) -> bool:
+        """True when what is banned depends on the tokens before."""
+        return bool(self._by_last)
+
+    def banned_after(self, token_ids: list[int]) -> list[int]:
         """What is banned next, beside `always`."""
-        if not self._by_last or token_ids[-1] not in self._by_last:
-            return []
-        return [last for before, last in self._by_last[token_ids[-1]] if list(token_ids[-len(before) :]) == before]
+        found = self._by_last.get(token_ids[-1], ())
+        return [last for before, last in found if len(before) == 1 or token_ids[-len(before) :] == before]
 
 
 class LogitRules:
@@ -43,16 +47,18 @@ class LogitRules:
 
     def __init__(self, request: Request) -> None:
         params = request.params
+        self._request = request
+        self._bad_words = BadWords(request.bad_word_ids)
         self.edits = LogitEdits(
             repetition=params.repetition_penalty,
             frequency=params.frequency_penalty,
             presence=params.presence_penalty,
             bias=params.logit_bias,
             allowed_ids=params.allowed_token_ids,
+            banned_ids=self._bad_words.always,
         )
-        self._request = request
-        self._bad_words = BadWords(request.bad_word_ids)
-        self._always = np.array(self._bad_words.always, np.int32)
+        self._has_penalties = params.has_penalties
+        self._is_banning = self._bad_words.is_changing or params.min_tokens > 0
         self._num_seen = 0
         if params.repetition_penalty != 1.0:
             self.edits.see_prompt(request.prompt_token_ids)
@@ -71,23 +77,24 @@ class LogitRules:
         )
         return LogitRules(request) if is_asked else None
 
-    def prepare(self, logits_V: torch.Tensor) -> RowError | None:
-        """Edits for the next token; `logits_V` is the model's row, read only by custom processors."""
-        request, edits = self._request, self.edits
-        if request.params.has_penalties:
+    def prepare(self, logits_RV: torch.Tensor, row: int) -> RowError | None:
+        """Edits for the next token; the model's row is read only by custom processors."""
+        request = self._request
+        if self._has_penalties:
             outputs = request.output_token_ids
-            for token_id in outputs[self._num_seen :] if self._num_seen < len(outputs) else ():
-                edits.count(token_id)
+            for token_id in outputs[self._num_seen :]:
+                self.edits.count(token_id)
             self._num_seen = len(outputs)
-        edits.ban(self._banned())
-        return self._process(logits_V) if request.params.logits_processors else None
+        if self._is_banning:
+            self.edits.ban(self._banned_now())
+        return self._process(logits_RV[row]) if request.params.logits_processors else None
 
-    def _banned(self) -> np.ndarray:
+    def _banned_now(self) -> list[int]:
         request = self._request
         ids = self._bad_words.banned_after(request.token_ids)
         if len(request.output_token_ids) < request.params.min_tokens:
-            ids = [*ids, *request.stop_ids]
-        return np.concatenate([self._always, np.array(ids, np.int32)]) if ids else self._always
+            return [*ids, *request.stop_ids]
+        return ids
 
     def _process(self, logits_V: torch.Tensor) -> RowError | None:
         """Run the custom processors, each on what the one before returned."""

@@ -50,7 +50,7 @@ class Sampler:
         if not np.array_equal(layout.row_slots, self._row_slots):
             self._gather(layout)
         rows.counter[:num_rows] = layout.row_positions
-        errors = {row: error for row, rules in self._ruled_rows if (error := rules.prepare(logits_RV[row])) is not None}
+        errors = {row: error for row, rules in self._ruled_rows if (error := rules.prepare(logits_RV, row)) is not None}
         results = self._null_results(layout) if self._is_null else self._kernel.run(logits_RV[:num_rows], rows)
         tokens: list[SampledToken | RowError] = [*plain_tokens(results, rows.num_logprobs[:num_rows])]
         for row in np.flatnonzero(results.token_ids < 0).tolist():

@@ -12,6 +12,7 @@ and is not known to the host yet is -1 - slot; the GPU puts in the slot's last t
 import logging
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from tritium.config import RuntimeConfig
@@ -29,6 +30,7 @@ from tritium.runtime.kernel_choice import choose_kernels
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights, bytes_in_use
 from tritium.runtime.memory import megabytes, plan_memory
+from tritium.runtime.prompt_logprobs import PromptScorer, ScoredPart, scored_parts
 from tritium.runtime.request import RowError, SampledToken, ScheduledBatch
 from tritium.runtime.sampler import Sampler
 from tritium.runtime.slots import RequestSlots
@@ -95,6 +97,7 @@ class GpuExecutor:
         )
         self._sampler = GpuSampler(plan.vocab_size, config.max_num_seqs, config.max_num_seqs)
         self._host_sampler = Sampler(plan.vocab_size, config.max_num_seqs)
+        self._scorer = PromptScorer(plan.vocab_size, config.max_num_seqs)
         self._context = LaunchContext()
         try:
             self._inputs = DeviceInputs({**self._builder.inputs.tensors, **self._sampler.host}, self.device)
@@ -146,10 +149,14 @@ class GpuExecutor:
         if is_decode and self._has_graphs:
             self._run_graph(rows)
         else:
+            scored = scored_parts(batch)
             self._context.num_decodes = layout.num_decodes
             self._context.num_prefills = layout.num_sequences - layout.num_decodes
             self._context.num_prefill_tokens = layout.num_tokens - layout.num_decodes
-            self._run(tokens, rows if layout.num_rows else 0)
+            self._run(tokens, 0)
+            if scored:
+                self._score_prompts(scored)
+            self._run(0, rows if layout.num_rows else 0)
         return self._start_results(layout, rows)
 
     def collect(self, step: LaunchedStep) -> list[SampledToken | RowError]:
@@ -181,8 +188,24 @@ class GpuExecutor:
         event.record()
         return LaunchedStep(layout, event, result, logits)
 
+    def _score_prompts(self, scored: list[ScoredPart]) -> None:
+        """Run the steps over rows for prompt logprobs, piece by piece; each piece's logits come to the host."""
+        device_rows = self._inputs.tensors["sampled_rows"]
+        sampled = device_rows.clone()
+
+        def compute(rows: np.ndarray) -> torch.Tensor:
+            padded = np.zeros(gpu_bucket(len(rows), self._most_rows), np.int64)
+            padded[: len(rows)] = rows
+            device_rows[: len(padded)] = torch.from_numpy(padded).to(self.device)
+            self._run(0, len(padded))
+            return self._bound_rows(len(padded))[1][: len(rows)].cpu()
+
+        self._scorer.score(scored, compute)
+        device_rows.copy_(sampled)
+
     def _run(self, tokens: int, rows: int) -> None:
-        for thunk in self._bound_tokens(tokens):
+        """The steps over tokens, then those over rows; 0: not these."""
+        for thunk in self._bound_tokens(tokens) if tokens else ():
             thunk()
         if rows:
             for thunk in self._bound_rows(rows)[0]:

@@ -1,0 +1,48 @@
+"""What only the host's sampler does, on a GPU: the numbers of the same engine on the CPU. Needs a GPU."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tritium import LLM, BeamSearchParams, SamplingParams
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo_model"
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+PROMPTS = ["def main(", "import os\n" * 20, "class A:\n    def __init__(self", "x = 1\n" * 40]
+
+
+def answers(device: str, prompts: list[str], params: Any) -> Any:
+    with LLM(DEMO, device=device, dtype="float32", max_num_seqs=6, max_num_batched_tokens=48) as llm:
+        if isinstance(params, BeamSearchParams):
+            return llm.beam_search(prompts, params)
+        return llm.generate(prompts, params, use_progress=False)
+
+
+def test_edited_rows_and_scored_prompts_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITIUM_CACHE", str(tmp_path))
+    common: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True}
+    params = [
+        SamplingParams(temperature=0, repetition_penalty=1.3, frequency_penalty=0.5, prompt_logprobs=3, **common),
+        SamplingParams(temperature=0, bad_words=["os", "sys"], logit_bias={5: 2.0}, prompt_logprobs=0, **common),
+        SamplingParams(temperature=0.9, n=3, seed=5, logprobs=2, **common),
+        SamplingParams(temperature=0, **common),
+    ]
+    on_cpu, on_gpu = answers("cpu", PROMPTS, params), answers("cuda", PROMPTS, params)
+    for mine, other in zip(on_gpu, on_cpu, strict=True):
+        assert [c.token_ids for c in mine.outputs] == [c.token_ids for c in other.outputs]
+        assert (mine.prompt_logprobs is None) == (other.prompt_logprobs is None)
+        for token, expected in zip((mine.prompt_logprobs or [])[1:], (other.prompt_logprobs or [])[1:], strict=True):
+            assert token.token_id == expected.token_id
+            assert token.logprob == pytest.approx(expected.logprob, abs=2e-3)
+            assert len(token.top_logprobs) == len(expected.top_logprobs)
+    assert len(on_gpu[1].prompt_logprobs) > 48, "the prompt should come in several chunks"
+
+
+def test_beam_search_finds_the_sequences_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITIUM_CACHE", str(tmp_path))
+    params = BeamSearchParams(beam_width=4, max_tokens=16)
+    for mine, other in zip(answers("cuda", PROMPTS, params), answers("cpu", PROMPTS, params), strict=True):
+        assert [s.token_ids for s in mine.sequences] == [s.token_ids for s in other.sequences]
+        assert [s.score for s in mine.sequences] == pytest.approx([s.score for s in other.sequences], abs=1e-3)
