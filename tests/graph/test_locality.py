@@ -45,6 +45,11 @@ def alibi(x, slopes):
     return ops.attention(heads, heads, heads, 0.5, alibi_slopes_N=slopes).view(-1, D)
 
 
+def experts(x, gate_up, down):
+    """One of two experts for each token."""
+    return ops.moe(x, x[:, :2], gate_up, down, 1, True, "silu")
+
+
 REFUSED = {
     "mean over the tokens": (lambda m, x, p: x - x.mean(0), "mean", "works along the tokens"),
     "mean over everything": (lambda m, x, p: x - x.mean(), "mean", "works along the tokens"),
@@ -107,6 +112,13 @@ REFUSED = {
     ),
     "weights made of tokens": (lambda m, x, p: F.layer_norm(x, (D,), x.mean(1, True).sum() * m.gain), "sum", "works"),
     "alibi slopes made of tokens": (lambda m, x, p: alibi(x, x[:, 0]), "attention", "alibi_slopes_N to be the same"),
+    "experts made of tokens": (
+        lambda m, x, p: ops.moe(
+            x, x[:, :2], m.table[:8].view(2, 4, D) * x.sum(), m.table[:4].view(2, D, 2), 1, True, "silu"
+        ),
+        "sum",
+        "works along the tokens",
+    ),
     "an unknown op": (lambda m, x, p: torch.special.i0(x), "special_i0", "not known whether it works token by token"),
 }
 
@@ -136,6 +148,7 @@ ACCEPTED = {
     "in place": lambda m, x, p: x.clone().mul_(2.0).add_(m.gain),
     "features cut and joined": lambda m, x, p: torch.cat((x[:, 6:], x[:, :6]), -1),
     "stacked": lambda m, x, p: torch.stack((x, x * 2), 0).sum(0) + torch.stack((x, x), -1).mean(-1),
+    "experts": lambda m, x, p: experts(x, m.table[:8].view(2, 4, D), m.table[:4].view(2, D, 2)),
     "alibi": lambda m, x, p: alibi(x, m.gain[:3]),
     "a weight by a weight": lambda m, x, p: x * (m.table @ m.gain).mean(),
 }

@@ -4,6 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tritium.models import MixtureOfExperts
+from tritium.ops.moe import route
 from tritium.testing import tiny_models as tiny
 from tritium.testing.tiny_configs import GEMMA2, TINY_MODELS
 from tritium.weights.source import DictSource
@@ -12,13 +14,14 @@ PROMPT_LEN = 60  # beyond every window and every original_max_position_embedding
 SCALED = [name for name, config in TINY_MODELS.items() if config.get("rope_scaling")]
 BASES = (
     *("llama", "mistral", "qwen2-window", "qwen3", "gemma2", "phi3", "stablelm", "gpt2", "gptj", "gpt_neox", "opt"),
-    *("falcon", "bloom"),
+    *("falcon", "bloom", "mixtral", "qwen3_moe"),
 )
 PERTURBED = (
     *("llama-mha-biased", "llama-tied", "mistral", "qwen2-window", "qwen3", "qwen3-biased"),
     *("gemma2", "gemma2-no-caps", "stablelm", "stablelm-biased-tied", "gpt2", "gpt2-untied", "gptj", "gptj-tied"),
     *("phi3", "gpt_neox", "gpt_neox-sequential", "opt", "opt-post-norm", "opt-untied"),
     *("falcon", "falcon-grouped", "falcon-grouped-one-norm", "falcon-alibi", "bloom", "bloom-untied"),
+    *("mixtral", "qwen3_moe", "qwen3_moe-not-normed"),
 )
 
 LIVELY = {"bloom": 1}  # a seed; without positions but in its slopes, most small ones soon turn in circles
@@ -44,7 +47,7 @@ def test_the_prompt_is_long_enough_for_the_scaling_to_matter(tmp_path, name):
     assert tiny.relative_error(tiny.our_logits(scaled, prompt), tiny.our_logits(unscaled, prompt)) > 0.05
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2-window", "qwen3", "gemma2", "phi3"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2-window", "qwen3", "gemma2", "phi3", "mixtral-window"])
 def test_the_prompt_is_long_enough_for_the_window_to_matter(tmp_path, name):
     wide = {**TINY_MODELS[name], "sliding_window": 4096}
     prompt = tiny.random_prompt(PROMPT_LEN)
@@ -53,6 +56,23 @@ def test_the_prompt_is_long_enough_for_the_window_to_matter(tmp_path, name):
     window = TINY_MODELS[name]["sliding_window"]
     assert torch.equal(narrow[:window], full[:window])
     assert tiny.relative_error(narrow[window:], full[window:]) > 0.05
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "qwen3_moe-not-normed"])
+def test_experts_have_unequal_loads_and_weights(tmp_path, name):
+    module = tiny.our_model(tiny.make_checkpoint(tmp_path, name))
+    routed = []
+    for layer in module.layers:
+        if isinstance(layer.mlp, MixtureOfExperts):
+            layer.mlp.router.register_forward_hook(
+                lambda router, x, logits, k=layer.mlp.num_active: routed.append(route(logits, k, True))
+            )
+    tiny.our_logits(module, tiny.random_prompt(PROMPT_LEN))
+    for experts, weights in routed:
+        loads = experts.flatten().bincount(minlength=module.config.experts.num_experts)
+        assert loads.min() > 0 and loads.max() >= 1.3 * loads.min()
+        assert weights[:, 0].std() > 0.1
+    assert len(routed) == len(module.config.experts.layers)
 
 
 @pytest.mark.parametrize("name", ["falcon-alibi", "bloom"])
@@ -77,12 +97,13 @@ def test_the_soft_caps_of_gemma_2_are_reached(tmp_path, cap):
 @pytest.mark.parametrize("name", PERTURBED)
 def test_perturbing_any_tensor_changes_our_logits_as_it_changes_theirs(tmp_path, name):
     path = tiny.make_checkpoint(tmp_path, name)
-    prompt = tiny.random_prompt(24)
+    prompt = tiny.random_prompt(PROMPT_LEN if "moe" in name or "mixtral" in name else 24)  # each expert has its tokens
     reference, tensors = tiny.reference_model(path), load_file(path / "model.safetensors")
     before = tiny.reference_logits(reference, prompt)
     module = tiny.our_model(path)
+    generator = torch.Generator().manual_seed(7)  # not 0: the draws of make_checkpoint again would only scale a tensor
     for tensor_name, tensor in tensors.items():
-        changed = tensor + 0.3 * tensor.square().mean().sqrt() * torch.randn(tensor.shape)
+        changed = tensor + 0.3 * tensor.square().mean().sqrt() * torch.randn(tensor.shape, generator=generator)
         tiny.reference_tensor(reference, tensor_name).copy_(changed)
         after = tiny.reference_logits(reference, prompt)
         found = tiny.our_logits(tiny.fill(module, DictSource({**tensors, tensor_name: changed})), prompt)

@@ -18,6 +18,10 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
     positions, inv_freq = torch.arange(T), 1.0 / 10000.0 ** (torch.arange(6) / 6)
     cache = torch.zeros(4, 2, K, 4, H, dtype=dtype)
     counts = torch.tensor([1, T, 1, 0], dtype=torch.int32)
+    x, experts = (
+        torch.randn(T, D, dtype=dtype),
+        (torch.randn(3, 20, D, dtype=dtype), torch.randn(3, D, 10, dtype=dtype)),
+    )
     starts, lens = torch.tensor([0, T], dtype=torch.int32), torch.tensor([T], dtype=torch.int32)
     tables = torch.tensor([[1, 2]], dtype=torch.int32), starts, lens, counts
     return {
@@ -29,6 +33,7 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
         "rope": (q, ops.rope_cos_sin(positions, inv_freq)),
         "activation": (q, "silu"),
         "gated_activation": (q, torch.randn(T, N, H, dtype=dtype), "silu"),
+        "moe": (x, torch.randn(T, 3, dtype=dtype), *experts, 2, True, "silu"),
         "attention": (q, k, v, 0.25),
         "gather_rows": (torch.randn(T, D, dtype=dtype), torch.tensor([7, 0])),
         "kv_store": (k, v, cache, positions),

@@ -32,6 +32,7 @@ RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
     "linear_activation": lambda a: RELATIONS["linear"](a),
     "linear_gated": lambda a: RELATIONS["linear"](a),
     "gated_activation": lambda a: [(a["up"].shape, a["gate"].shape)],
+    "moe": lambda a: [(a["gate_up_EGD"].shape[1:2], (2 * a["down_EDF"].shape[2],))],
     "rope": lambda a: [(a["cos_sin"].shape, (a["x_TNH"].shape[0], None))],
     "kv_store": lambda a: [(a["cache_layer"].shape, (None, 2, a["k_TKH"].shape[1], None, a["k_TKH"].shape[2]))],
     "varlen_attention": lambda a: [

@@ -121,15 +121,27 @@ def check_ours(node: fx.Node, stored: set[fx.Node]) -> None:
         refuse(node, "needs x and weight of equal last size")
     if name in NORMS + LINEARS and isinstance(_last(a["x"]), Extent):
         refuse(node, "works along the batch")
+    if name == "moe":
+        _check_moe(node, a)
     if name in ("rope", "rope_kv_store") and spec_of(a["cos_sin"]).dtype != torch.float32:
         refuse(node, "needs cos_sin in float32")
     _check_result(node, a, name)
 
 
+def _check_moe(node: fx.Node, a: dict[str, Any]) -> None:
+    experts, hidden = spec_of(a["router_TE"]).shape[1], spec_of(a["down_EDF"]).shape[2]
+    if isinstance(hidden, Extent) or spec_of(a["gate_up_EGD"]).shape != (experts, 2 * hidden, _last(a["x_TD"])):
+        refuse(node, "needs gate_up_EGD [E, 2 F, D] for down_EDF [E, D, F], x_TD and router_TE")
+    if spec_of(a["down_EDF"]).shape[:2] != (experts, _last(a["x_TD"])):
+        refuse(node, "needs down_EDF [E, D, F] for x_TD and router_TE")
+    if isinstance(experts, Extent) or not 1 <= a["top_k"] <= experts:
+        refuse(node, f"cannot choose {a['top_k']} of {experts} experts")
+
+
 def _check_result(node: fx.Node, a: dict[str, Any], name: str) -> None:
     like = {"rms_norm": "x", "layer_norm": "x", "rope": "x_TNH", "activation": "x", "gated_activation": "gate",
-            "paged_attention": "q_TNH", "varlen_attention": "q_TNH", "rope_kv_store": "q_TNH", "add_rms_norm": "x",
-            "add_layer_norm": "x"}.get(name)  # fmt: skip
+            "moe": "x_TD", "paged_attention": "q_TNH", "varlen_attention": "q_TNH", "rope_kv_store": "q_TNH",
+            "add_rms_norm": "x", "add_layer_norm": "x"}.get(name)  # fmt: skip
     for spec in [node.meta["spec"]] if has_spec(node) else node.meta["spec"] or ():
         if like is not None and spec_of(a[like]) != spec:
             refuse(node, f"must have a result like {like}, not {spec}")
@@ -153,6 +165,7 @@ RANKS: dict[str, dict[str, int]] = {
     "layer_norm": {"weight": 1, "bias": 1},
     "add_rms_norm": {"weight": 1},
     "add_layer_norm": {"weight": 1, "bias": 1},
+    "moe": {"x_TD": 2, "router_TE": 2, "gate_up_EGD": 3, "down_EDF": 3},
     "rope_cos_sin": {"positions_T": 1, "inv_freq_P": 1},
     "rope": {"x_TNH": 3, "cos_sin": 2},
     "kv_store": {"k_TKH": 3, "v_TKH": 3, "slot_mapping_T": 1},

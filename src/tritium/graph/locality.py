@@ -26,7 +26,7 @@ Dims = dict[fx.Node, TokenDim]
 POSITIONS_HINT = "what depends on the place in the sequence must be computed from the argument `positions`"
 
 ATTENTION_HINT = "Attention is to be written as tritium.ops.attention, or torch's scaled_dot_product_attention"
-SHARED_BY_TOKENS = ("inv_freq_P", "alibi_slopes_N")
+SHARED_BY_TOKENS = ("inv_freq_P", "alibi_slopes_N", "gate_up_EGD", "down_EDF")
 CUT = "takes some of the tokens (a shift, or a cut)"
 
 
@@ -213,7 +213,7 @@ def _lookup(node: fx.Node, dims: Dims) -> TokenDim:
 
 
 def _tokens_first(node: fx.Node, dims: Dims) -> TokenDim:
-    """Our ops on [T, ...] values: rope, rope_cos_sin, attention."""
+    """Our ops on [T, ...] values: rope, rope_cos_sin, moe, attention."""
     for name, arg in arguments(node).items():
         if not isinstance(arg, fx.Node):
             continue
@@ -252,7 +252,7 @@ def _rules() -> dict[Any, Callable[[fx.Node, Dims], TokenDim]]:
         ((aten.embedding.default, aten.index.Tensor, ours.embedding.default), _lookup),
         ((ours.linear.default, ours.rms_norm.default, ours.layer_norm.default), _last_only),
         ((ours.activation.default, ours.gated_activation.default), _pointwise),
-        ((ours.rope.default, ours.rope_cos_sin.default, ours.attention.default), _tokens_first),
+        ((ours.rope.default, ours.rope_cos_sin.default, ours.moe.default, ours.attention.default), _tokens_first),
     ):
         rules |= dict.fromkeys(targets, rule)
     not_attention = "is attention in a form that is not recognised (causal, no mask, no dropout, one sequence is)"

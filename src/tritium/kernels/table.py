@@ -112,6 +112,16 @@ KERNELS: tuple[Kernel, ...] = (
         for op in ("linear_activation", "linear_gated")
     ),
     Kernel(
+        name="cpu.moe",
+        op="moe",
+        backend="cpu",
+        target=f"{_CPU}.moe:bind_moe",
+        supports=f"{_CPU}.moe:supports_moe",
+        pack={"gate_up_EGD": f"{_CPU}.moe:pack_gate_up", "down_EDF": f"{_CPU}.moe:pack_experts"},
+        numerics="fp32 chains over K; their order is the instruction set's",
+    ),
+    Kernel(name="eager.moe", op="moe", backend="eager", target=f"{_EAGER}.moe:bind", numerics="torch's, row by row"),
+    Kernel(
         name="eager.linear",
         op="linear",
         backend="eager",

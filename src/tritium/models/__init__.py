@@ -9,13 +9,23 @@ from tritium.models.blocks import (
     TwoNormParallelDecoderBlock,
 )
 from tritium.models.checkpoint import Naming, constants, weight_recipes
-from tritium.models.config import ModelConfig
+from tritium.models.config import ExpertsConfig, ModelConfig
 from tritium.models.create import create, create_encoder
 from tritium.models.decoder import Decoder
 from tritium.models.encoder import Encoder
 from tritium.models.encoder_config import EncoderConfig
 from tritium.models.hf_config import parse_config, read_config, read_encoder_config
-from tritium.models.parts import MLP, Embedding, GatedMLP, Head, LayerNorm, Linear, OffsetRMSNorm, RMSNorm
+from tritium.models.parts import (
+    MLP,
+    Embedding,
+    GatedMLP,
+    Head,
+    LayerNorm,
+    Linear,
+    MixtureOfExperts,
+    OffsetRMSNorm,
+    RMSNorm,
+)
 from tritium.models.presets import PRESETS, preset
 from tritium.models.rope_config import RopeConfig
 
@@ -28,10 +38,12 @@ __all__ = [
     "Embedding",
     "Encoder",
     "EncoderConfig",
+    "ExpertsConfig",
     "GatedMLP",
     "Head",
     "LayerNorm",
     "Linear",
+    "MixtureOfExperts",
     "ModelConfig",
     "Naming",
     "OffsetRMSNorm",

@@ -13,14 +13,14 @@ class DecoderBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). A subclass changes a part by naming its class."""
 
     attention_class: ClassVar[type[nn.Module]] = Attention
-    mlp_class: ClassVar[type[nn.Module] | None] = None  # None: GatedMLP or MLP, as config says
+    mlp_class: ClassVar[type[nn.Module] | None] = None  # None: what config says
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = make_norm(config)
         self.attention = self.attention_class(config, layer)
         self.mlp_norm = make_norm(config)
-        self.mlp = make_mlp(config, self.mlp_class)
+        self.mlp = make_mlp(config, layer, self.mlp_class)
 
     def forward(self, x_TD: Tensor, cos_sin: Tensor | None) -> Tensor:
         x_TD = x_TD + self.attention(self.attention_norm(x_TD), cos_sin)
@@ -64,7 +64,7 @@ class ParallelDecoderBlock(nn.Module):
         super().__init__()
         self.norm = make_norm(config)
         self.attention = self.attention_class(config, layer)
-        self.mlp = make_mlp(config, self.mlp_class)
+        self.mlp = make_mlp(config, layer, self.mlp_class)
 
     def forward(self, x_TD: Tensor, cos_sin: Tensor | None) -> Tensor:
         h_TD = self.norm(x_TD)

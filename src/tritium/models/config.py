@@ -16,6 +16,27 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "quick_gelu")
 NORMS = ("rms_norm", "offset_rms_norm", "layer_norm")
 BLOCKS = ("pre_norm", "post_norm", "sandwich", "parallel", "parallel_two_norms")
 MAX_LAYERS = 1 << 12
+MAX_EXPERTS = 1 << 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """A mixture of experts in place of the MLP of some layers.
+
+    num_active: experts that a token chooses. intermediate_size: of one. is_normed: the chosen ones' weights add up to
+    1, else all experts' do. layers: the layers that have experts.
+    """
+
+    num_experts: int
+    num_active: int
+    intermediate_size: int
+    layers: tuple[int, ...]
+    is_normed: bool = True
+
+    def __post_init__(self) -> None:
+        check_int("num_experts", self.num_experts, 1, MAX_EXPERTS)
+        check_int("num_active", self.num_active, 1, self.num_experts)
+        check_int("experts' intermediate_size", self.intermediate_size, 1, MAX_SIZE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +51,7 @@ class ModelConfig:
     has_qk_norm: each head's queries and keys go through such a norm too, before they are rotated.
     is_gated: the MLP is act(gate(x)) * up(x), else act(up(x)).
     has_embedding_norm: embeddings go through a norm before the first layer.
+    experts: None: every layer has an MLP.
     block: how a layer's norms and residual sums lie; `blocks.py` has their formulas.
     embedding_size: None is hidden_size; else a linear leads from it into the model, and one back before the head.
     embedding_scale: token embeddings are multiplied by it, rounded to dtype. attention_softcap, logit_softcap: scores
@@ -53,6 +75,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     activation: str = "silu"
     is_gated: bool = True
+    experts: ExpertsConfig | None = None
     has_embedding_norm: bool = False
     has_final_norm: bool = True
     embedding_size: int | None = None

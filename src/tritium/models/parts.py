@@ -86,6 +86,28 @@ class MLP(nn.Module):
         return self.down_proj(ops.activation(self.up_proj(x_TD), self.activation))
 
 
+class MixtureOfExperts(nn.Module):
+    """Each token's likeliest experts, gated MLPs, by the weights that a linear, the router, gives them.
+
+    experts_gate_up: [experts, 2 F, D], the gate's rows first; experts_down: [experts, D, F].
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        experts = config.experts
+        assert experts is not None  # make_mlp asks for it where config has experts
+        self.activation, self.num_active, self.is_normed = config.activation, experts.num_active, experts.is_normed
+        hidden, size = config.hidden_size, experts.intermediate_size
+        self.router = Linear(hidden, experts.num_experts, bias=False)
+        self.experts_gate_up = nn.Parameter(torch.randn(experts.num_experts, 2 * size, hidden) * hidden**-0.5)
+        self.experts_down = nn.Parameter(torch.randn(experts.num_experts, hidden, size) * size**-0.5)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        router_TE = self.router(x_TD)
+        weights = (self.experts_gate_up, self.experts_down)
+        return ops.moe(x_TD, router_TE, *weights, self.num_active, self.is_normed, self.activation)
+
+
 class Head(nn.Module):
     """Logits, perhaps soft-capped. With tied embeddings it has no weight of its own and takes the embedding's."""
 
@@ -113,6 +135,8 @@ def make_norm(config: ModelConfig) -> nn.Module:
     return NORMS[config.norm](config.hidden_size, config.norm_eps)
 
 
-def make_mlp(config: ModelConfig, mlp_class: type[nn.Module] | None = None) -> nn.Module:
-    """`mlp_class`, or else the MLP that `config.is_gated` names."""
+def make_mlp(config: ModelConfig, layer: int, mlp_class: type[nn.Module] | None = None) -> nn.Module:
+    """`mlp_class`, or else what `config` has in this layer: experts, a gated MLP or a plain one."""
+    if mlp_class is None and config.experts is not None and layer in config.experts.layers:
+        mlp_class = MixtureOfExperts
     return (mlp_class or (GatedMLP if config.is_gated else MLP))(config)

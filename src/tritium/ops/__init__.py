@@ -11,6 +11,7 @@ rope_cos_sin = target("rope_cos_sin")
 rope = target("rope")
 activation = target("activation")
 gated_activation = target("gated_activation")
+moe = target("moe")
 attention = target("attention")
 gather_rows = target("gather_rows")
 kv_store = target("kv_store")
@@ -39,6 +40,7 @@ __all__ = [
     "linear",
     "linear_activation",
     "linear_gated",
+    "moe",
     "op_named",
     "paged_attention",
     "rms_norm",

@@ -1,7 +1,8 @@
 """All ops, and their registration with torch: after torch.export each is one node, `torch.ops.tritium.<name>.default`.
 
 Sizes in parameter names: T tokens, S sequences, R sampled rows, B blocks in a table row, N query heads, K kv heads,
-H head size, D model, V vocabulary, P rotated pairs; `linear`'s weight is [N out, K in].
+H head size, D model, V vocabulary, P rotated pairs, E experts, F an expert's intermediate size, G = 2 F; `linear`'s
+weight is [N out, K in].
 """
 
 import torch
@@ -10,6 +11,7 @@ from tritium.ops.activations import ACTIVATION, GATED_ACTIVATION
 from tritium.ops.attention import ATTENTION, KV_STORE, PAGED_ATTENTION
 from tritium.ops.fused import ADD_LAYER_NORM, ADD_RMS_NORM, LINEAR_ACTIVATION, LINEAR_GATED, ROPE_KV_STORE
 from tritium.ops.linears import EMBEDDING, GATHER_ROWS, LINEAR
+from tritium.ops.moe import MOE
 from tritium.ops.norms import LAYER_NORM, RMS_NORM
 from tritium.ops.op import Op
 from tritium.ops.rope import ROPE, ROPE_COS_SIN
@@ -26,6 +28,7 @@ OPS: tuple[Op, ...] = (
     ROPE,
     ACTIVATION,
     GATED_ACTIVATION,
+    MOE,
     ATTENTION,
     GATHER_ROWS,
     KV_STORE,

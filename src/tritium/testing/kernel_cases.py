@@ -165,6 +165,44 @@ def _linear_case(num_out: int, num_in: int, *, has_bias: bool) -> Case:
     return Case(name=f"linear-{num_out}-{num_in}-{has_bias}", op="linear", make=make, rows=("x",), exact=exact)
 
 
+def _moe_case(num_experts: int, width: int, hidden: int, top_k: int, kind: str, *, is_normed: bool) -> Case:
+    """Unequal loads: the first expert is wanted most."""
+
+    def make(num_tokens: int, dtype: torch.dtype) -> Args:
+        router = _view(num_tokens, num_experts, dtype)
+        router[:, 0] += 2
+        return {
+            "x_TD": _view(num_tokens, width, dtype),
+            "router_TE": router,
+            "gate_up_EGD": (torch.randn(num_experts, 2 * hidden, width) / width**0.5).to(dtype),
+            "down_EDF": (torch.randn(num_experts, width, hidden) / hidden**0.5).to(dtype),
+            "top_k": top_k,
+            "is_normed": is_normed,
+            "kind": kind,
+        }
+
+    name = f"moe-{num_experts}-{width}-{hidden}-{top_k}-{is_normed}"
+    return Case(name=name, op="moe", make=make, rows=("x_TD", "router_TE"), exact=_exact_moe)
+
+
+def _exact_moe(
+    x_TD: torch.Tensor,
+    router_TE: torch.Tensor,
+    gate_up_EGD: torch.Tensor,
+    down_EDF: torch.Tensor,
+    top_k: int,
+    is_normed: bool,
+    kind: str,
+) -> torch.Tensor:
+    """Every expert on every token, then only the chosen ones count."""
+    gate, up = torch.einsum("td,egd->teg", x_TD, gate_up_EGD).chunk(2, dim=-1)
+    y_TED = torch.einsum("tef,edf->ted", _exact_gated(gate, up, kind), down_EDF)
+    chosen = router_TE.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    is_chosen = torch.zeros_like(router_TE, dtype=torch.bool).scatter(1, chosen, True)
+    weights = router_TE.masked_fill(~is_chosen, -torch.inf).softmax(-1) if is_normed else router_TE.softmax(-1)
+    return torch.einsum("te,ted->td", weights * is_chosen, y_TED)
+
+
 def _make_qk_norm(num_tokens: int, dtype: torch.dtype) -> Args:
     return {"x": _heads(num_tokens, 5, 24, dtype), "weight": torch.randn(24).to(dtype), "eps": 1e-6}
 
@@ -209,6 +247,8 @@ CASES: tuple[Case, ...] = (
     *(_gated_case(kind, width) for kind in KINDS for width in (37, 1000)),
     Case(name="embedding", op="embedding", make=_make_embedding, rows=("ids_T",), exact=_lookup),
     Case(name="gather_rows", op="gather_rows", make=_make_gather, rows=("rows_R",), exact=_gathered),
+    _moe_case(5, 37, 45, 2, "silu", is_normed=True),
+    _moe_case(9, 64, 32, 3, "gelu_tanh", is_normed=False),
     _linear_case(100, 37, has_bias=True),
     _linear_case(96, 256, has_bias=False),
 )

@@ -34,6 +34,25 @@ QWEN2 = LLAMA | {
     "max_window_layers": 1,
 }
 QWEN3 = QWEN2 | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 24}
+MIXTRAL = LLAMA | {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "sliding_window": None,
+}
+QWEN3_MOE = QWEN2 | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "head_dim": 24,
+    "num_hidden_layers": 3,
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [1],
+}
 GEMMA2 = {name: value for name, value in LLAMA.items() if name != "hidden_act"} | {
     "architectures": ["Gemma2ForCausalLM"],
     "model_type": "gemma2",
@@ -174,6 +193,11 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
     "qwen2-tied": QWEN2 | {"tie_word_embeddings": True},
     "qwen3": QWEN3 | {"use_sliding_window": True},
     "qwen3-biased": QWEN3 | {"attention_bias": True, "tie_word_embeddings": True},
+    "mixtral": MIXTRAL,
+    "mixtral-window": MIXTRAL | {"sliding_window": 14, "num_experts_per_tok": 1},
+    "qwen3_moe": QWEN3_MOE,
+    "qwen3_moe-not-normed": QWEN3_MOE
+    | {"norm_topk_prob": False, "decoder_sparse_step": 2, "mlp_only_layers": [], "use_sliding_window": True},
     "gemma2": GEMMA2,
     "gemma2-no-caps": GEMMA2
     | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True},

@@ -9,6 +9,7 @@ head so that logits have a standard deviation of about 3.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,16 @@ GAINS = {
     **dict.fromkeys(("self_attn.out_proj", "fc2"), 1.0),  # OPT, else always the same token
     **dict.fromkeys(("q_proj", "k_proj", "c_attn", "qkv_proj", "query_key_value"), 3.0),
     **dict.fromkeys(("o_proj", "out_proj", "attn.c_proj", "attention.dense"), 6.0),
-    **dict.fromkeys(("down_proj", "fc_out", "mlp.c_proj", "4h_to_h"), 4.0),
+    **dict.fromkeys(("down_proj", "fc_out", "mlp.c_proj", "4h_to_h", ".w2."), 4.0),
+    **dict.fromkeys(("moe.gate.", "mlp.gate."), 3.0),  # routers: unequal loads and weights
 }
 
 HEADS = ("lm_head.weight", "embed_out.weight")
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings.")  # word_embeddings_layernorm is BLOOM's norm
 POSITIONS = ("wpe", "embed_positions")
-# Gemma multiplies its embedding by sqrt(D), and no layer puts out more than its last norm does; BLOOM's is normed.
-NORM_GAINS = {"post_feedforward_layernorm": 10.0, "word_embeddings_layernorm": 0.3}
+# Attention chooses. Gemma multiplies its embedding by sqrt(D), and no layer puts out more than its last norm does;
+# BLOOM's embedding is normed.
+NORM_GAINS = {"q_norm": 2.0, "k_norm": 2.0, "post_feedforward_layernorm": 10.0, "word_embeddings_layernorm": 0.3}
 
 
 def make_checkpoint(
@@ -136,7 +139,14 @@ def reference_model(path: str | Path, dtype: str = "float32") -> nn.Module:
 
 def reference_tensor(model: Any, name: str) -> Tensor:
     """The part of transformers' model that the checkpoint's tensor `name` is: write to it to change the model."""
-    return model.get_parameter(name.replace("embed_out", "lm_head")).data
+    if match := re.fullmatch(r"(.*\.layers\.\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight", name):
+        layer, expert, part = match[1], int(match[2]), match[3]
+        experts = model.get_submodule(f"{layer}.mlp.experts")
+        if part in ("w2", "down_proj"):
+            return experts.down_proj.data[expert]
+        gate, up = experts.gate_up_proj.data[expert].chunk(2)
+        return gate if part in ("w1", "gate_proj") else up
+    return model.get_parameter(name.replace("embed_out", "lm_head").replace("block_sparse_moe", "mlp")).data
 
 
 @torch.no_grad()

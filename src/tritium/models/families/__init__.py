@@ -11,27 +11,16 @@ from tritium.models.families.family import Family
 from tritium.models.families.gemma import GEMMA2
 from tritium.models.families.gpt import GPT2, GPTJ
 from tritium.models.families.gpt_neox import GPT_NEOX
-from tritium.models.families.llama import LLAMA, MISTRAL
+from tritium.models.families.llama import LLAMA, MISTRAL, MIXTRAL
 from tritium.models.families.opt import OPT
 from tritium.models.families.phi import PHI3
-from tritium.models.families.qwen import QWEN2, QWEN3
+from tritium.models.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from tritium.models.families.stablelm import STABLELM
 from tritium.models.hf_fields import Fields
 
 FAMILIES: tuple[Family, ...] = (
-    LLAMA,
-    MISTRAL,
-    QWEN2,
-    QWEN3,
-    GEMMA2,
-    PHI3,
-    STABLELM,
-    GPT2,
-    GPTJ,
-    GPT_NEOX,
-    FALCON,
-    OPT,
-    BLOOM,
+    *(LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, PHI3, STABLELM),
+    *(GPT2, GPTJ, GPT_NEOX, FALCON, OPT, BLOOM),
 )
 
 

@@ -1,8 +1,10 @@
-"""Llama and Mistral, whose names of tensors most later families keep."""
+"""Llama, whose names of tensors most later families keep, Mistral and Mixtral."""
 
 from typing import Any
 
+from tritium.models.config import MAX_EXPERTS, ExpertsConfig
 from tritium.models.families.family import Family, Names
+from tritium.models.families.places import Experts
 from tritium.models.families.reading import llama_like
 from tritium.models.hf_fields import Fields
 
@@ -19,6 +21,11 @@ LLAMA_NAMES: Names = {
     "layers.*.mlp.down_proj": "model.layers.*.mlp.down_proj",
     "norm": "model.norm",
     "lm_head": "lm_head",
+}
+MIXTRAL_NAMES: Names = LLAMA_NAMES | {
+    "layers.*.mlp.router": "model.layers.*.block_sparse_moe.gate",
+    "layers.*.mlp.experts_gate_up": Experts("model.layers.*.block_sparse_moe.experts", ("w1", "w3")),
+    "layers.*.mlp.experts_down": Experts("model.layers.*.block_sparse_moe.experts", ("w2",)),
 }
 ROTARY_BUFFERS = (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",)
 
@@ -39,6 +46,22 @@ def _read_mistral(fields: Fields) -> dict[str, Any]:
     return found | {"windows": (window,) * found["num_layers"]}
 
 
+def _read_mixtral(fields: Fields) -> dict[str, Any]:
+    found = llama_like(fields, kv_heads=8, max_positions=4096 * 32, rope_theta=1e6)
+    layers, window = found["num_layers"], fields.optional_integer("sliding_window") or 0
+    num_experts = fields.integer("num_local_experts", "num_experts", high=MAX_EXPERTS, default=8)
+    return found | {
+        "norm_eps": fields.number("rms_norm_eps", high=1.0, default=1e-5),
+        "windows": (window,) * layers,
+        "experts": ExpertsConfig(
+            num_experts=num_experts,
+            num_active=fields.integer("num_experts_per_tok", high=num_experts, default=2),
+            intermediate_size=found["intermediate_size"],
+            layers=tuple(range(layers)),
+        ),
+    }
+
+
 LLAMA = Family(
     name="llama",
     architecture="LlamaForCausalLM",
@@ -52,5 +75,13 @@ MISTRAL = Family(
     architecture="MistralForCausalLM",
     read=_read_mistral,
     names=LLAMA_NAMES,
+    ignored=ROTARY_BUFFERS,
+)
+
+MIXTRAL = Family(
+    name="mixtral",
+    architecture="MixtralForCausalLM",
+    read=_read_mixtral,
+    names=MIXTRAL_NAMES,
     ignored=ROTARY_BUFFERS,
 )

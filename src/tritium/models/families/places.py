@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from tritium.models.config import ModelConfig
-from tritium.weights.recipes import Checkpoint, Recipe, Reshape, Slice, Transpose
+from tritium.weights.recipes import Checkpoint, Concat, Recipe, Reshape, Slice, Transpose
 
 
 class Place(Protocol):
@@ -81,3 +81,19 @@ class RowsFrom:
         """From a table of `start` rows more."""
         end = self.start + shape[0]
         return Slice(Checkpoint(name, (end, *shape[1:])), 0, self.start, end)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A weight of all experts, which the checkpoint keeps expert by expert, each as `parts` one below the other."""
+
+    path: str
+    parts: tuple[str, ...]
+
+    def recipe(self, name: str, shape: tuple[int, ...], config: ModelConfig) -> Recipe:
+        """[experts, out, in] from `name`.0.`part`.weight, ...; the parts of an expert are as long as each other."""
+        num_experts, rows, columns = shape
+        size = (rows // len(self.parts), columns)
+        each = (tuple(Checkpoint(f"{name}.{e}.{p}.weight", size) for p in self.parts) for e in range(num_experts))
+        stacked = (parts[0] if len(parts) == 1 else Concat(parts, 0) for parts in each)
+        return Concat(tuple(Reshape(expert, (1, rows, columns)) for expert in stacked), 0)
