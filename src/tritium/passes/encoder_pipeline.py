@@ -13,7 +13,7 @@ from tritium.passes.fold_constants import constants_of
 from tritium.passes.gather_rows import gather_sampled_rows
 from tritium.passes.insert_varlen import insert_varlen
 from tritium.passes.module_pipeline import OptimisedModule
-from tritium.passes.pipeline import MERGE, NORMALISE, Pass, check_disabled
+from tritium.passes.pipeline import FUSE, MERGE, NORMALISE, Pass, check_disabled
 
 
 def optimise_encoder(
@@ -41,6 +41,7 @@ def optimise_encoder(
     matches["gather_sampled_rows"] = gather_sampled_rows(graph, whole).num_matches
     run(MERGE)
     matches["insert_varlen"] = insert_varlen(graph).num_matches
+    run(FUSE)
     verify_form(graph)
     verify_calls(graph)
     return OptimisedModule(graph, matches, derived_weights(graph), constants_of(graph))

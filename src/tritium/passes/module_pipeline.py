@@ -16,6 +16,7 @@ from tritium.passes.canonicalise import canonicalise
 from tritium.passes.dead_code import remove_dead_code, remove_duplicates
 from tritium.passes.embedding_bags import split_bags
 from tritium.passes.fold_constants import constants_of, fold_constants
+from tritium.passes.fuse_linear_activation import fuse_linear_activation
 from tritium.passes.pipeline import Pass
 from tritium.passes.recognise import recognise
 from tritium.passes.recognise_products import recognise_products
@@ -33,6 +34,7 @@ MODULE = (
     Pass(name="canonicalise_recognised", run=canonicalise),
     Pass(name="remove_duplicates_again", run=remove_duplicates),
     Pass(name="remove_dead_code_again", run=remove_dead_code),
+    Pass(name="fuse_linear_activation", run=fuse_linear_activation),
 )
 
 
