@@ -158,6 +158,48 @@ class RuntimeConfig:
             check_int("seed", self.seed, 0, (1 << 64) - 1)
 
 
+@refuse_unknown(ConfigError)
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """How an engine is served over HTTP.
+
+    host, port: where to listen; port 0 takes a free one. Loopback unless told otherwise.
+    api_key: what clients must send as a bearer token; None: nothing.
+    served_model_name: what clients call the model; None: the model directory's own name.
+    max_queue: requests accepted and unfinished at most; more are told to come back later.
+    max_body_bytes: largest body of a request.
+    drain_seconds: how long requests may still run after SIGTERM.
+    stall_seconds: an engine with work that computes nothing for so long is unhealthy.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    served_model_name: str | None = None
+    max_queue: int = 1024
+    max_body_bytes: int = 8 << 20
+    drain_seconds: int = 30
+    stall_seconds: int = 60
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.host, str) or not self.host:
+            raise ConfigError(f"host must be a name or an address, not {self.host!r}; 0.0.0.0 listens everywhere")
+        check_int("port", self.port, 0, (1 << 16) - 1)
+        if self.api_key is not None and (not self.api_key.isascii() or not self.api_key.strip()):
+            raise ConfigError("api_key must be ASCII text that is not blank; its value is not shown here")
+        if self.served_model_name is not None and not self.served_model_name.strip():
+            raise ConfigError(f"served_model_name must not be blank, as {self.served_model_name!r} is")
+        check_int("max_queue", self.max_queue, 1, 1 << 20)
+        check_int("max_body_bytes", self.max_body_bytes, 1 << 10, 1 << 30)
+        check_int("drain_seconds", self.drain_seconds, 0, 86400)
+        check_int("stall_seconds", self.stall_seconds, 1, 86400)
+
+
+def default_api_key() -> str | None:
+    """$TRITIUM_API_KEY, which, unlike a flag, other users of the machine do not see in the list of processes."""
+    return os.environ.get("TRITIUM_API_KEY") or None
+
+
 def cache_dir() -> Path:
     """The user's cache directory for engines and compiled kernels: $TRITIUM_CACHE, else $XDG_CACHE_HOME/tritium."""
     if own := os.environ.get("TRITIUM_CACHE"):

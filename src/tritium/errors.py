@@ -6,6 +6,7 @@
     │   └── UnsupportedModel   the architecture, or a feature of it, has no row in the model table
     ├── CaptureError           a model could not become a graph; names the node
     ├── EngineError            an engine directory is missing, damaged, foreign or of another version
+    │   └── EngineUnavailable  the process that runs the engine has ended and is started again
     ├── KernelError            no kernel can run a step, or the compiled library could not be built
     ├── OutOfMemory            weights, arena or KV cache do not fit; carries the numbers
     └── RequestError           one request is invalid; nobody else is affected
@@ -37,6 +38,10 @@ class CaptureError(TritiumError):
 
 class EngineError(TritiumError):
     """An engine directory is missing, damaged, foreign or of another version."""
+
+
+class EngineUnavailable(EngineError):
+    """The process that runs an engine has ended and is started again: what it was computing is lost."""
 
 
 class KernelError(TritiumError):

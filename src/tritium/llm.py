@@ -30,16 +30,15 @@ from tritium.keywords import check_known
 from tritium.mailbox import AsyncMailbox
 from tritium.progress import progress_bar
 from tritium.prompts import Prompt, as_prompts
-from tritium.runtime.assemble import make_loop
+from tritium.runtime.assemble import load_tokenizer, make_loop
 from tritium.runtime.beam_search import BeamSearch, BeamSearchOutput, run_searches
 from tritium.runtime.engine_thread import EngineThread
+from tritium.runtime.make_request import RequestMaker
 from tritium.runtime.outputs import CompletionOutput, RequestOutput, StepOutput, join_steps
 from tritium.runtime.request import Request
 from tritium.runtime.scheduler_config import SchedulerConfig, SchedulerStats
 from tritium.runtime.weight_updates import OnInflight, WeightUpdate
 from tritium.sampling_params import BeamSearchParams, SamplingParams
-from tritium.text.bad_words import bad_word_ids
-from tritium.text.tokenizer import Tokenizer
 from tritium.text_encoder import EncoderMethods, TextEncoder
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput"]
@@ -75,9 +74,8 @@ class LLM(EncoderMethods):
             raise ConfigError(
                 f"{self.engine.path} is a stateless module, no language model: use Engine.load(...).run()"
             )
-        self.tokenizer: Tokenizer | None = None
-        if (self.engine.path / "tokenizer.json").is_file():
-            self.tokenizer = Tokenizer.from_directory(self.engine.path, model_vocab_size=self.engine.plan.vocab_size)
+        self.tokenizer = load_tokenizer(self.engine)
+        self._requests = RequestMaker(self.tokenizer, self.engine.manifest.eos_token_ids, self.engine.path)
         self._ids = map("request-{}".format, itertools.count())
         self._mailboxes: dict[asyncio.AbstractEventLoop, AsyncMailbox] = {}
         self._engine_thread: EngineThread | None = None
@@ -125,7 +123,7 @@ class LLM(EncoderMethods):
             raise RequestError("messages is empty: a conversation needs at least one message")
         conversations = [messages] if isinstance(messages[0], Mapping) else messages
         params = _as_params(sampling_params, len(conversations))
-        tokenizer = self._need_tokenizer("chat() needs a tokenizer")
+        tokenizer = self._requests.need_tokenizer("chat() needs a tokenizer")
         requests = []
         for conversation, q in zip(conversations, params, strict=True):
             text = tokenizer.render_chat(conversation, **template_options)  # type: ignore[arg-type]
@@ -261,25 +259,12 @@ class LLM(EncoderMethods):
     ) -> tuple[str | None, Request]:
         """The prompt's text, if it is text, and its request."""
         if isinstance(prompt, str):
-            ids = self._need_tokenizer("a prompt of text needs a tokenizer; pass token ids").encode(prompt)
+            ids = self._requests.need_tokenizer("a prompt of text needs a tokenizer; pass token ids").encode(prompt)
             return prompt, self._make_request(ids, params, request_id)
         return None, self._make_request(prompt, params, request_id)
 
     def _make_request(self, ids: Sequence[int], params: SamplingParams, request_id: str | None) -> Request:
-        if params.stop:
-            self._need_tokenizer("stop strings need a tokenizer; use stop_token_ids")
-        bad_words: tuple[tuple[int, ...], ...] = ()
-        if params.bad_words:
-            bad_words = bad_word_ids(params.bad_words, self._need_tokenizer("bad_words need a tokenizer"))
-        if params.truncate_prompt_tokens is not None:
-            ids = ids[-params.truncate_prompt_tokens :]
-        return Request(
-            request_id=request_id if request_id is not None else next(self._ids),
-            prompt_token_ids=ids,
-            params=params,
-            eos_token_ids=self._eos_token_ids(),
-            bad_word_ids=bad_words,
-        )
+        return self._requests.make(request_id if request_id is not None else next(self._ids), ids, params)
 
     def _mailbox(self, loop: asyncio.AbstractEventLoop) -> AsyncMailbox:
         """One per event loop; those of loops that are closed go."""
@@ -287,15 +272,6 @@ class LLM(EncoderMethods):
             if other.is_closed():
                 self._mailboxes.pop(other, None)
         return self._mailboxes.setdefault(loop, AsyncMailbox(loop))
-
-    def _eos_token_ids(self) -> tuple[int, ...]:
-        own = self.tokenizer.eos_token_ids if self.tokenizer is not None else ()
-        return tuple({*own, *self.engine.manifest.eos_token_ids})
-
-    def _need_tokenizer(self, why: str) -> Tokenizer:
-        if self.tokenizer is None:
-            raise RequestError(f"{why}: the engine {self.engine.path} has no tokenizer.json")
-        return self.tokenizer
 
     def _run(self, requests: Sequence[tuple[str | None, Request]], use_progress: bool | None) -> list[RequestOutput]:
         """Submit all, wait for all. An exception here (a refusal, Ctrl-C) aborts what is unfinished."""

@@ -22,6 +22,9 @@ FLAGS = {
     "--stop --temperature --top-k --top-p",
     "chat": "MODEL --dtype --json --kv-cache-memory --max-model-len --max-tokens --min-p --num-threads --plugin "
     "--seed --stop --system --temperature --top-k --top-p",
+    "serve": "MODEL --api-key --drain-seconds --dtype --host --json --kv-cache-memory --max-model-len "
+    "--max-num-batched-tokens --max-num-seqs --max-queue --num-threads --port --seed --served-model-name "
+    "--stall-seconds",
     "cache list": "--json",
     "cache prune": "--days --json",
     "bench throughput": "MODEL --arch --dtype --dummy-weights --input-len --json --kv-cache-memory --max-model-len "

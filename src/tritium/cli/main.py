@@ -201,6 +201,47 @@ def chat(
     _work("chat_command", {**work, "is_json": is_json})
 
 
+@app.command()
+def serve(
+    model: o.Model,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; 0.0.0.0 for every one.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen at; 0 takes a free one.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="Clients must send it; better: $TRITIUM_API_KEY.")] = None,
+    served_model_name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
+    max_queue: Annotated[int | None, typer.Option(help="Unfinished requests accepted at most.")] = None,
+    drain_seconds: Annotated[int | None, typer.Option(help="How long requests may go on after SIGTERM.")] = None,
+    stall_seconds: Annotated[int | None, typer.Option(help="Without progress for so long is unhealthy.")] = None,
+    dtype: o.Dtype = None,
+    max_model_len: o.MaxModelLen = None,
+    max_num_seqs: o.MaxNumSeqs = None,
+    max_num_batched_tokens: o.MaxNumBatchedTokens = None,
+    kv_cache_memory: o.KVCacheMemory = None,
+    num_threads: o.NumThreads = None,
+    seed: o.Seed = None,
+    is_json: o.Json = False,
+) -> None:
+    """Serve a model over HTTP, with OpenAI's protocol."""
+    server = o.given(
+        host=host,
+        port=port,
+        api_key=api_key,
+        served_model_name=served_model_name,
+        max_queue=max_queue,
+        drain_seconds=drain_seconds,
+        stall_seconds=stall_seconds,
+    )
+    config = o.given(
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_memory=kv_cache_memory,
+        num_threads=num_threads,
+        seed=seed,
+    )
+    _work("serve_command", {"model": model, "config": config, "server": server, "is_json": is_json})
+
+
 @cache_app.command("list")
 def cache_list(is_json: o.Json = False) -> None:
     """List the engines in the cache, the most recently used first."""

@@ -1,4 +1,4 @@
-"""Puts scheduler, executor and loop of an engine together."""
+"""Puts tokenizer, scheduler, executor and loop of an engine together."""
 
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,13 @@ from tritium.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from tritium.runtime.gpu.executor import GpuExecutor
+
+
+def load_tokenizer(engine: Engine) -> Tokenizer | None:
+    """The engine's own tokenizer; None when it has none (a module without one was compiled)."""
+    if not (engine.path / "tokenizer.json").is_file():
+        return None
+    return Tokenizer.from_directory(engine.path, model_vocab_size=engine.plan.vocab_size)
 
 
 def make_loop(engine: Engine, config: RuntimeConfig, tokenizer: Tokenizer | None) -> EngineLoop:

@@ -50,6 +50,18 @@ def _decoder_state(state: bytes) -> dict[str, Any]:
     return json.loads(state)
 
 
+def token_bytes(decoder: Any, token: str) -> bytes:
+    """The bytes that one token stands for in the middle of a text, by a `tokenizers` decoder object (or None)."""
+    kinds = (
+        set() if decoder is None else {part["type"] for part in _flatten(_decoder_state(bytes(decoder.__getstate__())))}
+    )
+    if "ByteLevel" in kinds:
+        return _token_bytes(token)
+    if "ByteFallback" in kinds and (match := _BYTE_TOKEN.fullmatch(token)):
+        return bytes([int(match[1], 16)])
+    return token.replace("▁", " ").encode() if kinds & {"Metaspace", "Replace"} else token.encode()
+
+
 def _flatten(state: dict[str, Any]) -> list[dict[str, Any]]:
     if state["type"] == "Sequence":
         return [part for inner in state["decoders"] for part in _flatten(inner)]

@@ -8,7 +8,7 @@ import tokenizers
 
 from tritium.errors import CheckpointError, RequestError
 from tritium.text.chat_template import ChatTemplate
-from tritium.text.decoders import Stage, make_stages
+from tritium.text.decoders import Stage, make_stages, token_bytes
 from tritium.text.tokenizer_files import (
     add_special_tokens,
     named_tokens,
@@ -122,6 +122,11 @@ class Tokenizer:
     def token(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it; None when no token has this id."""
         return self._library.id_to_token(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes it stands for in the middle of a text, special tokens their name; empty without one."""
+        token = self.token(token_id)
+        return b"" if token is None else token_bytes(self._library.decoder, token)
 
     def decoding_stages(self) -> list[Stage]:
         """A fresh streaming decoder for one output (see `tritium.text.decoders`)."""

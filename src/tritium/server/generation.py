@@ -1,0 +1,130 @@
+"""One HTTP request as requests to the engine: every prompt n times, outputs merged as they come."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any, NamedTuple
+
+from tritium.errors import EngineUnavailable
+from tritium.server.api_error import ApiError
+from tritium.server.engine_client import Arrivals
+from tritium.server.openai_request import Common
+from tritium.server.service import Service
+from tritium.wire import Output, TokenLogprob
+
+_MAX_SEED = (1 << 64) - 1
+
+
+class Finished(NamedTuple):
+    """One choice, whole."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob]
+    finish_reason: str
+
+
+class Generation:
+    """Choice number i * n + j is answer j to prompt i.
+
+    usage: counts so far, as OpenAI gives them. A seed gives answer j the seed plus j, so that answers differ.
+    """
+
+    def __init__(self, service: Service, prompts: Sequence[list[int]], params: dict[str, Any], request: Common) -> None:
+        self._service = service
+        self._prompts = prompts
+        self._params = params
+        self._request = request
+        self._indices: dict[str, int] = {}  # of choices, by the request ids of unfinished ones
+        self._arrivals: Arrivals = Arrivals()
+        self._num_tokens = [0] * (len(prompts) * request.n)
+        self._num_cached = 0
+
+    async def outputs(self) -> AsyncIterator[tuple[int, Output]]:
+        """(choice, what is new of it), as it comes. Closing it early aborts what is unfinished.
+
+        Raises `ApiError` for a request that was refused or failed; nothing of the others follows.
+        """
+        try:
+            self._submit_all()
+            while self._indices:
+                output = await self._arrivals.get()
+                if isinstance(output, EngineUnavailable):
+                    raise ApiError.of(output)
+                index = self._indices[output.request_id]
+                self._num_tokens[index] += len(output.token_ids)
+                if output.finish_reason is not None:
+                    self._finish(index, output)
+                yield index, output
+        finally:
+            for request_id in self._indices:
+                self._service.client.abort(request_id)
+                self._service.metrics.note_abort()
+
+    async def whole(self) -> list[Finished]:
+        """Every choice, when all are finished."""
+        parts: list[list[Output]] = [[] for _ in self._num_tokens]
+        async with aclosing(self.outputs()) as outputs:  # type: ignore[type-var]
+            async for index, output in outputs:
+                parts[index].append(output)
+        return [
+            Finished(
+                "".join(part.text for part in some),
+                [token_id for part in some for token_id in part.token_ids],
+                [token for part in some for token in part.logprobs],
+                some[-1].finish_reason or "stop",
+            )
+            for some in parts
+        ]
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's `usage`: each prompt counts once, whatever n is."""
+        num_prompt, num_output = sum(map(len, self._prompts)), sum(self._num_tokens)
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_output,
+            "total_tokens": num_prompt + num_output,
+            "prompt_tokens_details": {"cached_tokens": self._num_cached},
+        }
+
+    def _submit_all(self) -> None:
+        service, n = self._service, self._request.n
+        if service.client.num_unfinished + len(self._num_tokens) > service.config.max_queue:
+            raise ApiError(
+                429,
+                f"the server has {service.client.num_unfinished} unfinished requests and accepts at most "
+                f"{service.config.max_queue}: try again later",
+                code="queue_full",
+            )
+        for index in range(len(self._num_tokens)):
+            try:
+                request_id = service.client.submit(
+                    self._arrivals,
+                    self._prompts[index // n],
+                    self._choice_params(index % n),
+                    is_streaming=self._request.stream,
+                    priority=self._request.priority,
+                    cache_salt=self._request.cache_salt,
+                )
+            except EngineUnavailable as error:
+                raise ApiError.of(error) from error
+            self._indices[request_id] = index
+
+    def _choice_params(self, number: int) -> dict[str, Any]:
+        seed = self._params.get("seed")
+        return self._params if seed is None else {**self._params, "seed": (seed + number) & _MAX_SEED}
+
+    def _finish(self, index: int, output: Output) -> None:
+        """Count it; raise `ApiError` when it is no answer."""
+        del self._indices[output.request_id]
+        n = self._request.n
+        if index % n == 0:
+            self._num_cached += output.num_cached_tokens
+        self._service.metrics.note_finish(output, len(self._prompts[index // n]), self._num_tokens[index])
+        if output.refusal is not None:
+            code = "context_length_exceeded" if output.refusal == "RequestTooLarge" else None
+            raise ApiError(400, output.error or "the request was refused", code=code)
+        if output.finish_reason == "error":
+            raise ApiError(500, f"the request failed: {output.error}")
+        if output.finish_reason == "abort":
+            raise ApiError(503, "the request was ended by the server", code="engine_unavailable")

@@ -1,0 +1,95 @@
+"""What the endpoints share: the engine's client, its tokenizer and limits, metrics, configuration."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tritium.config import RuntimeConfig, ServerConfig
+from tritium.engine.manifest import Manifest, read_manifest
+from tritium.errors import RequestError
+from tritium.server.api_error import ApiError
+from tritium.server.engine_client import EngineClient
+from tritium.server.health import EngineHealth
+from tritium.server.metrics import ServerMetrics
+from tritium.text.tokenizer import Tokenizer
+
+
+class Service:
+    """One model, served."""
+
+    def __init__(self, config: ServerConfig, model_name: str, manifest: Manifest, client: EngineClient) -> None:
+        self.config = config
+        self.model_name = model_name
+        self.manifest = manifest
+        self.client = client
+        self.metrics = ServerMetrics(client)
+        self.created = int(time.time())
+        self._tokenizer: Tokenizer | None = None
+
+    @classmethod
+    async def start(cls, engine: Path, runtime: RuntimeConfig, config: ServerConfig) -> "Service":
+        """Load tokenizer and engine. Raises what the engine process could not load."""
+        manifest = read_manifest(engine)
+        tokenizer = None
+        if (engine / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.from_directory(engine, model_vocab_size=manifest.vocab_size)
+        client = await EngineClient.start(engine, runtime, EngineHealth(config.stall_seconds))
+        name = config.served_model_name or manifest.model.get("name") or engine.name
+        service = cls(config, name, manifest, client)
+        service._tokenizer = tokenizer
+        return service
+
+    @property
+    def max_model_len(self) -> int:
+        """Prompt and output at most, in tokens, as the engine's memory allows."""
+        return self.client.limits["max_model_len"]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises `ApiError` when the engine has none."""
+        if self._tokenizer is None:
+            raise ApiError(400, f"{self.model_name} has no tokenizer: send prompts of token ids to /v1/completions")
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """True when text can be sent and comes back."""
+        return self._tokenizer is not None
+
+    def check_model(self, name: str) -> None:
+        """Raises `ApiError` unless that is what is served here."""
+        if name != self.model_name:
+            message = f"the model {name!r:.200} does not exist here; this server has {self.model_name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    async def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, made beside the event loop."""
+        tokenizer = self.tokenizer
+        return await asyncio.to_thread(lambda: [tokenizer.encode(text) for text in texts])
+
+    async def encode_chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
+        """Token ids of a conversation. Raises `ApiError` for one that the model's template refuses."""
+        tokenizer = self.tokenizer
+        try:
+            return await asyncio.to_thread(lambda: tokenizer.encode_chat(messages, **options))
+        except RequestError as error:
+            raise ApiError(400, str(error), param="messages") from error
+
+    def check_prompt(self, token_ids: Sequence[int], *, param: str) -> None:
+        """Raises `ApiError` unless the model knows the ids and has room for them and one more."""
+        if not token_ids:
+            raise ApiError(400, f"{param} is empty: it needs at least one token", param=param)
+        if len(token_ids) >= self.max_model_len:
+            raise ApiError(
+                400,
+                f"{param} has {len(token_ids)} tokens; this model's context of {self.max_model_len} tokens leaves room "
+                f"for at most {self.max_model_len - 1} and one output token",
+                param=param,
+                code="context_length_exceeded",
+            )
+        vocab_size = self.manifest.vocab_size
+        if min(token_ids) < 0 or max(token_ids) >= vocab_size:
+            wrong = next(i for i in token_ids if not 0 <= i < vocab_size)
+            raise ApiError(400, f"token id {wrong} in {param} is not in 0..{vocab_size - 1}", param=param)

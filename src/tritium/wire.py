@@ -1,0 +1,153 @@
+"""What a server and its engine process say to each other: msgpack messages over a private Unix socket pair.
+
+    server → engine   `Start` once, then `Commands`: everything that came up since the last one
+    engine → server   `Ready` or `Failed` once, then `Report`: everything of one step
+
+A frame is its length (4 bytes, big-endian) and the message. Types are checked when a message is decoded; nothing in one
+can be executed.
+"""
+
+import struct
+from typing import Any
+
+import msgspec
+
+from tritium.errors import EngineError
+
+MAX_FRAME = 256 << 20  # bytes: a server's whole backlog of the longest prompts is far below
+_LENGTH = struct.Struct(">I")
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """engine: the engine directory. runtime: the fields of `RuntimeConfig`."""
+
+    engine: str
+    runtime: dict[str, Any]
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Run a request. params: the fields of `SamplingParams` that are not at their defaults."""
+
+    request_id: str
+    token_ids: list[int]
+    params: dict[str, Any]
+    is_streaming: bool
+    priority: int = 0
+    cache_salt: str = ""
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """End a request; ignored when it is unknown or finished."""
+
+    request_id: str
+
+
+class Commands(msgspec.Struct, frozen=True, tag=True):
+    """In order. An empty one asks for a `Report`: the server's way to see that the engine is alive."""
+
+    commands: list[Submit | Abort]
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The engine is loaded. limits: the fields of `SchedulerConfig` as memory and configuration made them."""
+
+    limits: dict[str, Any]
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The engine could not be loaded. kind: a class of `tritium.errors`."""
+
+    kind: str
+    message: str
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token's log-probability, and the likeliest ones in its place as (token id, log-probability)."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]] = []
+
+
+class Output(msgspec.Struct, frozen=True, array_like=True):
+    """What a request gained. The last one has a finish_reason; a refused request gets only that one.
+
+    refusal: the class of `RequestError` that kept it from starting. Times are seconds of the system's monotonic clock,
+    which all processes share.
+    """
+
+    request_id: str
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] = []
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None
+    refusal: str | None = None
+    num_cached_tokens: int = 0
+    arrival: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+
+class Report(msgspec.Struct, frozen=True, tag=True):
+    """outputs: of one step, or of commands only. stats: the fields of `SchedulerStats`.
+
+    num_batches: steps that computed something, since the start.
+    """
+
+    outputs: list[Output]
+    stats: dict[str, int]
+    num_batches: int
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_TO_ENGINE = msgspec.msgpack.Decoder(Start | Commands)
+_TO_SERVER = msgspec.msgpack.Decoder(Ready | Failed | Report)
+
+
+def frame(message: Start | Commands | Ready | Failed | Report) -> bytes:
+    """The message as it goes over the socket."""
+    body = _ENCODER.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode_for_engine(body: bytes) -> Start | Commands:
+    """Raises `EngineError` for anything that is not such a message."""
+    return _decode(_TO_ENGINE, body)
+
+
+def decode_for_server(body: bytes) -> Ready | Failed | Report:
+    """Raises `EngineError` for anything that is not such a message."""
+    return _decode(_TO_SERVER, body)
+
+
+class FrameBuffer:
+    """Cuts a stream of bytes into the bodies of its frames."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The bodies that `data` completes, in order. Raises `EngineError` for a length that no message has."""
+        self._data += data
+        bodies = []
+        start = 0
+        while len(self._data) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._data, start)
+            if length > MAX_FRAME:
+                raise EngineError(f"a frame of {length} bytes came from the other process; at most {MAX_FRAME} may")
+            end = start + _LENGTH.size + length
+            if end > len(self._data):
+                break
+            bodies.append(bytes(self._data[start + _LENGTH.size : end]))
+            start = end
+        del self._data[:start]
+        return bodies
+
+
+def _decode(decoder: msgspec.msgpack.Decoder, body: bytes) -> Any:
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise EngineError(f"a message from the other process cannot be read: {error}") from error

@@ -1,0 +1,132 @@
+"""One server for all tests of this directory, as a user starts it; the same engine in this process is the oracle."""
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tritium import LLM
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "examples" / "demo_model"
+LIMITS = {"max_num_seqs": 64, "max_model_len": 512, "num_threads": 1, "kv_cache_memory": 256 << 20}
+FLAGS = [word for name, value in LIMITS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@dataclass
+class RunningServer:
+    """A `tritium serve` process."""
+
+    process: subprocess.Popen[str]
+    url: str
+    model: str = str(DEMO)
+
+    @classmethod
+    def start(cls, *flags: str, **environment: str) -> "RunningServer":
+        command = [sys.executable, "-m", "tritium", "serve", str(DEMO), "--port", "0", "--json", *FLAGS, *flags]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, "the server said nothing before it ended"
+        return cls(process, json.loads(line)["config"]["url"])
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, **options})
+
+    def send(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        """A bare HTTP request: status and body."""
+        connection = http.client.HTTPConnection(*self.address, timeout=60)
+        try:
+            connection.request(method, path, body, {"content-type": "application/json", **(headers or {})})
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def post(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
+        status, data = self.send("POST", path, json.dumps(body).encode())
+        return status, json.loads(data)
+
+    def health(self) -> dict[str, Any]:
+        """What it says of itself; `code` is the HTTP status."""
+        status, data = self.send("GET", "/health")
+        return {"code": status, **json.loads(data)}
+
+    def metric(self, name: str) -> float:
+        """The value of a metric, labels included in its name; 0 before its first count."""
+        for line in self.send("GET", "/metrics")[1].decode().splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.rsplit(" ", 1)[1])
+        return 0.0
+
+    def engine_pid(self) -> int:
+        """The process id of its engine."""
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == self.process.pid:
+                return int(stat.parent.name)
+        raise AssertionError("the server has no engine process")
+
+    @staticmethod
+    def wait_until(holds: Callable[[], bool]) -> None:
+        """Poll; fail when it takes longer than any machine needs."""
+        deadline = time.monotonic() + 120
+        while not holds():
+            assert time.monotonic() < deadline, "it never came"
+            time.sleep(0.02)
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    running = RunningServer.start("--stall-seconds", "3")
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., RunningServer]]:
+    """Starts servers of one test's own, and ends those that are left."""
+    started: list[RunningServer] = []
+
+    def start(*flags: str, **environment: str) -> RunningServer:
+        started.append(RunningServer.start(*flags, **environment))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.process.kill()
+        running.process.wait()
+
+
+@pytest.fixture(scope="session")
+def client(server: RunningServer) -> openai.OpenAI:
+    return server.client()
+
+
+@pytest.fixture(scope="session")
+def llm() -> Iterator[LLM]:
+    with LLM(DEMO, **LIMITS) as llm:
+        yield llm

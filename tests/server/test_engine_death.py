@@ -1,0 +1,60 @@
+"""An engine process that is killed: its requests end with an error, the server says so, another engine takes over."""
+
+import json
+import os
+import signal
+from typing import Any
+
+import openai
+import pytest
+
+
+def test_a_killed_engine_ends_its_requests_with_an_error_and_is_replaced(server: Any) -> None:
+    client = server.client()
+    before = server.health()
+    wanted = {"model": "demo_model", "prompt": "def main(", "temperature": 0}
+    expected = client.completions.create(max_tokens=8, **wanted).choices[0].text
+    stream = client.completions.create(max_tokens=480, stream=True, extra_body={"ignore_eos": True}, **wanted)
+    next(stream)
+    pid = server.engine_pid()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(openai.APIError, match="the engine process was ended by signal 9"):
+        list(stream)
+
+    # From the death on, for as long as there is no engine, the server says so and takes nothing.
+    down = server.health()
+    assert (down["code"], down["status"]) == (503, "restarting")
+    assert server.metric("tritium_engine_up") == 0
+    with pytest.raises(openai.InternalServerError, match="the engine is restarting") as caught:
+        client.completions.create(max_tokens=8, **wanted)
+    assert caught.value.status_code == 503
+    assert caught.value.response.headers["retry-after"]
+
+    server.wait_until(lambda: server.health()["code"] == 200)
+    assert server.engine_pid() != pid
+    assert server.health()["num_restarts"] == before["num_restarts"] + 1
+    assert client.completions.create(max_tokens=8, **wanted).choices[0].text == expected
+
+
+@pytest.mark.full
+def test_a_request_in_the_same_moment_as_the_death_is_answered_too(server: Any) -> None:
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    status, body = server.post("/v1/completions", {"model": "demo_model", "prompt": "x", "max_tokens": 4})
+    assert status == 503
+    assert body["error"]["code"] == "engine_unavailable"
+    server.wait_until(lambda: server.health()["code"] == 200)
+
+
+def test_an_engine_that_is_stopped_is_told_from_one_that_idles(server: Any) -> None:
+    """`kill -STOP`: the process exists and computes nothing."""
+    pid = server.engine_pid()
+    assert server.health()["status"] == "ok"
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        server.wait_until(lambda: server.health()["status"] == "stalled")
+        status, data = server.send("GET", "/health")
+        assert status == 503
+        assert json.loads(data)["seconds_without_progress"] >= 3
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    server.wait_until(lambda: server.health()["status"] == "ok")

@@ -1,0 +1,58 @@
+"""What server and engine process say to each other: frames survive any cutting, and nothing else is accepted."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tritium.errors import EngineError
+from tritium.wire import (
+    Abort,
+    Commands,
+    FrameBuffer,
+    Output,
+    Report,
+    Submit,
+    TokenLogprob,
+    decode_for_engine,
+    decode_for_server,
+    frame,
+)
+
+COMMANDS = Commands([Submit("a", [1, 2], {"seed": (1 << 64) - 1, "stop": ["x"]}, True), Abort("b")])
+REPORT = Report(
+    [Output("a", "é", [7], [TokenLogprob(7, -0.5, [(7, -0.5), (8, float("-inf"))])], "stop", "x")],
+    {"num_running": 1},
+    3,
+)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1))
+def test_frames_come_out_whole_however_they_were_cut(cuts: list[int]) -> None:
+    data = frame(COMMANDS) + frame(REPORT) + frame(Commands([]))
+    buffer, bodies, start = FrameBuffer(), [], 0
+    while start < len(data):
+        size = cuts[start % len(cuts)]
+        bodies += buffer.feed(data[start : start + size])
+        start += size
+    assert [decode_for_engine(bodies[0]), decode_for_server(bodies[1]), decode_for_engine(bodies[2])] == [
+        COMMANDS,
+        REPORT,
+        Commands([]),
+    ]
+
+
+def test_a_length_that_no_message_has_is_refused_with_the_number() -> None:
+    with pytest.raises(EngineError, match=r"a frame of 4294967295 bytes came .* at most 268435456 may"):
+        FrameBuffer().feed(b"\xff\xff\xff\xff")
+
+
+@pytest.mark.parametrize("body", [b"", b"\x80\x04K\x01.", b"\xc1", frame(REPORT)[4:], b"\x81\xa4type\xa5Other"])
+def test_what_is_no_command_is_refused(body: bytes) -> None:
+    with pytest.raises(EngineError, match="cannot be read"):
+        decode_for_engine(body)
+
+
+def test_a_field_of_the_wrong_type_is_refused() -> None:
+    data = frame(Commands([Abort("b")]))[4:].replace(b"\xa1b", b"\x07")
+    with pytest.raises(EngineError, match="Expected `str`, got `int`"):
+        decode_for_engine(data)
