@@ -136,6 +136,14 @@ def test_inputs_by_place_take_the_names_of_forwards_parameters(tmp_path: Path) -
     torch.testing.assert_close(engine.run(**inputs)["output"], torch_outputs(module, inputs)["output"])
 
 
+def test_refitting_changes_what_training_has_filled_too(tmp_path: Path) -> None:
+    first, second = ImageClassifier().eval(), ImageClassifier().eval()
+    engine = build(first, example_inputs=inputs_for(first, 2), output_dir=tmp_path / "e")
+    again = engine.refit(second.state_dict())
+    inputs = inputs_for(first, 3)
+    torch.testing.assert_close(again.run(**inputs)["output"], torch_outputs(second, inputs)["output"])
+
+
 class Repeating(nn.Module):
     """Fills, repetitions along the batch, several outputs of one op, an input handed through, nested outputs."""
 

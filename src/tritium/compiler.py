@@ -46,7 +46,7 @@ from tritium.passes.encoder_pipeline import optimise_encoder
 from tritium.passes.lower import lower_encoder, lower_module
 from tritium.passes.module_pipeline import OptimisedModule, optimise_module
 from tritium.passes.tables import check_tables
-from tritium.resolve import Model, ResolvedModel, Weights, resolve_model, resolve_stateless
+from tritium.resolve import Model, ResolvedModel, Weights, learned_buffers, resolve_model, resolve_stateless
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.tuner.timing_cache import TimingCache
 from tritium.tuner.tune import tune_engine
@@ -208,7 +208,8 @@ def compile_stateless(module: nn.Module, inputs: ModuleInputs, *, clock: "_Clock
     """The same for a stateless module with these inputs. Raises `CaptureError` with the node that cannot be."""
     clock = clock or _Clock(None)
     with clock.stage("capture"):
-        captured = capture(module, inputs=inputs.specs, is_by_name=inputs.is_by_name)
+        learned = learned_buffers(module)
+        captured = capture(module, inputs=inputs.specs, is_by_name=inputs.is_by_name, learned=learned)
         if captured.restriction is not None:
             raise captured.restriction
     with clock.stage("optimise"):

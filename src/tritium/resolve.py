@@ -18,9 +18,9 @@ from tritium.models.sentence_transformers import SentenceConfig, read_sentence_c
 from tritium.text.tokenizer import Tokenizer
 from tritium.text.tokenizer_files import read_eos_token_ids
 from tritium.weights.hub import model_directory
-from tritium.weights.recipes import Cast, Recipe
+from tritium.weights.recipes import Cast, Checkpoint, Recipe
 from tritium.weights.safetensors import SafetensorsSource
-from tritium.weights.source import DictSource, ModuleSource, WeightSource
+from tritium.weights.source import DictSource, ModuleSource, WeightSource, dtype_name
 
 Model = str | Path | nn.Module | ModelConfig | EncoderConfig
 Weights = Mapping[str, torch.Tensor] | Literal["dummy"] | None
@@ -171,15 +171,26 @@ def resolve_stateless(module: nn.Module, config: BuildConfig, weights: Weights) 
             raise ConfigError(f"{name}={value!r} has no meaning for a stateless module{hint}")
     source = None if weights == "dummy" else _source(weights) or ModuleSource(module)
     own = {name: name for name, _ in module.named_parameters(remove_duplicate=False)}
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    learned = {
+        name: Cast(Checkpoint(name, tuple(buffers[name].shape)), dtype_name(buffers[name].dtype))
+        for name in learned_buffers(module)
+    }
     return ResolvedModel(
         module=module,
         name=type(module).__name__,
         architecture=type(module).__name__,
         origin=f"{type(module).__module__}.{type(module).__qualname__}",
         max_model_len=0,
-        recipes=models.weight_recipes(module, mapping=own),
+        recipes=models.weight_recipes(module, mapping=own) | learned,
         source=source,
     )
+
+
+def learned_buffers(module: nn.Module) -> list[str]:
+    """Buffers that training has filled, as a batch norm's means: those of floating type that the state dict has."""
+    kept = module.state_dict().keys()
+    return [n for n, b in module.named_buffers(remove_duplicate=False) if n in kept and b.is_floating_point()]
 
 
 def _module_recipes(module: nn.Module, described: ModelConfig | None, source: WeightSource | None) -> dict[str, Recipe]:

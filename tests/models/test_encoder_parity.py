@@ -18,7 +18,19 @@ from tritium.testing.tiny_models import fill, relative_error
 from tritium.weights.source import DictSource
 
 LENGTHS = (5, 66, 1, 33, 64, 17)
-PERTURBED = ("BertModel", "BertForTokenClassification", "RobertaForSequenceClassification")
+FULL = pytest.mark.full
+PERTURBED = (
+    "RobertaForSequenceClassification",
+    pytest.param("BertModel", marks=FULL),
+    pytest.param("BertForTokenClassification", marks=FULL),
+)
+ALONE = (
+    ("BertModel", "float32"),
+    ("BertForSequenceClassification", "bfloat16"),
+    pytest.param("BertModel", "bfloat16", marks=FULL),
+    pytest.param("RobertaModel", "float32", marks=FULL),
+    pytest.param("RobertaForSequenceClassification", "float16", marks=FULL),
+)
 TASKS = {"Model": "token_embed", "MaskedLM": "token_embed", "SequenceClass": "classify", "TokenClass": "token_classify"}
 
 
@@ -65,8 +77,7 @@ def test_the_pooler_equals_transformers(tmp_path: Path, architecture: str) -> No
         assert relative_error(runner.compute([request, pooled])[1], expected) <= 1e-4
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("architecture", ["BertModel", "BertForSequenceClassification", "RobertaModel"])
+@pytest.mark.parametrize(("architecture", "dtype"), ALONE)
 def test_a_sequences_bits_do_not_depend_on_what_it_is_packed_with(
     tmp_path: Path, architecture: str, dtype: str
 ) -> None:
@@ -80,7 +91,7 @@ def test_a_sequences_bits_do_not_depend_on_what_it_is_packed_with(
         assert torch.equal(alone, together[i]) and torch.equal(backwards[i], together[i]), LENGTHS[i]
 
 
-@pytest.mark.parametrize("architecture", ["BertModel", "RobertaForSequenceClassification"])
+@pytest.mark.parametrize("architecture", ["BertModel", pytest.param("RobertaForSequenceClassification", marks=FULL)])
 def test_bfloat16_is_at_most_twice_as_far_from_fp32_as_transformers_is(tmp_path: Path, architecture: str) -> None:
     path, model = make_encoder(tmp_path / "model", architecture, dtype="bfloat16")
     _, runner = open_runner(path)

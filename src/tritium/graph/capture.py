@@ -15,7 +15,7 @@ has meta["value"], the tensor; a weight that a pass has made (derived.py) meta["
 import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,10 +64,12 @@ def capture(
     dtype: torch.dtype | None = None,
     inputs: Mapping[str, InputSpec] = TOKEN_INPUTS,
     is_by_name: bool = False,
+    learned: Collection[str] = (),
 ) -> Captured:
     """Export `module` with a dynamic number of tokens; floating parameters are taken as `dtype` when given.
 
     inputs: what forward takes, in order. is_by_name: by these names, else by place, whatever forward calls them.
+    learned: names of buffers whose values are weights, which other weights may replace; the others are constants.
     The module is left as it was. Raises `CaptureError` when it cannot be exported.
     """
     example = {
@@ -79,7 +81,8 @@ def capture(
     shapes: Any = sizes if is_by_name else tuple(sizes.values())
     args, kwargs = ((), example) if is_by_name else (tuple(example.values()), {})
     restriction = None
-    constants = {name: b for name, b in module.named_buffers(remove_duplicate=False) if not b.is_meta}
+    buffers = module.named_buffers(remove_duplicate=False)
+    constants = {name: buffer for name, buffer in buffers if not buffer.is_meta and name not in learned}
     with _as_meta(module, dtype), torch.no_grad():
         try:
             try:
@@ -93,7 +96,8 @@ def capture(
     tokens = _name_placeholders(graph, exported.graph_signature, _input_names(exported, inputs))
     if restriction is not None and holds_for_every_length(graph, tokens):
         restriction = None
-    constants |= {name: t for name, t in exported.constants.items() if isinstance(t, torch.Tensor) and not t.is_meta}
+    made = {name: t for name, t in exported.constants.items() if isinstance(t, torch.Tensor) and not t.is_meta}
+    constants |= {name: t for name, t in made.items() if name not in learned}
     annotate(graph, symbolic_sizes(tokens))
     for node in graph.nodes:
         if node.op == "placeholder" and node.meta["name"] in constants:
