@@ -88,7 +88,7 @@ class Reads:
         return copy_then_run
 
     def _copied(self, x: torch.Tensor) -> torch.Tensor:
-        buffer = torch.empty(x.shape, dtype=x.dtype)
+        buffer = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         self._copies.append(lambda: buffer.copy_(x))
         return buffer
 

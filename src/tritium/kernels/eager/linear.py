@@ -28,7 +28,7 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     if x.dim() != 2:
         return reads.before(lambda: out.copy_(F.linear(x, weight_NK, bias)))
     step = x.shape[0]
-    if step and step % TILE_ROWS == 0:
+    if step and step % TILE_ROWS == 0 and x.device.type == "cpu":
         step = TILE_ROWS if _keeps_rows_even(weight_NK, x.dtype) else 1
     calls = [_product(x[i : i + step], weight_NK, bias, out[i : i + step]) for i in range(0, x.shape[0], step or 1)]
 
@@ -48,7 +48,7 @@ def bind_linear_activation(args: Mapping[str, Any], outputs: Sequence[torch.Tens
 
 def bind_linear_gated(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.linear_gated into outputs[0]: the linear into a buffer of the bucket, then the activation of its halves."""
-    both = torch.empty((*outputs[0].shape[:-1], args["weight_NK"].shape[0]), dtype=outputs[0].dtype)
+    both = outputs[0].new_empty((*outputs[0].shape[:-1], args["weight_NK"].shape[0]))
     linear, (gate, up) = bind(args, [both]), both.chunk(2, dim=-1)
     activate = reference.gated_activation({"gate": gate, "up": up, "kind": args["kind"]}, outputs)
     return lambda: (linear(), activate())
