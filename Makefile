@@ -23,7 +23,7 @@ demo: $(VENV)/.ready-demo
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -q -m "not full and not gpu"
 
-test-full: $(VENV)/.ready-test
+test-full: $(VENV)/.ready-test $(VENV)/.ready-browser
 	$(BIN)/python -m pytest -q -m "not gpu"
 
 test-gpu: $(VENV)/.ready-gpu
@@ -48,6 +48,13 @@ $(VENV)/.ready-%: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".$(EXTRAS)" \
 		2> >(grep -v -e "is ignored: it is" -e "is being ignored" >&2 || true)
+	@touch $@
+
+# For the tests of the HTML page: Chromium, and axe-core from npm as one file.
+$(VENV)/.ready-browser: $(VENV)/.ready-test
+	@command -v chromium chromium-browser google-chrome >/dev/null || apt-get install -y chromium
+	@command -v npm >/dev/null || apt-get install -y npm
+	@mkdir -p $(VENV)/axe-core && cd $(VENV)/axe-core && tar -xzf "$$(npm pack --silent axe-core@4.14.1)" --strip-components=1 package/axe.min.js
 	@touch $@
 
 clean:

@@ -83,7 +83,7 @@ def test_the_numbers_are_those_of_their_definitions(checkpoint, engine):
 
 
 def random_prompt_of(engine):
-    return certify._windows(engine, *certify.WINDOWS["quick"])[0][0]
+    return certify.windows_for(engine, *certify.WINDOWS["quick"])[0][0]
 
 
 def test_with_a_tokenizer_perplexity_on_held_out_text_is_measured(tmp_path):

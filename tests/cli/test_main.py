@@ -16,6 +16,9 @@ FLAGS = {
     "build": "MODEL --arch --disable-pass --dtype --dummy-weights --json --max-model-len --output --plugin --tune "
     "--certificate --max-mean-kl",
     "refit": "CHECKPOINT ENGINE --json",
+    "inspect": "ENGINE --decode --html --json --no-timing --num-tokens --plugin",
+    "diff": "FIRST SECOND --json --plugin",
+    "bisect": "ENGINE --json --max-kl --max-ratio --model --num-tokens --plugin",
     "tune": "ENGINE --deny --effort --export --import --json --num-threads --plugin",
     "run": "MODEL --dtype --ignore-eos --input --json --kv-cache-memory --max-model-len --max-num-batched-tokens "
     "--max-num-seqs --max-tokens --min-p --min-tokens --num-threads --output --plugin --prompt --seed "

@@ -44,7 +44,7 @@ def certify(
     max_mean_kl: a bound in place of the scheme's own.
     """
     start = time.perf_counter()
-    windows, text = _windows(engine, *WINDOWS[effort])
+    windows, text = windows_for(engine, *WINDOWS[effort])
 
     def read(name: str) -> Tensor:
         return evaluate(recipes[name], source, constants)
@@ -97,7 +97,7 @@ def _kl(reference: Tensor, ours: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
-def _windows(engine: Engine, count: int, length: int) -> tuple[list[Sequence[int]], str]:
+def windows_for(engine: Engine, count: int, length: int) -> tuple[list[Sequence[int]], str]:
     """Token ids to compare on, and what they are: the held-out text where there is a tokenizer, else random ones."""
     manifest = engine.manifest
     length = min(length, manifest.max_model_len - 1)

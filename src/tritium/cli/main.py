@@ -91,6 +91,47 @@ def refit(
 
 
 @app.command()
+def inspect(
+    engine: Annotated[Path, typer.Argument(help="The engine directory to look into.")],
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained HTML page instead of text.")] = None,
+    num_tokens: Annotated[int, typer.Option(help="Tokens of the prompt, or decoding sequences.", min=1)] = 64,
+    decode: Annotated[bool, typer.Option("--decode", help="Time a decode instead of a prompt.")] = False,
+    no_timing: Annotated[bool, typer.Option("--no-timing", help="Predict costs alone; run nothing.")] = False,
+    plugin: o.Plugins = None,
+    is_json: o.Json = False,
+) -> None:
+    """Show every step of an engine: what it covers, its kernel, what it costs and how long it takes here."""
+    work = {"engine": engine, "html": html, "num_tokens": num_tokens, "is_decode": decode, "is_measured": not no_timing}
+    _work("inspect_command", {**work, "plugins": plugin or [], "is_json": is_json})
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="An engine directory.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    plugin: o.Plugins = None,
+    is_json: o.Json = False,
+) -> None:
+    """Compare two engines: configuration, files, steps, kernels, recipes, graph, certificate."""
+    _work("diff_command", {"first": first, "second": second, "plugins": plugin or [], "is_json": is_json})
+
+
+@app.command()
+def bisect(
+    engine: Annotated[Path, typer.Argument(help="The engine directory.")],
+    model: Annotated[str | None, typer.Option(help="The model it was built from, where it has moved.")] = None,
+    max_kl: Annotated[float, typer.Option("--max-kl", help="Nats that a pass may change any distribution by.")] = 1e-6,
+    max_ratio: Annotated[float, typer.Option(help="Time with a pass over time without it, at most.")] = 1.0,
+    num_tokens: Annotated[int, typer.Option(help="Tokens to compare on.", min=2, max=512)] = 64,
+    plugin: o.Plugins = None,
+    is_json: o.Json = False,
+) -> None:
+    """Find the pass, and its steps, that changes an engine's numbers or its time beyond a bound."""
+    bounds = {"max_kl": max_kl, "max_ratio": max_ratio, "num_tokens": num_tokens}
+    _work("bisect_command", {"engine": engine, "model": model, **bounds, "plugins": plugin or [], "is_json": is_json})
+
+
+@app.command()
 def tune(
     engine: Annotated[Path | None, typer.Argument(help="The engine directory to tune for this machine.")] = None,
     effort: Annotated[str, typer.Option(help="none, quick or full; none chooses among times already known.")] = "quick",

@@ -1,0 +1,63 @@
+"""What a step must do at least: bytes it moves and floating-point operations, from the sizes in the plan alone."""
+
+from typing import NamedTuple
+
+from tritium.engine.arena import ITEM_SIZES
+from tritium.engine.plan import Extent, Plan, Ref, Sizes, Step, Value
+
+
+class Batch(NamedTuple):
+    """A batch: its sizes, and the keys that each of its tokens sees on average."""
+
+    sizes: Sizes
+    context: int
+
+
+class Cost(NamedTuple):
+    """num_bytes: every value read or written counted once. flops: multiply-adds count as two."""
+
+    num_bytes: int
+    flops: int
+
+
+def step_cost(plan: Plan, step: Step, batch: Batch) -> Cost:
+    """The least that the step costs for this batch."""
+    items = [item for arg in step.args.values() for item in (arg if isinstance(arg, list) else [arg])]
+    read = dict.fromkeys(item.value for item in items if isinstance(item, Ref))
+    values = [plan.value(name) for name in (*read, *step.outputs)]
+    num_bytes = sum(_bytes(value, batch) for value in values)
+    if step.op in ("embedding", "gather_rows"):  # of a table it reads the rows it needs
+        num_bytes = 2 * sum(_bytes(plan.value(name), batch) for name in step.outputs)
+    return Cost(num_bytes, _flops(plan, step, batch))
+
+
+def _flops(plan: Plan, step: Step, batch: Batch) -> int:
+    outputs = [_elements(plan.value(name), batch.sizes) for name in step.outputs]
+    weight = step.args.get("weight_NK")
+    if isinstance(weight, Ref) and outputs:
+        num_out, num_in = (Extent.parse(dim).constant for dim in plan.value(weight.value).shape)
+        rows = outputs[0] // max(1, num_out)
+        return 2 * max(rows, _rows(step, batch)) * num_out * num_in
+    query = step.args.get("q_TNH")
+    if step.op == "paged_attention" and isinstance(query, Ref):
+        return 4 * _elements(plan.value(query.value), batch.sizes) * batch.context
+    return sum(outputs)
+
+
+def _rows(step: Step, batch: Batch) -> int:
+    return batch.sizes.rows if step.phase == "rows" else batch.sizes.tokens
+
+
+def _bytes(value: Value, batch: Batch) -> int:
+    if value.kind == "kv":  # [blocks, 2, K, block, H]: what the sequences of this batch have stored
+        per_token = 2 * int(value.shape[2]) * int(value.shape[4])
+        return per_token * batch.sizes.sequences * batch.context * ITEM_SIZES[value.dtype]
+    return _elements(value, batch.sizes) * ITEM_SIZES[value.dtype]
+
+
+def _elements(value: Value, sizes: Sizes) -> int:
+    count = 1
+    for dim in value.shape:
+        extent = Extent.parse(dim)
+        count *= max(extent.at(sizes), 1) if extent.constant >= 0 else 1  # -1: the runtime's choice, e.g. table columns
+    return count
