@@ -3,12 +3,14 @@
 import html.parser
 import json
 import re
+import shutil
 
 import pytest
 from typer.testing import CliRunner
 
 from tritium.cli.main import app
 from tritium.compiler import build
+from tritium.engine.engine import Engine
 from tritium.engine.plan import Sizes
 from tritium.errors import EngineError
 from tritium.inspection.costs import Batch, step_cost
@@ -99,12 +101,13 @@ def test_the_text_and_the_json_say_the_same_of_every_step(engines):
         )
 
 
-def test_a_page_into_a_directory_and_a_stateless_module_are_refused(engines, tmp_path):
+def test_a_page_into_a_directory_and_a_damaged_graph_are_refused(engines, tmp_path):
     done = tritium("inspect", engines[0].path, "--no-timing", "--html", tmp_path, "--json")
     assert "is a directory: name a file to write" in json.loads(done.stdout)["error"]["message"]
-    (engines[1].path / "graph.json").write_text("{}")
+    damaged = Engine.load(shutil.copytree(engines[1].path, tmp_path / "damaged"))
+    (damaged.path / "graph.json").write_text("{}")
     with pytest.raises(EngineError, match=r"graph\.json is damaged"):
-        make_report(engines[1], num_tokens=4, is_decode=False, is_measured=False)
+        make_report(damaged, num_tokens=4, is_decode=False, is_measured=False)
 
 
 def test_equal_engines_do_not_differ_and_others_by_what_made_them_so(engines, tmp_path):
