@@ -51,8 +51,9 @@ from tritium.runtime.kernel_choice import choose_kernels
 from tritium.tuner.timing_cache import TimingCache
 from tritium.tuner.tune import tune_engine
 from tritium.weights import bind, recipes
+from tritium.weights.dummy import DummySource, is_kept_of_dummies
 from tritium.weights.fit import checkpoint_leaves
-from tritium.weights.source import DictSource, TensorSpec, WeightSource, dtype_name
+from tritium.weights.source import TensorSpec, WeightSource, dtype_name
 
 STAGES = ("resolve", "capture", "optimise", "lower", "kernels", "write", "certify", "tune")
 DUMMY_SEED = 0
@@ -113,6 +114,8 @@ def build(
             raise ConfigError(f"profile={profile!r} is for stateless modules: give example_inputs with it")
         with clock.stage("resolve"):
             resolved = resolve_model(model, config, weights)
+        if resolved.encoder is not None and config.scheme is not None:
+            raise ConfigError(f"scheme={config.scheme!r}: encoders keep their weights in dtype; leave scheme out")
         if resolved.encoder is not None:
             compiled = compile_encoder(resolved.module, config, clock=clock)
         else:
@@ -182,7 +185,13 @@ def _compile(
     with clock.stage("capture"):
         captured = capture(module, dtype=dtype)
     with clock.stage("optimise"):
-        optimised = pipeline.optimise(captured.graph, disabled=config.disabled_passes, foreign=foreign)
+        optimised = pipeline.optimise(
+            captured.graph,
+            disabled=config.disabled_passes,
+            foreign=foreign,
+            scheme=config.scheme,
+            unquantized=config.unquantized,
+        )
         if not optimised.kv_groups:
             raise CaptureError(
                 f"{type(module).__name__} has no causal attention. This version builds decoders only: write attention "
@@ -268,15 +277,17 @@ def _write(
     for name in _inner_constants(trees):  # they are no weights, but a refit needs them
         specs[name], trees[name] = _spec(compiled.constants[name]), recipes.Constant(name)
     is_dummy = resolved.source is None
-    if is_dummy:  # the runtime generates what comes from a checkpoint; only constants are kept
-        specs = {name: spec for name, spec in specs.items() if isinstance(trees[name], recipes.Constant)}
+    if is_dummy:  # the runtime generates what comes from a checkpoint; constants and what is quantised are kept
+        specs = {name: spec for name, spec in specs.items() if is_kept_of_dummies(trees[name])}
 
     def write_weights(path: Path) -> None:
         def report(name: str, done: int, total: int) -> None:
             clock.report("write", done, total)
 
         start = time.perf_counter()
-        source = resolved.source or DictSource({})
+        source = resolved.source or DummySource.for_recipes(
+            [trees[name] for name in specs], _compute_dtype(compiled.plan), DUMMY_SEED
+        )
         bind.bind(trees, specs, source, path, constants=compiled.constants, progress=report)
         clock.record("write", start)
 

@@ -17,6 +17,8 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 Effort = Literal["none", "quick", "full"]
 EFFORTS = ("none", "quick", "full")
+Scheme = Literal["w8a8", "w8a16", "w4a16_g128", "w4a8_g32", "w4a8_g128"]
+SCHEMES = ("w8a8", "w8a16", "w4a16_g128", "w4a8_g32", "w4a8_g128")
 Invariance = Literal["bitwise", "fast"]
 Device = Literal["cpu", "cuda"]
 DEVICES = ("cpu", "cuda")
@@ -41,7 +43,8 @@ class BuildConfig:
     """How a model is compiled. Everything here changes the engine's identity.
 
     dtype: what weights and activations are computed in; "auto" takes the checkpoint's own.
-    scheme: quantisation preset; None computes in `dtype`.
+    scheme: how the weights of linears are kept, one of `SCHEMES`; None keeps them in `dtype`.
+    unquantized: tensors that a scheme leaves in `dtype`, by their names; `*` and `?` as in file names.
     max_model_len: longest prompt plus output, in tokens; None takes the model's own limit.
     device: the backend that the kernels are chosen for: "cpu", or "cuda" for an NVIDIA GPU. Building needs none.
     invariance: "bitwise": a request's numbers never depend on its neighbours (DESIGN "Numerics class"); "fast" does
@@ -53,7 +56,8 @@ class BuildConfig:
     """
 
     dtype: DType = "auto"
-    scheme: None = None
+    scheme: Scheme | None = None
+    unquantized: tuple[str, ...] = ()
     max_model_len: int | None = None
     device: Device = "cpu"
     invariance: Invariance | None = None
@@ -80,7 +84,9 @@ class BuildConfig:
                 f"tune={self.tune!r} is for device='cpu': GPU kernels have their tactics by shape; say 'none'"
             )
         if self.scheme is not None:
-            raise ConfigError(f"scheme must be None: this version has no quantisation scheme named {self.scheme!r}")
+            check_choice("scheme", self.scheme, SCHEMES)
+        if self.unquantized and self.scheme is None:
+            raise ConfigError(f"unquantized={self.unquantized!r} is for a scheme: give scheme with it")
         if self.max_model_len is not None:
             check_int("max_model_len", self.max_model_len, 2, 1 << 24)
 

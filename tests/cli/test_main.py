@@ -14,7 +14,7 @@ from tritium.cli.main import app
 
 FLAGS = {
     "build": "MODEL --arch --disable-pass --dtype --dummy-weights --json --max-model-len --output --plugin --tune "
-    "--certificate --max-mean-kl",
+    "--scheme --unquantized --certificate --max-mean-kl",
     "refit": "CHECKPOINT ENGINE --json",
     "inspect": "ENGINE --decode --html --json --no-timing --num-tokens --plugin",
     "diff": "FIRST SECOND --json --plugin",
@@ -32,7 +32,7 @@ FLAGS = {
     "cache prune": "--days --json",
     "bench throughput": "MODEL --arch --dtype --dummy-weights --input-len --json --kv-cache-memory --max-model-len "
     "--max-num-batched-tokens --max-num-seqs --num-prompts --num-threads --output-len --plugin "
-    "--seed --temperature",
+    "--scheme --seed --temperature",
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tritium.compiler import build
-from tritium.config import RuntimeConfig
+from tritium.config import SCHEMES, RuntimeConfig
 from tritium.testing.recorder import Recorder, assert_bit_equal, greedy_request
 from tritium.text.tokenizer import Tokenizer
 
@@ -18,9 +18,17 @@ BASE = RuntimeConfig(
 )
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def _formats():
+    """(dtype, scheme): plain ones, and one scheme; the others are slow to repeat."""
+    yield from [("float32", None), ("bfloat16", None), ("bfloat16", "w8a8")]
+    for scheme in SCHEMES[1:]:
+        yield pytest.param(("bfloat16", scheme), marks=pytest.mark.full)
+
+
+@pytest.fixture(scope="module", params=_formats(), ids=lambda pair: "-".join(filter(None, pair)))
 def engine(request, tmp_path_factory):
-    return build(DEMO, dtype=request.param, output_dir=tmp_path_factory.mktemp("engine") / request.param)
+    dtype, scheme = request.param
+    return build(DEMO, dtype=dtype, scheme=scheme, output_dir=tmp_path_factory.mktemp("engine") / f"{dtype}-{scheme}")
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
     return {
         "embedding": (positions, torch.randn(20, D, dtype=dtype)),
         "linear": (torch.randn(T, D, dtype=dtype), torch.randn(24, D, dtype=dtype), None),
+        "quantized_linear": (q, torch.zeros(24, H, dtype=torch.int8), torch.ones(24, 1), None, True),
         "rms_norm": (q, torch.randn(H, dtype=dtype), 1e-5),
         "layer_norm": (q, torch.randn(H, dtype=dtype), None, 1e-5),
         "rope_cos_sin": (positions, inv_freq),

@@ -59,6 +59,10 @@ def build(
     arch: o.Arch = None,
     dummy_weights: o.DummyWeights = False,
     dtype: o.Dtype = None,
+    scheme: o.Scheme = None,
+    unquantized: Annotated[
+        list[str] | None, typer.Option(help="A tensor that the scheme leaves as it is; * and ? match. May be repeated.")
+    ] = None,
     max_model_len: o.MaxModelLen = None,
     disable_pass: Annotated[list[str] | None, typer.Option(help="Leave out an optional pass. May be repeated.")] = None,
     tune: Annotated[str | None, typer.Option(help="Time kernels for this machine: none, quick or full.")] = None,
@@ -73,8 +77,10 @@ def build(
 ) -> None:
     """Compile a model into an engine directory."""
     passes = tuple(disable_pass) if disable_pass else None
+    left_out = tuple(unquantized) if unquantized else None
     effort = {"tune": tune, "certificate": certificate, "max_mean_kl": max_mean_kl}
-    config = o.given(dtype=dtype, max_model_len=max_model_len, disabled_passes=passes, **effort)
+    weights = {"scheme": scheme, "unquantized": left_out}
+    config = o.given(dtype=dtype, max_model_len=max_model_len, disabled_passes=passes, **weights, **effort)
     source = {"model": model, "arch": arch, "is_dummy": dummy_weights}
     work = {**source, "output": output, "config": config, "plugins": plugin or []}
     _work("build_command", {**work, "is_json": is_json})
@@ -309,6 +315,7 @@ def bench_throughput(
     temperature: o.Temperature = None,
     seed: o.Seed = None,
     dtype: o.Dtype = None,
+    scheme: o.Scheme = None,
     max_model_len: o.MaxModelLen = None,
     max_num_seqs: o.MaxNumSeqs = None,
     max_num_batched_tokens: o.MaxNumBatchedTokens = None,
@@ -320,6 +327,7 @@ def bench_throughput(
     """Offline throughput at forced lengths, with percentiles of TTFT, TPOT and latency."""
     config = o.given(
         dtype=dtype,
+        scheme=scheme,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,

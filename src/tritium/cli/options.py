@@ -10,6 +10,9 @@ Model = Annotated[str, typer.Argument(help="Engine directory, Hugging Face model
 
 # how a model is compiled
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16; auto is the checkpoint's own.")]
+Scheme = Annotated[
+    str | None, typer.Option(help="Keep weights in 8 or 4 bits: w8a8, w8a16, w4a16_g128, w4a8_g32 or w4a8_g128.")
+]
 MaxModelLen = Annotated[int | None, typer.Option(help="Longest prompt plus output, in tokens.")]
 Arch = Annotated[str | None, typer.Option(help="A well-known shape instead of a model, e.g. llama-3.2-1b.")]
 DummyWeights = Annotated[bool, typer.Option("--dummy-weights", help="Random weights; needs no download.")]

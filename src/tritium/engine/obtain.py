@@ -70,6 +70,15 @@ def _check_agrees(path: Path, config: BuildConfig) -> None:
         raise ConfigError(
             f"invariance={config.invariance!r}: the engine {path} is {manifest.invariance}; build another"
         )
+    if config.scheme not in (None, manifest.scheme):
+        raise ConfigError(
+            f"scheme={config.scheme!r}: the engine {path} was built with {manifest.scheme!r}; build another"
+        )
+    if config.unquantized and list(config.unquantized) != manifest.build.get("unquantized"):
+        raise ConfigError(
+            f"unquantized={config.unquantized!r}: the engine {path} was built with "
+            f"{manifest.build.get('unquantized')!r}; build another"
+        )
     if config.disabled_passes and list(config.disabled_passes) != manifest.build.get("disabled_passes"):
         raise ConfigError(
             f"disabled_passes={config.disabled_passes!r}: the engine {path} was built with "

@@ -122,6 +122,23 @@ KERNELS: tuple[Kernel, ...] = (
     ),
     Kernel(name="eager.moe", op="moe", backend="eager", target=f"{_EAGER}.moe:bind", numerics="torch's, row by row"),
     Kernel(
+        name="cpu.quantized_linear",
+        op="quantized_linear",
+        backend="cpu",
+        target=f"{_CPU}.quantized:bind",
+        supports=f"{_CPU}.quantized:supports",
+        pack={"qweight": f"{_CPU}.quantized:pack_weight", "scales_NG": f"{_CPU}.quantized:pack_scales"},
+        numerics="int8 activations: exact sums by group, fp32 over groups; else fp32 chains over K",
+    ),
+    Kernel(
+        name="eager.quantized_linear",
+        op="quantized_linear",
+        backend="eager",
+        target=f"{_EAGER}.quantized:bind",
+        row_multiple=TILE_ROWS,
+        numerics="int8 activations: as cpu.quantized_linear; else torch's order for TILE_ROWS rows",
+    ),
+    Kernel(
         name="eager.linear",
         op="linear",
         backend="eager",

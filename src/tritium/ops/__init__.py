@@ -5,6 +5,7 @@ from tritium.ops.op import Op, Spelling
 
 embedding = target("embedding")
 linear = target("linear")
+quantized_linear = target("quantized_linear")
 rms_norm = target("rms_norm")
 layer_norm = target("layer_norm")
 rope_cos_sin = target("rope_cos_sin")
@@ -43,6 +44,7 @@ __all__ = [
     "moe",
     "op_named",
     "paged_attention",
+    "quantized_linear",
     "rms_norm",
     "rope",
     "rope_cos_sin",

@@ -29,6 +29,7 @@ from tritium.passes.lower import lower
 from tritium.passes.merge_gate_up import merge_gate_up
 from tritium.passes.merge_parallel import merge_parallel
 from tritium.passes.merge_qkv import merge_qkv
+from tritium.passes.quantise import quantise
 from tritium.passes.recognise import recognise
 from tritium.passes.recognise_attention import read_shared_heads, recognise_attention
 from tritium.passes.recognise_plugins import recognise_plugins
@@ -36,6 +37,7 @@ from tritium.passes.recognise_products import recognise_products
 from tritium.passes.recognise_rotary import recognise_rotary
 from tritium.passes.result import PassResult
 from tritium.passes.views import canonicalise_views
+from tritium.quant.schemes import scheme_named
 from tritium.weights.recipes import Recipe
 
 Rewrite = Callable[[fx.Graph], PassResult]
@@ -105,11 +107,17 @@ OPTIONAL = tuple(p.name for p in PASSES if not p.is_required)
 
 
 def optimise(
-    graph: fx.Graph, *, disabled: Sequence[str] = (), after: Rewrite | None = None, foreign: Targets | None = None
+    graph: fx.Graph,
+    *,
+    disabled: Sequence[str] = (),
+    after: Rewrite | None = None,
+    foreign: Targets | None = None,
+    scheme: str | None = None,
+    unquantized: Sequence[str] = (),
 ) -> Optimised:
     """Run the pipeline on a captured graph, in place. `after` is called with it after each pass (tests, dumps).
 
-    foreign: the ops of plugins.
+    foreign: the ops of plugins. scheme: how linears are quantised; unquantized: names of weights that are not.
 
     Raises `CaptureError` when the graph is outside the vocabulary or not token-local, `ConfigError` for a name in
     `disabled` that is no optional pass.
@@ -131,6 +139,8 @@ def optimise(
         run([Pass(name="recognise_plugins", run=partial(recognise_plugins, targets=foreign))])
     run(BATCH)
     run(MERGE)
+    if scheme is not None:  # after merging: a merged linear is quantised as one, its weight part by part
+        run([Pass(name="quantise", run=partial(quantise, scheme=scheme_named(scheme), left_out=unquantized))])
     result, kv_groups = insert_kv(graph)
     matches["insert_kv"] = result.num_matches
     run(FUSE)

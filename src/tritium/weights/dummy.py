@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tritium.errors import CheckpointError
-from tritium.weights.recipes import Checkpoint, Recipe, leaves
+from tritium.weights.recipes import Checkpoint, Concat, Constant, Quantized, Recipe, Scales, leaves
 from tritium.weights.source import TensorSpec, missing_tensor
 
 BLOCK_LEN = 131_071  # a prime, so that the rows of a matrix start at different places of the block
@@ -64,6 +64,13 @@ class DummySource:
         numbers = self._twice[offset : offset + min(count, BLOCK_LEN)].numpy() * np.float32(std) + np.float32(mean)
         block = torch.from_numpy(numbers).to(getattr(torch, dtype))
         return (_repeat(block, count) if device is None else _repeat_on(block.to(device), count)).view(shape)
+
+
+def is_kept_of_dummies(tree: Recipe) -> bool:
+    """True for constants and for quantised weights, which are computed of generated ones when the engine is built."""
+    if isinstance(tree, Concat):
+        return is_kept_of_dummies(tree.parts[0])
+    return isinstance(tree, (Constant, Scales, Quantized))
 
 
 def _repeat(block: Tensor, count: int) -> Tensor:

@@ -11,6 +11,8 @@ A recipe is a frozen expression tree. Passes rewrite trees, never tensors; bindi
     Concat(parts, dim)               parts one after the other along a dimension
     Sum(parts)                       parts added up in float32, rounded once to the first one's dtype
     Zeros(shape, dtype)              zeros: the bias of a linear that has none, beside one that has; a leaf
+    Scales(of, bits, group_size)     the scales by which a linear's weight is quantised (quant/weights.py)
+    Quantized(of, bits, group_size)  its integers by those scales, as `ops.quantized` lays them out
 
 Passes write trees over the model's own tensors: a leaf `Checkpoint` is one of its parameters, and `map_checkpoint` then
 puts in the tree of each. Trees are kept in the engine as JSON (`to_json`, `from_json`), so that new weights can be
@@ -26,7 +28,8 @@ import torch
 from torch import Tensor
 
 from tritium.errors import CheckpointError, EngineError
-from tritium.weights.source import FLOAT_DTYPES, TensorSpec, WeightSource
+from tritium.quant.weights import SCALE_DTYPES, quantize_weight, scales_of
+from tritium.weights.source import FLOAT_DTYPES, TensorSpec, WeightSource, dtype_name
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,25 @@ class Zeros:
     dtype: str
 
 
-Recipe = Checkpoint | Constant | Cast | Reshape | Transpose | Slice | Concat | Sum | Zeros
+@dataclass(frozen=True)
+class Scales:
+    """The scales of a linear's weight, [N, G]; group_size 0: one for each output."""
+
+    of: "Recipe"
+    bits: int
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The integers of a linear's weight by its `Scales`: int8 [N, K], or uint8 [N, K / 2]."""
+
+    of: "Recipe"
+    bits: int
+    group_size: int
+
+
+Recipe = Checkpoint | Constant | Cast | Reshape | Transpose | Slice | Concat | Sum | Zeros | Scales | Quantized
 
 
 def leaves(recipe: Recipe) -> Iterator[Checkpoint | Constant]:
@@ -110,7 +131,7 @@ def leaves(recipe: Recipe) -> Iterator[Checkpoint | Constant]:
             return
         case Checkpoint() | Constant():
             yield recipe
-        case Cast(of=of) | Reshape(of=of) | Transpose(of=of) | Slice(of=of):
+        case Cast(of=of) | Reshape(of=of) | Transpose(of=of) | Slice(of=of) | Scales(of=of) | Quantized(of=of):
             yield from leaves(of)
         case Concat(parts=parts) | Sum(parts=parts):
             for part in parts:
@@ -122,7 +143,7 @@ def map_checkpoint(recipe: Recipe, change: Callable[[Checkpoint], Recipe]) -> Re
     match recipe:
         case Checkpoint():
             return change(recipe)
-        case Cast() | Reshape() | Transpose() | Slice():
+        case Cast() | Reshape() | Transpose() | Slice() | Scales() | Quantized():
             return replace(recipe, of=map_checkpoint(recipe.of, change))
         case Concat(parts=parts) | Sum(parts=parts):
             return replace(recipe, parts=tuple(map_checkpoint(part, change) for part in parts))
@@ -161,6 +182,11 @@ def evaluate(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tenso
                 return total.to(first.dtype)
             case Zeros(shape=shape, dtype=dtype):
                 return torch.zeros(shape, dtype=getattr(torch, dtype))
+            case Scales(of=of, bits=bits, group_size=group_size):
+                return scales_of(value(of), bits, group_size)
+            case Quantized(of=of, bits=bits, group_size=group_size):
+                weight = value(of)
+                return quantize_weight(weight, scales_of(weight, bits, group_size), bits)
 
     return value(recipe)
 
@@ -206,6 +232,14 @@ def infer(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tensor] 
             return specs[0]
         case Zeros(shape=shape, dtype=dtype):
             return TensorSpec(dtype, shape)
+        case Scales(of=of, bits=bits, group_size=group_size) | Quantized(of=of, bits=bits, group_size=group_size):
+            spec = infer(of, source, constants)
+            if len(spec.shape) != 2 or spec.shape[1] % (group_size or 1) or spec.shape[1] * bits % 8:
+                raise CheckpointError(f"{describe(recipe)}: cannot quantise a tensor of shape {list(spec.shape)} so")
+            num_out, num_in = spec.shape
+            if isinstance(recipe, Scales):
+                return TensorSpec(dtype_name(SCALE_DTYPES[bits]), (num_out, num_in // (group_size or num_in)))
+            return TensorSpec("int8" if bits == 8 else "uint8", (num_out, num_in * bits // 8))
 
 
 def describe(recipe: Recipe) -> str:
@@ -229,6 +263,10 @@ def describe(recipe: Recipe) -> str:
             return f"sum({', '.join(map(describe, parts))})"
         case Zeros(shape=shape, dtype=dtype):
             return f"zeros({list(shape)}, {dtype})"
+        case Scales(of=of, bits=bits, group_size=group_size):
+            return f"scales({describe(of)}, bits={bits}, group_size={group_size})"
+        case Quantized(of=of, bits=bits, group_size=group_size):
+            return f"quantized({describe(of)}, bits={bits}, group_size={group_size})"
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:
@@ -252,6 +290,10 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
             return {"sum": [to_json(part) for part in parts]}
         case Zeros(shape=shape, dtype=dtype):
             return {"zeros": list(shape), "dtype": dtype}
+        case Scales(of=of, bits=bits, group_size=group_size):
+            return {"scales": to_json(of), "bits": bits, "group_size": group_size}
+        case Quantized(of=of, bits=bits, group_size=group_size):
+            return {"quantized": to_json(of), "bits": bits, "group_size": group_size}
 
 
 def from_json(data: object) -> Recipe:
@@ -277,6 +319,10 @@ def _from_json(data: Any) -> Recipe:
         ),
         "concat": lambda: Concat(_parts(data.pop("concat")), _int(data.pop("dim"))),
         "sum": lambda: Sum(_parts(data.pop("sum"))),
+        "scales": lambda: Scales(_from_json(data.pop("scales")), _bits(data.pop("bits")), _int(data.pop("group_size"))),
+        "quantized": lambda: Quantized(
+            _from_json(data.pop("quantized")), _bits(data.pop("bits")), _int(data.pop("group_size"))
+        ),
         "zeros": lambda: Zeros(tuple(_int(size) for size in data.pop("zeros")), _dtype(data.pop("dtype"))),
     }
     data = dict(data)
@@ -302,6 +348,12 @@ def _int(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise TypeError(f"expected a number, not {value!r}")
     return value
+
+
+def _bits(value: object) -> int:
+    if value not in SCALE_DTYPES:
+        raise ValueError(f"weights of {value!r} bits are not known")
+    return int(str(value))
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

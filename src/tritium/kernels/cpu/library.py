@@ -84,6 +84,20 @@ def packed_size(num_out: int, num_in: int, dtype: torch.dtype, *, is_gated: bool
     return function(num_out, num_in, dtype == torch.bfloat16, is_gated)
 
 
+def quantized_units(num_out: int, num_in: int, bits: int) -> int:
+    """32-bit units that a quantised weight [num_out, num_in] takes when packed (csrc/linear_quantized.h)."""
+    function = _library().tritium_quantized_units
+    function.restype, function.argtypes = ctypes.c_int64, (ctypes.c_int64, ctypes.c_int64, ctypes.c_int32)
+    return function(num_out, num_in, bits)
+
+
+def panel_outputs() -> int:
+    """Outputs that lie side by side in a packed weight."""
+    function = _library().tritium_panel_outputs
+    function.restype = ctypes.c_int64
+    return function()
+
+
 def _library() -> ctypes.CDLL:
     library, reason = _load()
     if library is None:

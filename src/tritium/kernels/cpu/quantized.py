@@ -1,0 +1,99 @@
+"""quantized_linear, compiled (csrc/linear_quantized.cpp): weights of 8 and 4 bits, packed once."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tritium.kernels.cpu import library
+from tritium.kernels.cpu.layout import Reads, dense_output
+from tritium.kernels.cpu.linear import PackedWeight
+from tritium.kernels.kernel import Thunk
+
+MAX_INPUTS = 1 << 16  # 255 * 127 times this fits 32 bits
+GROUP_MULTIPLE = 32
+
+
+class QuantizedLinearArgs(ctypes.Structure):
+    """csrc/linear_quantized.cpp QuantizedLinearArgs."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "scales", "bias", "out")),
+        *((name, ctypes.c_int64) for name in ("num_outer", "num_inner", "stride_outer", "stride_inner")),
+        *((name, ctypes.c_int64) for name in ("num_in", "num_out", "num_groups")),
+        *((name, ctypes.c_int32) for name in ("bits", "int8_activations")),
+    ]
+
+
+class QuantizedPackArgs(ctypes.Structure):
+    """csrc/linear_quantized.cpp QuantizedPackArgs."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weight", "out")),
+        *((name, ctypes.c_int64) for name in ("num_in", "num_out")),
+        ("bits", ctypes.c_int32),
+    ]
+
+
+class ScalesPackArgs(ctypes.Structure):
+    """csrc/linear_quantized.cpp ScalesPackArgs."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("scales", "out")),
+        *((name, ctypes.c_int64) for name in ("num_out", "num_groups", "item_size")),
+    ]
+
+
+def supports(args: Mapping[str, Any]) -> str | None:
+    """8 bits with a scale per output in fp32, or 4 bits in groups of a multiple of 32 with scales in bf16."""
+    x, qweight, scales = args["x"], args["qweight"], args["scales_NG"]
+    num_in, num_groups = qweight.shape[1] * (2 if qweight.dtype == torch.uint8 else 1), scales.shape[1]
+    if reason := library.refuse({"x": x, "bias": args.get("bias")}):
+        return reason
+    if num_in > MAX_INPUTS:
+        return f"{num_in} inputs are more than {MAX_INPUTS}: a sum might not fit 32 bits"
+    kind = f"{str(qweight.dtype)[6:]} in {num_groups} groups with scales in {str(scales.dtype)[6:]}"
+    if qweight.dtype == torch.int8 and scales.dtype == torch.float32 and num_groups == 1:
+        return None
+    if qweight.dtype == torch.uint8 and scales.dtype == torch.bfloat16 and num_in % (num_groups * GROUP_MULTIPLE) == 0:
+        return None
+    return f"it has no code for a weight of {num_in} inputs kept as {kind}"
+
+
+def pack_weight(qweight: torch.Tensor) -> PackedWeight:
+    """int8 [N, K] or uint8 [N, K / 2] in panels of units; see csrc/linear_quantized.h."""
+    bits = 8 if qweight.dtype == torch.int8 else 4
+    qweight = qweight.contiguous()
+    num_out, num_in = qweight.shape[0], qweight.shape[1] * 8 // bits
+    data = torch.empty(library.quantized_units(num_out, num_in, bits), dtype=torch.int32)
+    struct = QuantizedPackArgs(qweight.data_ptr(), data.data_ptr(), num_in, num_out, bits)
+    library.thunk("quantized_pack", None, struct)()
+    return PackedWeight(data, num_out, num_in)
+
+
+def pack_scales(scales_NG: torch.Tensor) -> torch.Tensor:
+    """[N, G] as [panels, G, outputs of a panel], filled up with zeros."""
+    scales_NG = scales_NG.contiguous()
+    num_out, num_groups = scales_NG.shape
+    outputs = library.panel_outputs()
+    packed = torch.empty(-(-num_out // outputs), num_groups, outputs, dtype=scales_NG.dtype)
+    struct = ScalesPackArgs(scales_NG.data_ptr(), packed.data_ptr(), num_out, num_groups, scales_NG.itemsize)
+    library.thunk("scales_pack", None, struct)()
+    return packed
+
+
+def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.quantized_linear(x, packed weight, packed scales, bias) into outputs[0], which is dense."""
+    reads, out, weight, scales = Reads(), dense_output(outputs[0]), args["qweight"], args["scales_NG"]
+    x, rows = reads.rows(args["x"])
+    bias = None if args.get("bias") is None else reads.dense(args["bias"])
+    struct = QuantizedLinearArgs(
+        *(x.data_ptr(), weight.data.data_ptr(), scales.data_ptr(), None if bias is None else bias.data_ptr()),
+        out.data_ptr(),
+        *rows,
+        *(weight.num_in, weight.num_out, scales.shape[1]),
+        *(8 if scales.dtype == torch.float32 else 4, args["int8_activations"]),
+    )
+    kept = (x, weight.data, scales, out, *([] if bias is None else [bias]))
+    return reads.before(library.thunk("quantized_linear", x.dtype, struct, *kept))

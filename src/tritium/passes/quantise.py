@@ -1,0 +1,86 @@
+"""Keep the weights of linears in 8 or 4 bits.
+
+Matches: `tritium.linear(x, w, bias)` whose w is a weight of the graph, unless `left_out` names a tensor it is made of.
+Replaces with: `tritium.quantized_linear(x, qweight, scales, bias)` by the scheme: the recipes `quantized(w)` and
+    `scales(w)`, for a concatenation those of its parts. The linear that makes the logits takes the scheme's format for
+    the head, and so does one whose inputs are no multiple of the group. Runs after merging. Bits change; by how much,
+    the scheme decides.
+"""
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import fx
+
+from tritium.errors import CaptureError
+from tritium.graph.derived import insert_weight, is_weight, recipe_of
+from tritium.graph.edit import arguments, insert, output_node, replace
+from tritium.graph.spec import spec_of
+from tritium.passes.merging import LINEAR
+from tritium.passes.result import PassResult
+from tritium.quant.schemes import QuantScheme, WeightFormat
+from tritium.quant.weights import SCALE_DTYPES
+from tritium.weights.recipes import Checkpoint, Concat, Quantized, Recipe, Scales, leaves
+
+QUANTIZED = torch.ops.tritium.quantized_linear.default
+QWEIGHT_DTYPES = {8: torch.int8, 4: torch.uint8}
+
+
+def quantise(graph: fx.Graph, *, scheme: QuantScheme, left_out: Sequence[str] = ()) -> PassResult:
+    """See the module's docstring. left_out: names of checkpoint or module tensors, `*` and `?` as in file names.
+
+    Raises `CaptureError` when that leaves no linear.
+    """
+    head, count = _head(graph), 0
+    for node in list(graph.nodes):
+        if node.target is not LINEAR or not is_weight(arguments(node)["weight_NK"]):
+            continue
+        weight = arguments(node)["weight_NK"]
+        if _is_left_out(recipe_of(weight), left_out):
+            continue
+        num_in = int(spec_of(weight).shape[1])  # type: ignore[arg-type]
+        is_grouped = num_in % (scheme.weight.group_size or 1) == 0
+        _replace(node, scheme.weight if is_grouped and node is not head else scheme.head, scheme)
+        count += 1
+    if not count:
+        raise CaptureError(
+            f"scheme={scheme.name!r}: there is no linear to quantise beside those that unquantized={tuple(left_out)!r} "
+            "leaves out; build with scheme=None"
+        )
+    return PassResult(count)
+
+
+def _replace(node: fx.Node, weight_format: WeightFormat, scheme: QuantScheme) -> None:
+    a, graph = arguments(node), node.graph
+    weight, spec = a["weight_NK"], spec_of(a["weight_NK"])
+    bits, group = weight_format.bits, weight_format.group_size
+    num_out, num_in = (int(size) for size in spec.shape)  # type: ignore[arg-type]  # a weight's sizes are numbers
+    recipe, name = recipe_of(weight), weight.meta["name"]
+    qspec = type(spec)(QWEIGHT_DTYPES[bits], (num_out, num_in * bits // 8))
+    sspec = type(spec)(SCALE_DTYPES[bits], (num_out, num_in // (group or num_in)))
+    qweight = insert_weight(graph, f"{name}.q{bits}", _each(recipe, lambda part: Quantized(part, bits, group)), qspec)
+    scales = insert_weight(graph, f"{name}.scales", _each(recipe, lambda part: Scales(part, bits, group)), sspec)
+    with graph.inserting_before(node):
+        args = (a["x"], qweight, scales, a["bias"], scheme.int8_activations)
+        replace(node, insert(graph, QUANTIZED, args, spec_of(node), like=node, covers=[node]))
+
+
+def _each(recipe: Recipe, change: Callable[[Recipe], Recipe]) -> Recipe:
+    """`change` of the tree, or of the parts that it puts one after the other as outputs."""
+    if isinstance(recipe, Concat) and recipe.dim == 0:
+        return Concat(tuple(_each(part, change) for part in recipe.parts), 0)
+    return change(recipe)
+
+
+def _is_left_out(recipe: Recipe, patterns: Sequence[str]) -> bool:
+    names = [leaf.name for leaf in leaves(recipe) if isinstance(leaf, Checkpoint)]
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _head(graph: fx.Graph) -> fx.Node | None:
+    """The linear that the logits come from: the first one met on the way back from the output."""
+    node = output_node(graph)
+    while node.all_input_nodes and node.target is not LINEAR:
+        node = node.all_input_nodes[0]
+    return node if node.target is LINEAR else None

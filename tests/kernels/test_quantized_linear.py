@@ -1,0 +1,148 @@
+"""Quantised linears: bits of the reference with int8 activations, on every path; rows by themselves in every format."""
+
+import ctypes
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tritium import ops
+from tritium.errors import KernelError
+from tritium.kernels import select
+from tritium.kernels.cpu import build, library, openmp, quantized
+from tritium.kernels.kernel import TensorSpec
+from tritium.kernels.table import KERNELS
+from tritium.ops.quantized import dequantize_weight
+from tritium.quant.weights import quantize_weight, scales_of
+from tritium.testing.kernel_cases import run
+
+KERNEL, EAGER = (next(k for k in KERNELS if k.name == f"{name}.quantized_linear") for name in ("cpu", "eager"))
+LEVELS = {
+    "native": "-march=native",
+    "avx512": "-march=x86-64-v4",
+    "avx2": "-march=x86-64-v3",
+    "sse": "-march=x86-64-v2",
+}
+CPU_FLAGS = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
+HERE = [n for n in LEVELS if n in ("native", "sse") or {"avx512": "avx512f", "avx2": "avx2"}[n] in CPU_FLAGS]
+FULL = ("avx512", "sse")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FORMATS = ((8, 0), (4, 32), (4, 128))
+ROWS = (*range(1, 33), 64, 100, 257)
+
+
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.full] * (n in FULL)) for n in HERE])
+def level(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The linear kernels compiled for one level stand in for the library."""
+    sources = tmp_path_factory.mktemp("csrc")
+    for path in (*build.SOURCE_DIR.glob("*.h"), *build.SOURCE_DIR.glob("linear_quantized.cpp")):
+        shutil.copy(path, sources)
+    runtime = openmp.torch_runtime(openmp.loaded_runtimes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "FLAGS", (*(f for f in build.FLAGS if f != "-march=native"), LEVELS[request.param]))
+        patch.setattr(build, "SOURCE_DIR", sources)
+        cache: Path = tmp_path_factory.mktemp("cache") / "kernels"
+        compiled = ctypes.CDLL(str(build.library_path("g++", runtime, cache, progress=lambda _: None)))
+        patch.setattr(library, "_load", lambda: (compiled, ""))
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+def arguments(num_rows: int, num_out: int, num_in: int, weight_format: tuple[int, int], dtype: torch.dtype) -> dict:
+    """Activations with an outlier in each row, inside a wider tensor of NaN; a bias for odd num_out."""
+    bits, group_size = weight_format
+    wide = torch.full((num_rows, num_in + 7), float("nan"), dtype=dtype)
+    wide[:, 3 : 3 + num_in] = torch.randn(num_rows, num_in)
+    wide[:, 3] *= 10
+    weight = torch.randn(num_out, num_in)
+    scales = scales_of(weight, bits, group_size)
+    qweight = quantize_weight(weight, scales, bits)
+    bias = torch.randn(num_out).to(dtype) if num_out % 2 else None
+    return {"x": wide[:, 3 : 3 + num_in], "qweight": qweight, "scales_NG": scales, "bias": bias}
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+def test_int8_activations_give_the_references_bits_for_every_shape_and_number_of_rows(
+    level: str, weight_format: tuple[int, int], dtype: torch.dtype
+) -> None:
+    _, group = weight_format
+    for num_out, num_in in ((1, group or 1), (33, (group or 13) * 3), (64, 256), (65, 1024), (31, group * 9 or 1030)):
+        args = arguments(ROWS[-1], num_out, num_in, weight_format, dtype) | {"int8_activations": True}
+        expected = ops.quantized_linear(**args)
+        for num_rows in ROWS:
+            torch.set_num_threads(1 + num_rows % 2)
+            part = run(KERNEL, {**args, "x": args["x"][:num_rows]}, (num_rows, num_out), dtype)
+            assert torch.equal(part, expected[:num_rows]), f"{num_out} x {num_in}, {num_rows} rows"
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+def test_float_activations_are_as_exact_as_fp32_and_a_row_is_its_own(
+    level: str, weight_format: tuple[int, int], dtype: torch.dtype
+) -> None:
+    _, group = weight_format
+    for num_out, num_in in ((1, group or 1), (33, (group or 13) * 3), (65, 1024)):
+        args = arguments(ROWS[-1], num_out, num_in, weight_format, dtype) | {"int8_activations": False}
+        weight = dequantize_weight(args["qweight"], args["scales_NG"]).double()
+        bias = None if args["bias"] is None else args["bias"].double()
+        exact = torch.nn.functional.linear(args["x"].double(), weight, bias)
+        terms = torch.nn.functional.linear(args["x"].double().abs(), weight.abs())
+        whole = run(KERNEL, args, (ROWS[-1], num_out), dtype)
+        limit = torch.finfo(dtype).eps / 2 * exact.abs() + 16 * torch.finfo(torch.float32).eps * terms + 1e-6
+        assert ((whole.double() - exact).abs() <= limit).all()
+        for num_rows in ROWS:
+            torch.set_num_threads(1 + num_rows % 2)
+            part = run(KERNEL, {**args, "x": args["x"][:num_rows]}, (num_rows, num_out), dtype)
+            assert torch.equal(part, whole[:num_rows]), f"{num_out} x {num_in}, {num_rows} rows"
+
+
+@pytest.mark.parametrize("is_int8", [True, False])
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_extreme_rows_and_rows_that_are_not_finite_stay_by_themselves(
+    level: str, weight_format: tuple[int, int], is_int8: bool
+) -> None:
+    args = arguments(9, 33, 256, weight_format, torch.float32) | {"int8_activations": is_int8}
+    args["x"][1], args["x"][2], args["x"][3, 7], args["x"][4, 200] = 0.0, 1e-38, float("inf"), float("nan")
+    args["x"][5] *= 1e30
+    out, expected = run(KERNEL, args, (9, 33), torch.float32), ops.quantized_linear(**args)
+    assert not out[3:5].isfinite().any() and out[[0, 1, 2, 5, 6, 7, 8]].isfinite().all()
+    if is_int8:
+        assert torch.equal(out.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("is_int8", [True, False])
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_the_eager_kernel_is_the_reference_and_keeps_rows_apart(weight_format: tuple[int, int], is_int8: bool) -> None:
+    args = arguments(64, 33, 384, weight_format, torch.bfloat16) | {"int8_activations": is_int8}
+    whole = run(EAGER, args, (64, 33), torch.bfloat16)
+    torch.testing.assert_close(whole, ops.quantized_linear(**args), rtol=1e-2, atol=1e-2)
+    part = run(EAGER, {**args, "x": args["x"][32:]}, (32, 33), torch.bfloat16)
+    assert torch.equal(part, whole[32:])
+
+
+def test_what_the_compiled_kernel_has_no_code_for_is_refused_with_its_sizes() -> None:
+    def spec(*shape: int | None, dtype: torch.dtype) -> TensorSpec:
+        return TensorSpec(dtype=dtype, shape=shape)
+
+    x = spec(None, 1 << 17, dtype=torch.bfloat16)
+    for qweight, scales, reason in (
+        (spec(8, 1 << 17, dtype=torch.int8), spec(8, 1, dtype=torch.float32), "131072 inputs are more than 65536"),
+        (spec(8, 64, dtype=torch.int8), spec(8, 2, dtype=torch.float32), "kept as int8 in 2 groups with scales in fl"),
+        (spec(8, 40, dtype=torch.uint8), spec(8, 5, dtype=torch.bfloat16), "of 80 inputs kept as uint8 in 5 groups"),
+    ):
+        args = {"x": x, "qweight": qweight, "scales_NG": scales, "bias": None, "int8_activations": True}
+        assert reason in str(quantized.supports(args))
+        with pytest.raises(KernelError, match=reason):
+            select.choose("quantized_linear", args, available={"cpu"})
+        assert select.choose("quantized_linear", args, available={"cpu", "eager"}).name == "eager.quantized_linear"
