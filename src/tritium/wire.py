@@ -70,7 +70,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True):
-    """What a request gained. The last one has a finish_reason; a refused request gets only that one.
+    """What a request gained. Each of its samples has a last one, with a finish_reason; a refused request only has one.
 
     refusal: the class of `RequestError` that kept it from starting. Times are seconds of the system's monotonic clock,
     which all processes share.
@@ -88,6 +88,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     arrival: float | None = None
     first_token: float | None = None
     finished: float | None = None
+    sample_index: int = 0
 
 
 class Report(msgspec.Struct, frozen=True, tag=True):

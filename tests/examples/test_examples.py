@@ -88,3 +88,11 @@ def test_a_stream_shows_every_piece_and_one_that_is_left_frees_its_blocks() -> N
 def test_a_second_turn_of_a_chat_finds_the_first_in_the_cache() -> None:
     first, second = re.findall(r"^\((\d+) prompt tokens, (\d+) of them cached\)$", run("chat.py"), re.MULTILINE)
     assert int(first[1]) == 0 and int(second[1]) >= 16
+
+
+def test_the_openai_package_talks_to_a_server_of_its_own() -> None:
+    completion, chat, *answers = run("openai_client.py").splitlines()
+    assert completion.startswith("completion: ") and len(ast.literal_eval(chat.removeprefix("chat: "))) > 5
+    found = [re.fullmatch(r"answer (\d): .*, log-probability -\d+\.\d\d", line) for line in answers]
+    assert [match and match[1] for match in found] == ["0", "1", "2"]
+    assert len((EXAMPLES / "openai_client.py").read_text().splitlines()) < 60

@@ -34,6 +34,7 @@ COMPLETION_CASES: list[tuple[str, Any, str]] = [
     ("logits_processors", ["os.system"], "logits_processors is not supported"),
     ("truncate_prompt_tokens", 1, "truncate_prompt_tokens is not supported"),
     ("logit_bias", {"5": 1000}, "logit_bias of token 5"),
+    ("n", 2, "n=2"),
     ("n", "2", "Expected `int`, got `str` - at `n`"),
     ("stop", [""], "each string of stop needs 1 to 1024"),
     ("stop", ["x"] * 10_000, "64"),
@@ -79,7 +80,7 @@ CHAT_CASES: list[tuple[str, Any, str]] = [
 def test_a_wrong_field_is_a_400_that_names_it(
     server: Any, path: str, good: dict[str, Any], field: str, value: Any, message: str
 ) -> None:
-    status, body = server.post(path, {**good, field: value})
+    status, body = server.post(path, {**good, "temperature": 0, field: value})
     assert status == 400, body
     error = body["error"]
     assert error["type"] == "invalid_request_error"

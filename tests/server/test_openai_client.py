@@ -85,12 +85,13 @@ def test_parts_of_text_are_one_message(client: openai.OpenAI) -> None:
     assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
 
 
-def test_a_chat_without_max_tokens_goes_on_until_it_stops(client: openai.OpenAI, llm: LLM) -> None:
-    [expected] = llm.chat(MESSAGES, SamplingParams(temperature=0))
-    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=0)
+def test_a_chat_without_max_tokens_goes_on_to_a_stop_or_the_end_of_the_context(client: openai.OpenAI, llm: LLM) -> None:
+    messages = [{"role": "user", "content": "x = 1\n" * 92}]
+    [expected] = llm.chat(messages, SamplingParams(temperature=0))
+    answer = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
     assert answer.choices[0].message.content == expected.outputs[0].text
     assert answer.choices[0].finish_reason == expected.outputs[0].finish_reason
-    assert answer.usage.completion_tokens == len(expected.outputs[0].token_ids) > 24
+    assert answer.usage.completion_tokens == len(expected.outputs[0].token_ids) > 16
 
 
 def test_logprobs_of_a_completion_are_those_of_the_engine(client: openai.OpenAI, llm: LLM) -> None:
@@ -132,15 +133,18 @@ def test_stop_strings_end_the_text_and_are_not_part_of_it(client: openai.OpenAI,
     )
 
 
-def test_n_gives_answers_that_differ_and_a_seed_repeats_them_all(client: openai.OpenAI) -> None:
-    wanted = {"model": MODEL, "messages": MESSAGES, "n": 3, "seed": 11, "temperature": 1.0, "max_tokens": 16}
-    first, second = (client.chat.completions.create(**wanted) for _ in range(2))
-    texts = [choice.message.content for choice in first.choices]
-    assert [choice.index for choice in first.choices] == [0, 1, 2]
+def test_n_and_a_seed_give_the_answers_of_llm_chat_streaming_or_not(client: openai.OpenAI, llm: LLM) -> None:
+    sampling = {"n": 3, "seed": 11, "temperature": 1.0, "max_tokens": 16}
+    [expected] = llm.chat(MESSAGES, SamplingParams(**sampling))
+    texts = [output.text for output in expected.outputs]
     assert len(set(texts)) == 3
-    assert texts == [choice.message.content for choice in second.choices]
+    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, **sampling)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert [choice.message.content for choice in answer.choices] == texts
+    assert answer.usage.prompt_tokens == len(expected.prompt_token_ids)
+    assert answer.usage.completion_tokens == sum(len(output.token_ids) for output in expected.outputs)
     streamed = ["", "", ""]
-    for event in client.chat.completions.create(stream=True, **wanted):
+    for event in client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **sampling):
         streamed[event.choices[0].index] += event.choices[0].delta.content or ""
     assert streamed == texts
 

@@ -25,7 +25,7 @@ def test_a_key_a_name_a_short_queue_and_a_request_that_outlives_sigterm(start_se
     assert client.models.list().data[0].id == "mine"
 
     with pytest.raises(openai.RateLimitError, match="accepts at most 4") as caught:
-        client.completions.create(n=5, **LONG)
+        client.completions.create(n=5, **{**LONG, "temperature": 1})
     assert (caught.value.code, caught.value.response.headers["retry-after"]) == ("queue_full", "1")
 
     stream = client.completions.create(stream=True, stream_options={"include_usage": True}, **LONG)

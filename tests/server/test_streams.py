@@ -37,7 +37,7 @@ def test_64_streams_at_once_are_each_what_generate_gives(server: Any, llm: LLM) 
 def test_a_client_that_leaves_frees_its_blocks(server: Any, is_streaming: bool) -> None:
     aborted = server.metric('tritium_requests_total{finish_reason="abort"}')
     connection = http.client.HTTPConnection(*server.address, timeout=60)
-    body = json.dumps({**LONG, "stream": is_streaming, "n": 16})
+    body = json.dumps({**LONG, "temperature": 1, "stream": is_streaming, "n": 16})
     connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
     if is_streaming:
         assert connection.getresponse().readline().startswith(b"data: {")

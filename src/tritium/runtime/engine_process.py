@@ -57,6 +57,10 @@ class EngineProcess:
 
     def run(self) -> None:
         """Returns when the other end is closed. An unreadable message is an `EngineError`: all is over."""
+        with contextlib.suppress(ConnectionError):  # closed with messages unread: the same end
+            self._serve()
+
+    def _serve(self) -> None:
         while (commands := self._take()) is not None:
             for command in commands:
                 self._apply(command)
@@ -113,8 +117,7 @@ class EngineProcess:
         outputs = [_wire_output(output) for output in self._outputs]
         self._outputs.clear()
         report = Report(outputs, self._loop.scheduler.stats._asdict(), self._num_batches)
-        with contextlib.suppress(BrokenPipeError):  # the other end is closed: the next read says so
-            self._connection.sendall(frame(report))
+        self._connection.sendall(frame(report))
 
 
 def _wire_output(output: StepOutput) -> Output:
@@ -132,6 +135,7 @@ def _wire_output(output: StepOutput) -> Output:
         arrival=timings.arrival if timings else None,
         first_token=timings.first_token if timings else None,
         finished=timings.finished if timings else None,
+        sample_index=output.sample_index,
     )
 
 

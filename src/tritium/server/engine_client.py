@@ -42,6 +42,14 @@ _READ_SIZE = 1 << 18
 Arrivals = asyncio.Queue[Output | EngineUnavailable]
 
 
+@dataclasses.dataclass
+class _Unfinished:
+    """A request in the engine: where its outputs go, and how many answers are to come."""
+
+    arrivals: Arrivals
+    num_answers: int
+
+
 class EngineClient:
     """One engine process, kept alive. Make one with `start`, end it with `close`."""
 
@@ -51,7 +59,7 @@ class EngineClient:
         self.pid = 0  # of the engine process
         self._start_message = Start(str(engine), dataclasses.asdict(runtime))
         self._ids = map("{:x}".format, itertools.count(1))
-        self._arrivals: dict[str, Arrivals] = {}  # by request, where its outputs go
+        self._unfinished: dict[str, _Unfinished] = {}  # by request id
         self._commands: list[Submit | Abort] = []
         self._is_asked = False  # a report is on its way
         self._tasks: list[asyncio.Task[None]] = []
@@ -66,8 +74,8 @@ class EngineClient:
 
     @property
     def num_unfinished(self) -> int:
-        """Requests handed over and not finished."""
-        return len(self._arrivals)
+        """Answers asked for and not finished."""
+        return sum(one.num_answers for one in self._unfinished.values())
 
     def submit(
         self,
@@ -75,24 +83,25 @@ class EngineClient:
         token_ids: list[int],
         params: dict[str, Any],
         *,
+        num_answers: int,
         is_streaming: bool,
         priority: int = 0,
         cache_salt: str = "",
     ) -> str:
-        """Hand a request over; returns its id. Its outputs arrive in the queue: the last has a finish_reason.
+        """Hand a request over; returns its id. Its outputs arrive in the queue, each answer's last has a finish_reason.
 
         An `EngineUnavailable` arrives instead when the engine ends first, and is raised while there is none.
         """
         if self.health.state != "running":
             raise EngineUnavailable(f"the engine is {self.health.state}: try again in a moment")
         request_id = next(self._ids)
-        self._arrivals[request_id] = arrivals
+        self._unfinished[request_id] = _Unfinished(arrivals, num_answers)
         self._send(Submit(request_id, token_ids, params, is_streaming, priority, cache_salt))
         return request_id
 
     def abort(self, request_id: str) -> None:
         """End a request and forget it; nothing more of it arrives."""
-        if self._arrivals.pop(request_id, None) is not None and self.health.state == "running":
+        if self._unfinished.pop(request_id, None) is not None and self.health.state == "running":
             self._send(Abort(request_id))
 
     async def close(self) -> None:
@@ -114,7 +123,7 @@ class EngineClient:
                 *(sys.executable, "-P", "-m", "tritium.runtime.engine_process", str(its.fileno())),
                 pass_fds=(its.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=2,  # its standard error: standard output is the server's own
+                stdout=2,  # standard output is the server's own
             )
         self.pid = self._process.pid
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
@@ -155,12 +164,13 @@ class EngineClient:
                         self._deliver(output)
 
     def _deliver(self, output: Output) -> None:
-        arrivals = self._arrivals.get(output.request_id)
-        if arrivals is None:  # aborted
+        one = self._unfinished.get(output.request_id)
+        if one is None:  # aborted
             return
-        if output.finish_reason is not None:
-            del self._arrivals[output.request_id]
-        arrivals.put_nowait(output)
+        one.num_answers -= output.finish_reason is not None
+        if output.refusal is not None or not one.num_answers:
+            del self._unfinished[output.request_id]
+        one.arrivals.put_nowait(output)
 
     async def _how_it_ended(self) -> str:
         """End the process if it has not, and say how it ended."""
@@ -215,9 +225,9 @@ class EngineClient:
                 self._writer.write(frame(Commands([])))
 
     def _fail_all(self, message: str) -> None:
-        lost, self._arrivals = self._arrivals, {}
-        for arrivals in lost.values():
-            arrivals.put_nowait(EngineUnavailable(message))
+        lost, self._unfinished = self._unfinished, {}
+        for one in lost.values():
+            one.arrivals.put_nowait(EngineUnavailable(message))
 
     def _send(self, command: Submit | Abort) -> None:
         if not self._commands:

@@ -11,8 +11,6 @@ from tritium.server.openai_request import Common
 from tritium.server.service import Service
 from tritium.wire import Output, TokenLogprob
 
-_MAX_SEED = (1 << 64) - 1
-
 
 class Finished(NamedTuple):
     """One choice, whole."""
@@ -24,17 +22,14 @@ class Finished(NamedTuple):
 
 
 class Generation:
-    """Choice number i * n + j is answer j to prompt i.
-
-    usage: counts so far, as OpenAI gives them. A seed gives answer j the seed plus j, so that answers differ.
-    """
+    """Choice number i * n + j is answer j to prompt i. usage: counts so far, as OpenAI gives them."""
 
     def __init__(self, service: Service, prompts: Sequence[list[int]], params: dict[str, Any], request: Common) -> None:
         self._service = service
         self._prompts = prompts
         self._params = params
         self._request = request
-        self._indices: dict[str, int] = {}  # of choices, by the request ids of unfinished ones
+        self._unfinished: dict[str, list[int]] = {}  # by request id, its prompt's index and its unfinished answers
         self._arrivals: Arrivals = Arrivals()
         self._num_tokens = [0] * (len(prompts) * request.n)
         self._num_cached = 0
@@ -46,19 +41,19 @@ class Generation:
         """
         try:
             self._submit_all()
-            while self._indices:
+            while self._unfinished:
                 output = await self._arrivals.get()
                 if isinstance(output, EngineUnavailable):
                     raise ApiError.of(output)
-                index = self._indices[output.request_id]
+                index = self._unfinished[output.request_id][0] * self._request.n + output.sample_index
                 self._num_tokens[index] += len(output.token_ids)
                 if output.finish_reason is not None:
                     self._finish(index, output)
                 yield index, output
         finally:
-            for request_id in self._indices:
+            for request_id, (_, num_answers) in self._unfinished.items():
                 self._service.client.abort(request_id)
-                self._service.metrics.note_abort()
+                self._service.metrics.note_aborts(num_answers)
 
     async def whole(self) -> list[Finished]:
         """Every choice, when all are finished."""
@@ -96,28 +91,27 @@ class Generation:
                 f"{service.config.max_queue}: try again later",
                 code="queue_full",
             )
-        for index in range(len(self._num_tokens)):
+        for index, prompt in enumerate(self._prompts):
             try:
                 request_id = service.client.submit(
                     self._arrivals,
-                    self._prompts[index // n],
-                    self._choice_params(index % n),
+                    prompt,
+                    self._params,
+                    num_answers=n,
                     is_streaming=self._request.stream,
                     priority=self._request.priority,
                     cache_salt=self._request.cache_salt,
                 )
             except EngineUnavailable as error:
                 raise ApiError.of(error) from error
-            self._indices[request_id] = index
-
-    def _choice_params(self, number: int) -> dict[str, Any]:
-        seed = self._params.get("seed")
-        return self._params if seed is None else {**self._params, "seed": (seed + number) & _MAX_SEED}
+            self._unfinished[request_id] = [index, n]
 
     def _finish(self, index: int, output: Output) -> None:
         """Count it; raise `ApiError` when it is no answer."""
-        del self._indices[output.request_id]
         n = self._request.n
+        self._unfinished[output.request_id][1] -= 1
+        if output.refusal is not None or not self._unfinished[output.request_id][1]:
+            del self._unfinished[output.request_id]
         if index % n == 0:
             self._num_cached += output.num_cached_tokens
         self._service.metrics.note_finish(output, len(self._prompts[index // n]), self._num_tokens[index])

@@ -61,9 +61,9 @@ class ServerMetrics:
             if num_output_tokens > 1:
                 self._per_token.observe((output.finished - output.first_token) / (num_output_tokens - 1))
 
-    def note_abort(self) -> None:
-        """A request ended because its client, a neighbour in its HTTP request, or the engine did."""
-        self._finished.labels("abort").inc()
+    def note_aborts(self, count: int) -> None:
+        """Answers ended because their client, a neighbour in their HTTP request, or the engine did."""
+        self._finished.labels("abort").inc(count)
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

@@ -150,7 +150,8 @@ def _parse(body: Mapping[str, Any], schema: type[Common], sampling_names: set[st
         raise ApiError(400, _plain(str(error)), param=_field_of(str(error))) from error
     if not 1 <= request.n <= MAX_CHOICES:
         raise ApiError(400, f"n must be an integer from 1 to {MAX_CHOICES}, not {request.n}", param="n")
-    return Parsed(request, {name: value for name, value in sent.items() if name in sampling_names - own})
+    params = {name: value for name, value in sent.items() if name in sampling_names - own}
+    return Parsed(request, params if request.n == 1 else {**params, "n": request.n})
 
 
 def _check(params: Mapping[str, Any]) -> None:
