@@ -13,7 +13,17 @@ from tritium.models.families.bert import ENCODERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/structure.md", "docs/dependencies.md")]
+DOCUMENTS = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/structure.md",
+        "docs/dependencies.md",
+        "docs/migrate.md",
+        "docs/serving.md",
+    )
+]
 
 
 def blocks(language: str) -> list[str]:
