@@ -119,7 +119,8 @@ def build(
         if resolved.encoder is not None:
             compiled = compile_encoder(resolved.module, config, clock=clock)
         else:
-            compiled = compile_module(resolved.module, config, dtype=resolved.dtype, plugins=own, clock=clock)
+            known: Any = {"dtype": resolved.dtype, "max_model_len": resolved.max_model_len, "plugins": own}
+            compiled = compile_module(resolved.module, config, **known, clock=clock)
         check_tables(compiled.plan, resolved.max_model_len)
     else:
         profile = profile or OptimizationProfile()
@@ -166,24 +167,21 @@ def compile_module(
     config: BuildConfig,
     *,
     dtype: torch.dtype | None = None,
+    max_model_len: int | None = None,
     plugins: Sequence[Plugin] = (),
     clock: "_Clock | None" = None,
 ) -> Compiled:
     """Capture, optimise and lower `module` and choose its kernels; touches no weight and no file."""
+    clock = clock or _Clock(None)
     with registered(plugin_ops(plugins)) as foreign:
-        return _compile(module, config, dtype, plugins, foreign, clock or _Clock(None))
+        with clock.stage("capture"):
+            captured = capture(module, dtype=dtype, max_model_len=max_model_len)
+        return _compile(captured, config, type(module).__name__, plugins, foreign, clock)
 
 
 def _compile(
-    module: nn.Module,
-    config: BuildConfig,
-    dtype: torch.dtype | None,
-    plugins: Sequence[Plugin],
-    foreign: Targets,
-    clock: "_Clock",
+    captured: Captured, config: BuildConfig, name: str, plugins: Sequence[Plugin], foreign: Targets, clock: "_Clock"
 ) -> Compiled:
-    with clock.stage("capture"):
-        captured = capture(module, dtype=dtype)
     with clock.stage("optimise"):
         optimised = pipeline.optimise(
             captured.graph,
@@ -194,7 +192,7 @@ def _compile(
         )
         if not optimised.kv_groups:
             raise CaptureError(
-                f"{type(module).__name__} has no causal attention. This version builds decoders only: write attention "
+                f"{name} has no causal attention. This version builds decoders only: write attention "
                 "with tritium.ops.attention, or as torch's scaled_dot_product_attention(..., is_causal=True)"
             )
         if captured.restriction is not None:

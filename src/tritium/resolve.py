@@ -1,5 +1,7 @@
 """What `build` was given, made explicit: the module, where its weights come from, and what its files say of tokens."""
 
+import importlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +63,8 @@ def resolve_model(model: Model, config: BuildConfig, weights: Weights) -> Resolv
         return _encoder(described, config, _source(weights), None, "EncoderConfig")
     if isinstance(model, ModelConfig):
         return _from_config(model, config, weights)
+    if isinstance(model, nn.Module) and _is_of_transformers(model):
+        return _from_transformers(model, config, weights)
     if isinstance(model, nn.Module):
         return _from_module(model, config, weights)
     if isinstance(model, (str, Path)):
@@ -158,6 +162,36 @@ def _from_module(module: nn.Module, config: BuildConfig, weights: Weights) -> Re
         recipes=_cast(_module_recipes(module, described, source), module, dtype),
         source=source,
         dtype=dtype,
+    )
+
+
+def _is_of_transformers(model: nn.Module) -> bool:
+    """True for a model of transformers, which then is loaded already."""
+    transformers = sys.modules.get("transformers")
+    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+
+
+def _from_transformers(model: nn.Module, config: BuildConfig, weights: Weights) -> ResolvedModel:
+    """Any decoder of transformers, by its own code: no row of the model table is needed."""
+    edge = importlib.import_module("tritium.models.transformers_model")
+    module = edge.for_capture(model)
+    known_len = edge.model_len(model)
+    if config.max_model_len is None and known_len is None:
+        raise ConfigError(f"max_model_len must be given: the configuration of {type(model).__name__} does not say it")
+    if config.max_model_len is not None and known_len is not None and config.max_model_len > known_len:
+        raise ConfigError(f"max_model_len is {config.max_model_len}; {type(model).__name__} is made for {known_len}")
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    own = {name: name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return ResolvedModel(
+        module=module,
+        name=type(model).__name__,
+        architecture=type(model).__name__,
+        origin=f"{type(model).__module__}.{type(model).__qualname__}",
+        max_model_len=config.max_model_len or known_len,
+        recipes=_cast(models.weight_recipes(module, mapping=own), module, dtype),
+        source=None if weights == "dummy" else _source(weights) or ModuleSource(model),
+        dtype=dtype,
+        eos_token_ids=edge.eos_token_ids(model),
     )
 
 

@@ -44,6 +44,14 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
         "add_layer_norm": (q, q * 2.0, torch.randn(H, dtype=dtype), None, 1e-5),
         "linear_activation": (torch.randn(T, D, dtype=dtype), torch.randn(24, D, dtype=dtype), None, "relu"),
         "linear_gated": (torch.randn(T, D, dtype=dtype), torch.randn(24, D, dtype=dtype), None, "silu"),
+        "experts": (
+            torch.randn(T, D, dtype=dtype),
+            torch.randint(0, 3, (T, 2)),
+            torch.rand(T, 2),
+            torch.randn(3, 20, D, dtype=dtype),
+            torch.randn(3, D, 10, dtype=dtype),
+            "silu",
+        ),
         "rope_kv_store": (q, k, v, ops.rope_cos_sin(positions, inv_freq), cache, positions),
     }
 

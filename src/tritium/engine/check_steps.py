@@ -31,6 +31,7 @@ RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
     ],
     "linear_activation": lambda a: RELATIONS["linear"](a),
     "linear_gated": lambda a: RELATIONS["linear"](a),
+    "experts": lambda a: [(a["gate_up_EGD"].shape, (None, 2 * a["down_EDF"].shape[2], None))],
     "gated_activation": lambda a: [(a["up"].shape, a["gate"].shape)],
     "moe": lambda a: [(a["gate_up_EGD"].shape[1:2], (2 * a["down_EDF"].shape[2],))],
     "rope": lambda a: [(a["cos_sin"].shape, (a["x_TNH"].shape[0], None))],

@@ -25,8 +25,8 @@ def annotate(graph: fx.Graph, read_size: ReadSize) -> None:
         }
 
 
-def symbolic_sizes(tokens: sympy.Symbol) -> ReadSize:
-    """Sizes as expressions of torch's symbol for the number of tokens."""
+def symbolic_sizes(tokens: sympy.Symbol, most: int | None = None) -> ReadSize:
+    """Sizes as expressions of torch's symbol for the number of tokens, of which a sequence has `most` at most."""
     memo: dict[sympy.Expr, Dim] = {}
 
     def read(size: int | torch.SymInt) -> Dim:
@@ -34,7 +34,7 @@ def symbolic_sizes(tokens: sympy.Symbol) -> ReadSize:
             return size
         expr = size.node.expr
         if expr not in memo:
-            memo[expr] = _linear(expr, tokens)
+            memo[expr] = _linear(_within(expr, tokens, most), tokens)
         return memo[expr]
 
     return read
@@ -70,3 +70,19 @@ def _linear(expr: sympy.Expr, tokens: sympy.Symbol) -> Dim:
     if len(coefficients) != 2 or not all(c.is_Integer for c in coefficients):
         return IRREGULAR
     return Extent(tokens=int(coefficients[0]), constant=int(coefficients[1]))
+
+
+def _within(expr: sympy.Expr, tokens: sympy.Symbol, most: int | None) -> sympy.Expr:
+    """`expr` with the choice made in each max and min of two linear terms, where it is the same for all lengths."""
+    if most is None:
+        return expr
+    chosen = expr
+    for part in sympy.preorder_traversal(expr):
+        name = type(part).__name__
+        if name in ("Max", "Min") and len(part.args) == 2:
+            a, b = part.args
+            ends = [(a - b).subs(tokens, length) for length in (1, most)]
+            if all(end >= 0 for end in ends) or all(end <= 0 for end in ends):
+                is_first_larger = max(ends) > 0
+                chosen = chosen.subs(part, a if is_first_larger == (name == "Max") else b)
+    return sympy.expand(chosen)

@@ -65,18 +65,21 @@ def capture(
     inputs: Mapping[str, InputSpec] = TOKEN_INPUTS,
     is_by_name: bool = False,
     learned: Collection[str] = (),
+    max_model_len: int | None = None,
 ) -> Captured:
     """Export `module` with a dynamic number of tokens; floating parameters are taken as `dtype` when given.
 
     inputs: what forward takes, in order. is_by_name: by these names, else by place, whatever forward calls them.
     learned: names of buffers whose values are weights, which other weights may replace; the others are constants.
+    max_model_len: tokens that a sequence has at most; code that cuts a table to the input's length relies on it.
     The module is left as it was. Raises `CaptureError` when it cannot be exported.
     """
     example = {
         name: torch.zeros((EXAMPLE_TOKENS, *spec.sizes), dtype=spec.dtype, device="meta")
         for name, spec in inputs.items()
     }
-    num_tokens = torch.export.Dim("T", min=2)
+    is_bounded = max_model_len is not None and max_model_len > 2 * EXAMPLE_TOKENS
+    num_tokens = torch.export.Dim("T", min=2, max=max_model_len - 1 if is_bounded and max_model_len else None)
     sizes = {name: {0: num_tokens} for name in inputs}
     shapes: Any = sizes if is_by_name else tuple(sizes.values())
     args, kwargs = ((), example) if is_by_name else (tuple(example.values()), {})
@@ -98,7 +101,7 @@ def capture(
         restriction = None
     made = {name: t for name, t in exported.constants.items() if isinstance(t, torch.Tensor) and not t.is_meta}
     constants |= {name: t for name, t in made.items() if name not in learned}
-    annotate(graph, symbolic_sizes(tokens))
+    annotate(graph, symbolic_sizes(tokens, max_model_len))
     for node in graph.nodes:
         if node.op == "placeholder" and node.meta["name"] in constants:
             node.meta["value"] = constants[node.meta["name"]]

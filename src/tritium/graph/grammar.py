@@ -16,7 +16,7 @@ from tritium.engine.plan import Extent
 from tritium.errors import CaptureError
 from tritium.graph.edit import Target, arguments, output_node
 from tritium.graph.spec import Spec, args_of, has_spec, spec_of, target_of
-from tritium.graph.vocabulary import FINAL, VIEWS
+from tritium.graph.vocabulary import EXACT, FINAL, VIEWS
 
 KINDS = ("input", "weight", "kv")
 LITERALS = (bool, int, float, str, type(None), torch.dtype, torch.memory_format, torch.layout, torch.device)
@@ -64,11 +64,11 @@ def verify_calls(graph: fx.Graph, *, foreign: Collection[Target] = ()) -> None:
         if not isinstance(node.target, Target):
             refuse(node, "is no torch op")
         is_ours = target_of(node).namespace == ops.library.NAMESPACE
-        if not is_ours and node.target not in FINAL | VIEWS and node.target not in foreign:
+        if not is_ours and node.target not in FINAL | VIEWS | EXACT and node.target not in foreign:
             refuse(
                 node, "is an op that no kernel runs. Write it with the ops in tritium.ops, or with element-wise torch"
             )
-        is_several = is_ours and len(target_of(node)._schema.returns) > 1
+        is_several = (is_ours or node.target in EXACT) and len(target_of(node)._schema.returns) > 1
         if not has_spec(node) and target_of(node)._schema.returns and not is_several:
             refuse(node, "must have exactly one tensor as result")
         check_arguments(node)

@@ -225,6 +225,16 @@ def _tokens_first(node: fx.Node, dims: Dims) -> TokenDim:
     return 0
 
 
+def _experts(node: fx.Node, dims: Dims) -> TokenDim:
+    """Every token goes through experts of its own choice; what they are made of is the same for all."""
+    a = arguments(node)
+    if any(dims[a[name]] != 0 for name in ("x_TD", "chosen_TJ", "weights_TJ")):
+        raise _Mixes("needs values, choices and weights to have the tokens in front")
+    if any(dims[a[name]] is not None for name in ("gate_up_EGD", "down_EDF")):
+        raise _Mixes("has weights that depend on the tokens")
+    return 0
+
+
 def _getitem(node: fx.Node, dims: Dims) -> TokenDim:
     return dims[args_of(node)[0]]
 
@@ -263,6 +273,7 @@ def _rules() -> dict[Any, Callable[[fx.Node, Dims], TokenDim]]:
         aten.select.int: _never(CUT),
         aten.expand.default: _expand,
         operator.getitem: _getitem,
+        ours.experts.default: _experts,
         aten.scaled_dot_product_attention.default: _never(not_attention),
     }
 

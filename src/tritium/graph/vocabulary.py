@@ -20,8 +20,9 @@ POINTWISE = frozenset({
     aten.ne.Tensor, aten.lt.Scalar, aten.lt.Tensor, aten.le.Scalar, aten.le.Tensor, aten.gt.Scalar,
     aten.gt.Tensor, aten.ge.Scalar, aten.ge.Tensor, aten.logical_and.default, aten.logical_or.default,
     aten.logical_not.default, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.erf.default,
-    aten.log1p.default, aten.floor.default, aten.round.default, aten.sign.default, aten.leaky_relu.default,
-    aten.hardtanh.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
+    aten.log1p.default, aten.expm1.default, aten.floor.default, aten.round.default, aten.sign.default,
+    aten.leaky_relu.default, aten.hardtanh.default, aten.zeros_like.default, aten.ones_like.default,
+    aten.full_like.default,
 })  # fmt: skip
 
 # Work along the dimensions in `dim`, or along all without it.
@@ -51,4 +52,17 @@ FINAL = frozenset({
     aten.amax.default, aten.softmax.int, aten.to.dtype, aten.clone.default, aten.exp.default, aten.log.default,
     aten.sin.default, aten.cos.default, aten.tanh.default, aten.sigmoid.default, aten.erf.default,
     aten.rsqrt.default, aten.reciprocal.default, aten.pow.Tensor_Scalar, aten.silu.default, aten.gelu.default,
+    aten.expm1.default, aten.log1p.default, aten.softplus.default,
+})  # fmt: skip
+
+# torch's own ops that a decoder may hold too (they run as `ops/torch_ops.py` says): they choose and move values, so
+# that no bit of a row depends on its neighbours.
+EXACT = frozenset({
+    aten.topk.default, aten.sort.default, aten.sort.stable, aten.argmax.default, aten.gather.default,
+    aten.scatter.src, aten.scatter.value, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.ScalarOther,
+    aten.where.ScalarSelf, aten.eq.Scalar, aten.eq.Tensor, aten.ne.Scalar, aten.ne.Tensor, aten.lt.Scalar,
+    aten.lt.Tensor, aten.le.Scalar, aten.le.Tensor, aten.gt.Scalar, aten.gt.Tensor, aten.ge.Scalar, aten.ge.Tensor,
+    aten.logical_and.default, aten.logical_or.default, aten.logical_not.default, aten.clamp_min.default,
+    aten.clamp_max.default, aten.zeros_like.default, aten.ones_like.default, aten.floor.default, aten.round.default,
+    aten.hardtanh.default, aten.leaky_relu.default, aten.max.dim, aten.min.dim,
 })  # fmt: skip

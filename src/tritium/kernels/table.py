@@ -139,6 +139,13 @@ KERNELS: tuple[Kernel, ...] = (
         numerics="int8 activations: as cpu.quantized_linear; else torch's order for TILE_ROWS rows",
     ),
     Kernel(
+        name="eager.experts",
+        op="experts",
+        backend="eager",
+        target=f"{_EAGER}.experts:bind",
+        numerics="fp32 sums, torch's order for TILE_ROWS rows",
+    ),
+    Kernel(
         name="eager.linear",
         op="linear",
         backend="eager",

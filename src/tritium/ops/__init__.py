@@ -23,6 +23,7 @@ add_layer_norm = target("add_layer_norm")
 rope_kv_store = target("rope_kv_store")
 linear_activation = target("linear_activation")
 linear_gated = target("linear_gated")
+experts = target("experts")
 
 __all__ = [
     "LIBRARY",
@@ -34,6 +35,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "embedding",
+    "experts",
     "gated_activation",
     "gather_rows",
     "kv_store",

@@ -9,6 +9,7 @@ import torch
 
 from tritium.ops.activations import ACTIVATION, GATED_ACTIVATION
 from tritium.ops.attention import ATTENTION, KV_STORE, PAGED_ATTENTION
+from tritium.ops.experts import EXPERTS
 from tritium.ops.fused import ADD_LAYER_NORM, ADD_RMS_NORM, LINEAR_ACTIVATION, LINEAR_GATED, ROPE_KV_STORE
 from tritium.ops.linears import EMBEDDING, GATHER_ROWS, LINEAR
 from tritium.ops.moe import MOE
@@ -41,6 +42,7 @@ OPS: tuple[Op, ...] = (
     ROPE_KV_STORE,
     LINEAR_ACTIVATION,
     LINEAR_GATED,
+    EXPERTS,
 )
 
 

@@ -2,7 +2,7 @@
 
 Matches: assertions and constraints; dropout in eval mode, detach, alias, clone, contiguous and other identities; casts
     in any spelling; calls with keywords or omitted defaults.
-    The outer product.
+    The outer product. `min` and `max` of two tensors.
 Replaces with: nothing; their input; `aten.to.dtype(x, dtype, False, False, None)`, or the input where the dtype is
     already that; the same call with every argument written out, dimensions counted from the end (-1 is the last), so
     that `(x, dim=1)` on a matrix and `(x, -1)` are one spelling; `x[:, None] * y[None, :]`. Views: views.py;
@@ -42,6 +42,7 @@ CASTS = {
 }  # fmt: skip
 
 
+SYNONYMS = {aten.min.other: aten.minimum.default, aten.max.other: aten.maximum.default}
 MAX_ROUNDS = 1000  # a rule moves something one call down a round; models have come to rest within 20
 RULES = (canonicalise_views, sink_leading_ones, sink_permutes, sink_casts)
 
@@ -70,6 +71,9 @@ def _calls(graph: fx.Graph) -> int:
         elif (same := _identity(node)) is not None:
             replace(node, same)
             count += 1
+        elif node.target in SYNONYMS:
+            node.target = SYNONYMS[node.target]
+            count += 1
         elif node.target is aten.outer.default:
             replace(node, _outer(node))
             count += 1
@@ -81,6 +85,8 @@ def _calls(graph: fx.Graph) -> int:
         else:
             normalise(node)
             _count_dims_from_end(node)
+            if node.target is aten.embedding.default:
+                node.args = (*args_of(node)[:2], -1, False, False)  # the rest concerns gradients alone
             count += (node.args, node.kwargs) != before
     return count
 
@@ -109,7 +115,7 @@ def _count_dims_from_end(node: fx.Node) -> None:
     """Rewrite `dim` arguments as negative numbers; the canonical views keep theirs, counted from the start."""
     if not isinstance(node.target, Target) or node.target in CANONICAL or not has_spec(_first_tensor(node)):
         return
-    rank = spec_of(_first_tensor(node)).rank + (node.target is aten.stack.default)
+    rank = spec_of(_first_tensor(node)).rank + (node.target in (aten.stack.default, aten.unsqueeze.default))
     for index, argument in enumerate(node.target._schema.arguments):
         if argument.name == "dim" and index < len(node.args) and rank:
             node.update_arg(index, _negative(args_of(node)[index], rank))

@@ -46,9 +46,9 @@ def gather_sampled_rows(graph: fx.Graph, whole: Collection[fx.Node] = ()) -> Pas
         for user in users:
             user.replace_input_with(node, new)
     for node in late:
-        if has_spec(node):
-            spec = spec_of(node)
-            node.meta["spec"] = spec.with_shape(tuple(_rows(dim) for dim in spec.shape))
+        specs = [spec_of(node)] if has_spec(node) else node.meta["spec"] or ()
+        over_rows = tuple(spec.with_shape(tuple(_rows(dim) for dim in spec.shape)) for spec in specs)
+        node.meta["spec"] = over_rows[0] if has_spec(node) else over_rows or None
     return PassResult(len(crossing))
 
 

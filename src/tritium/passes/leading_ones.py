@@ -1,7 +1,7 @@
 """Erase a batch axis of one sequence: leading sizes of 1 move down and out.
 
-Matches: an element-wise op, slice, concatenation, permutation, linear, norm, mean or softmax whose result has sizes
-    of 1 in front that it leaves alone.
+Matches: an element-wise op, slice, concatenation, permutation, linear, lookup, norm, mean or softmax whose result
+    has sizes of 1 in front that it leaves alone.
 Replaces with: the same call without them, then `aten.view`. What broadcasts over nothing is no longer written out:
     `x[:, None] * y[None, :]` becomes `x[:, None] * y`.
 """
@@ -53,6 +53,10 @@ def _without_ones(node: fx.Node) -> fx.Node | None:
         args = tuple(_cut(node, a, rank) if has_spec(a) else a for a in args)
     elif node.target is aten.cat.default:
         args = ([_cut(node, a, rank) for a in args[0]], *args[1:])
+    elif node.target is aten.embedding.default:
+        args = (args[0], _cut(node, args[1], spec_of(args[1]).rank - ones), *args[2:])
+    elif node.target is aten.index.Tensor:
+        args = (args[0], [_cut(node, args[1][0], spec_of(args[1][0]).rank - ones)])
     elif node.target is SLICE:
         args = (_cut(node, args[0], rank), args[1] - ones, *args[2:])
     elif node.target is PERMUTE:
@@ -76,6 +80,10 @@ def _untouched(node: fx.Node) -> int:
         return next((i for i, d in enumerate(args[1]) if i != d), 0)
     if node.target is aten.linear.default:
         return rank - 1
+    if node.target is aten.embedding.default:
+        return rank - 2
+    if node.target is aten.index.Tensor and len(args[1]) == 1:
+        return spec_of(args[1][0]).rank - 1
     if node.target in ALONG_LAST:
         return rank - len(args[1])
     if node.target in ALONG_LAST_DIM and args[1] in (-1, [-1]) and spec_of(args[0]).rank == rank:

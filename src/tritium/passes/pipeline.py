@@ -35,6 +35,7 @@ from tritium.passes.recognise_attention import read_shared_heads, recognise_atte
 from tritium.passes.recognise_plugins import recognise_plugins
 from tritium.passes.recognise_products import recognise_products
 from tritium.passes.recognise_rotary import recognise_rotary
+from tritium.passes.recognise_scores import recognise_scores
 from tritium.passes.result import PassResult
 from tritium.passes.views import canonicalise_views
 from tritium.quant.schemes import scheme_named
@@ -74,6 +75,7 @@ NORMALISE = (
         name="fold_constants", run=fold_constants, is_required=False
     ),  # before matching: frequencies made in forward()
     Pass(name="recognise_attention", run=recognise_attention),
+    Pass(name="recognise_scores", run=recognise_scores),  # after fold_constants: biases are constants by then
     Pass(name="canonicalise_heads", run=canonicalise),  # its permutations meet the model's own
     Pass(name="read_shared_heads", run=read_shared_heads, is_required=False),
     Pass(name="recognise_rotary", run=recognise_rotary),  # before recognise: gives cos and sin the form that rope reads

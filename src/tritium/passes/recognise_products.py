@@ -1,8 +1,8 @@
-"""Find linears that are written as products.
+"""Find linears that are written as products, and norms without weights.
 
 Matches: `aten.matmul(x, w)`, `aten.mm(x, w)` and `aten.addmm(bias, x, w)` with a weight w [K, N], or anything made of
-    weights alone.
-Replaces with: `tritium.linear(x, permute(w), bias)`.
+    weights alone. `aten.layer_norm` over the last dimension without weight and bias.
+Replaces with: `tritium.linear(x, permute(w), bias)`; `tritium.layer_norm(x, ones)`, the ones a constant.
 """
 
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from tritium.graph.derived import insert_weight
 from tritium.graph.edit import arguments, insert, insert_inferred, replace
-from tritium.graph.spec import args_of, spec_of
+from tritium.graph.spec import Spec, args_of, spec_of
 from tritium.graph.vocabulary import VIEWS
 from tritium.passes.result import PassResult
+from tritium.weights.recipes import Constant
 
 aten = torch.ops.aten
 
@@ -22,6 +24,10 @@ def recognise_products(graph: fx.Graph) -> PassResult:
     """See the module's docstring."""
     count = 0
     for node in list(graph.nodes):
+        if node.target is aten.layer_norm.default and _has_no_weight(node):
+            replace(node, _layer_norm(node))
+            count += 1
+            continue
         factors = _factors(node)
         if factors is None or not _is_weight(factors[1]) or spec_of(factors[0]).rank < 2:
             continue
@@ -54,3 +60,19 @@ def _is_weight(node: fx.Node) -> bool:
     while node.target in VIEWS:
         node = args_of(node)[0]
     return node.op == "placeholder" and node.meta["kind"] == "weight"
+
+
+def _has_no_weight(node: fx.Node) -> bool:
+    a = arguments(node)
+    return a["weight"] is None and a["bias"] is None and len(a["normalized_shape"]) == 1
+
+
+def _layer_norm(node: fx.Node) -> fx.Node:
+    """The norm with a constant of ones as its weight."""
+    a, dtype = arguments(node), spec_of(node).dtype
+    name = f"constant.{node.name}.ones"
+    weight = insert_weight(node.graph, name, Constant(name), Spec(dtype, tuple(a["normalized_shape"])))
+    weight.meta |= {"recipe": Constant(weight.meta["name"]), "value": torch.ones(a["normalized_shape"], dtype=dtype)}
+    with node.graph.inserting_before(node):
+        args = (a["input"], weight, None, a["eps"])
+        return insert(node.graph, torch.ops.tritium.layer_norm.default, args, spec_of(node), like=node, covers=[node])

@@ -74,6 +74,9 @@ _BLOCKS: dict[str, Callable[..., Any]] = {
     "aten.pow.Tensor_Scalar": torch.pow,
     "aten.silu.default": aten.silu.out,
     "aten.gelu.default": aten.gelu.out,
+    "aten.expm1.default": torch.expm1,
+    "aten.log1p.default": torch.log1p,
+    "aten.softplus.default": aten.softplus.out,
 }
 
 
