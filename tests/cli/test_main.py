@@ -28,6 +28,8 @@ FLAGS = {
     "serve": "MODEL --api-key --drain-seconds --dtype --host --json --kv-cache-memory --max-model-len "
     "--max-num-batched-tokens --max-num-seqs --max-queue --num-threads --port --seed --served-model-name "
     "--stall-seconds",
+    "plan": "MODEL --arch --dtype --json --kv-cache-memory --max-model-len --max-num-batched-tokens --max-num-seqs "
+    "--memory",
     "cache list": "--json",
     "cache prune": "--days --json",
     "bench throughput": "MODEL --arch --dtype --dummy-weights --input-len --json --kv-cache-memory --max-model-len "

@@ -289,6 +289,29 @@ def serve(
     _work("serve_command", {"model": model, "config": config, "server": server, "is_json": is_json})
 
 
+@app.command()
+def plan(
+    model: Annotated[str | None, typer.Argument(help="Engine or model directory, or hub id.")] = None,
+    arch: o.Arch = None,
+    memory: Annotated[int | None, typer.Option(help="Bytes there are; default: what this process may use.")] = None,
+    dtype: o.Dtype = None,
+    max_model_len: o.MaxModelLen = None,
+    max_num_seqs: o.MaxNumSeqs = None,
+    max_num_batched_tokens: o.MaxNumBatchedTokens = None,
+    kv_cache_memory: o.KVCacheMemory = None,
+    is_json: o.Json = False,
+) -> None:
+    """Say what memory a model will take and how much fits, before loading it; exit code 1: it does not fit."""
+    config = o.given(
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_memory=kv_cache_memory,
+    )
+    _work("plan_command", {"model": model, "arch": arch, "memory": memory, "config": config, "is_json": is_json})
+
+
 @cache_app.command("list")
 def cache_list(is_json: o.Json = False) -> None:
     """List the engines in the cache, the most recently used first."""

@@ -1,7 +1,9 @@
 """The flags that commands share, each declared once."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,3 +55,9 @@ EngineOutput = Annotated[Path, typer.Option("--output", help="The engine directo
 def given(**options: object) -> dict[str, object]:
     """The options that the user gave; for the others the library's own defaults hold."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def fields_of(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that are fields of the dataclass `kind`."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in options.items() if name in names}

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from tritium.build_child import build_in_child
+from tritium.cli.options import fields_of
 from tritium.cli.report import print_json, say, say_config
 from tritium.config import BuildConfig, RuntimeConfig, ServerConfig, default_api_key
 from tritium.engine.obtain import obtain_engine
@@ -17,8 +18,8 @@ def run(*, model: str, config: Mapping[str, Any], server: Mapping[str, Any], is_
     """Build the engine on first use, in a child process; serve it until SIGTERM or Ctrl-C."""
     api_key = server.get("api_key") or default_api_key()
     server_config = ServerConfig(**{**server, "api_key": api_key})
-    build = BuildConfig(**_fields_of(BuildConfig, config))
-    runtime = RuntimeConfig(**_fields_of(RuntimeConfig, config))
+    build = BuildConfig(**fields_of(BuildConfig, config))
+    runtime = RuntimeConfig(**fields_of(RuntimeConfig, config))
     engine = obtain_engine(model, build, build_in_child)
 
     def say_ready(service: Service, url: str) -> None:
@@ -38,8 +39,3 @@ def run(*, model: str, config: Mapping[str, Any], server: Mapping[str, Any], is_
         say(f"serving {service.model_name} at {url}/v1")
 
     asyncio.run(serve(engine, runtime, server_config, say_ready))
-
-
-def _fields_of(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in config.items() if name in names}

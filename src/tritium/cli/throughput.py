@@ -16,6 +16,7 @@ import torch
 import tritium
 from tritium.cli.build_command import choose_model
 from tritium.cli.opening import describe, resolved_config
+from tritium.cli.options import fields_of
 from tritium.cli.report import print_json, say, say_config
 from tritium.compiler import build
 from tritium.config import BuildConfig
@@ -139,7 +140,7 @@ def processor() -> str:
 def _build_arch(arch: str, config: Mapping[str, Any], place: Path, *, is_dummy: bool) -> tuple[str, dict[str, Any]]:
     """Build an engine of a well-known shape; what is left of `config` is for running it."""
     names = {field.name for field in fields(BuildConfig)}
-    build_config = BuildConfig(**{name: value for name, value in config.items() if name in names})
+    build_config = BuildConfig(**fields_of(BuildConfig, config))
     source = choose_model(None, arch, build_config, is_dummy=is_dummy)
     start = time.perf_counter()
     plugins = config.get("plugins", ())

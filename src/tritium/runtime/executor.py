@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from tritium.config import RuntimeConfig, available_memory, available_threads
-from tritium.engine.arena import plan_arena
 from tritium.engine.engine import Engine
 from tritium.engine.plan import Phase, Sizes
 from tritium.engine.tactics import Tactics
@@ -25,11 +24,11 @@ from tritium.errors import OutOfMemory
 from tritium.kernels.kernel import Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
 from tritium.runtime.binding import Binder
-from tritium.runtime.buckets import bucket, common_multiple
+from tritium.runtime.buckets import bucket
+from tritium.runtime.footprint import footprint
 from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights, bytes_in_use
-from tritium.runtime.memory import plan_memory
 from tritium.runtime.prompt_logprobs import PromptScorer, ScoredPart, scored_parts
 from tritium.runtime.request import RowError, SampledToken, ScheduledBatch
 from tritium.runtime.sampler import Sampler
@@ -73,23 +72,15 @@ class Executor:
         self._tactics = tactics or usable_tactics(engine, config.num_threads)
         tuned = self._tactics.kernels if self._tactics else None
         self._kernels = choose_kernels(plan, engine.plugins, tuned=tuned)
-        is_bitwise = engine.manifest.invariance == "bitwise"
-        self._multiples = {phase: self._row_multiple(phase) if is_bitwise else 1 for phase in ("tokens", "rows")}
-        self._largest = Sizes(
-            tokens=bucket(config.max_num_batched_tokens, self._multiples["tokens"]),
-            sequences=config.max_num_seqs,
-            rows=bucket(config.max_num_seqs, self._multiples["rows"]),
-        )
-        weights = LoadedWeights(engine)
-        offsets, arena_bytes = plan_arena(plan, self._largest)
-        self.memory = plan_memory(
-            groups,
+        layout = footprint(
+            plan,
+            self._kernels,
             config,
+            is_bitwise=engine.manifest.invariance == "bitwise",
             engine_max_model_len=engine.manifest.max_model_len,
-            weights_bytes=bytes_in_use(plan, self._kernels),
-            arena_bytes=arena_bytes,
             available_bytes=available_memory(),
         )
+        self.memory, self._largest, self._multiples = layout.memory, layout.largest, layout.multiples
         logger.info("%s", self.memory.describe())
         self._slots = RequestSlots(config.max_num_seqs)
         self._builder = BatchBuilder(
@@ -102,10 +93,10 @@ class Executor:
         )
         self._binder = Binder(
             plan,
-            offsets=offsets,
-            arena_bytes=arena_bytes,
+            offsets=layout.offsets,
+            arena_bytes=layout.arena_bytes,
             inputs=self._builder.inputs.tensors,
-            weights=weights,
+            weights=LoadedWeights(engine),
             kv_cache=KVCache(groups, self.memory.num_blocks, config.block_size),
         )
         self._sampler = Sampler(plan.vocab_size, config.max_num_seqs, is_null=is_null)
@@ -202,10 +193,6 @@ class Executor:
         self._binder = staged.binder
         self._token_thunks = {self._smallest("tokens").tokens: thunks["tokens"]}
         self._row_thunks = {smallest.rows: (thunks["rows"], output)}
-
-    def _row_multiple(self, phase: str) -> int:
-        pairs = zip(self._plan.steps, self._kernels, strict=True)
-        return common_multiple(kernel.row_multiple for step, kernel in pairs if step.phase == phase)
 
     def _bound_tokens(self, tokens: int) -> list[Thunk]:
         if tokens not in self._token_thunks:

@@ -1,0 +1,83 @@
+"""`tritium plan` says before anything is loaded what a process then allocates."""
+
+import gc
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tritium.cli.main import app
+from tritium.cli.plan_command import Planned, predict
+from tritium.compiler import build
+from tritium.config import RuntimeConfig, available_memory
+from tritium.models.hf_config import parse_config
+from tritium.runtime.executor import Executor
+from tritium.testing.tiny_configs import TINY_MODELS
+
+WIDE = {"vocab_size": 4096, "num_hidden_layers": 3, "max_position_embeddings": 2048}
+SHAPES = {
+    "llama in bf16": ("llama", "bfloat16", {**WIDE, "hidden_size": 512, "intermediate_size": 1536, "head_dim": 64}),
+    "llama in fp32": ("llama", "float32", {**WIDE, "hidden_size": 384, "intermediate_size": 1024, "head_dim": 48}),
+    "tied embeddings": ("qwen2", "bfloat16", {**WIDE, "hidden_size": 512, "intermediate_size": 1024}),
+    "windows": ("mistral", "float32", {**WIDE, "hidden_size": 512, "intermediate_size": 2048, "head_dim": 64}),
+    "gpt-j": (
+        "gptj",
+        "bfloat16",
+        {"vocab_size": 4096, "n_embd": 512, "n_layer": 3, "n_inner": 2048, "n_head": 8, "n_positions": 2048},
+    ),
+}
+RUNTIME = RuntimeConfig(max_num_seqs=16, max_num_batched_tokens=256, kv_cache_memory=96 << 20, num_threads=1)
+
+
+def allocated() -> dict[int, int]:
+    """Bytes of every storage that a living tensor holds, by address."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_prediction_is_within_two_per_cent_of_what_is_then_allocated(shape, tmp_path):
+    family, dtype, sizes = SHAPES[shape]
+    config = parse_config(TINY_MODELS[family] | sizes, shape, dtype=dtype)
+    engine = build(config, output_dir=tmp_path / "engine", weights="dummy")
+    planned = Planned(engine.plan, engine.manifest.max_model_len, True, dtype)
+    predicted = predict(planned, RUNTIME, available_memory())
+    before = allocated()
+    executor = Executor(engine, RUNTIME)
+    after = allocated()
+    taken = sum(size for address, size in after.items() if address not in before)
+    assert executor.memory == predicted.memory
+    assert abs(taken - predicted.total_bytes) <= 0.02 * predicted.total_bytes
+
+
+def test_a_shape_is_planned_without_weights_and_its_figures_add_up():
+    result = CliRunner().invoke(app, ["plan", "--arch", "llama-3.2-1b", "--memory", str(8 << 30), "--json"])
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["total_bytes"] == found["weights_bytes"] + found["arena_bytes"] + found["kv_bytes"]
+    parameters = 1_235_814_400  # of the published checkpoint; the tied embedding is read plain and packed
+    assert found["weights_bytes"] == pytest.approx(2 * (parameters + 128_256 * 2048), rel=1e-3)
+    assert found["num_tokens"] == (found["kv_blocks"] - 1) * found["config"]["block_size"]
+
+
+def test_what_does_not_fit_is_one_line_with_the_numbers_and_exit_code_1():
+    result = CliRunner().invoke(app, ["plan", "--arch", "llama-3.2-1b", "--memory", "1000000000"])
+    assert result.exit_code == 1
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: the model does not fit: memory available 1.00 GB, weights 3.00 GB")
+
+
+def test_an_engine_is_planned_from_its_own_plan(tmp_path):
+    config = parse_config(TINY_MODELS["llama"], "llama", dtype="float32")
+    engine = build(config, output_dir=tmp_path / "engine", weights="dummy")
+    result = CliRunner().invoke(app, ["plan", str(engine.path), "--json"])
+    assert json.loads(result.stdout)["config"]["dtype"] == "float32"
+
+
+def test_a_memory_of_nothing_is_refused_by_name():
+    result = CliRunner().invoke(app, ["plan", "--arch", "llama-3.2-1b", "--memory", "0"])
+    assert result.exit_code == 1
+    assert "--memory must be a number of bytes from 1 on, not 0" in result.stderr
