@@ -105,7 +105,7 @@ def test_a_missing_field_is_named(config, name):
 
 ODD_MODELS = (
     *("llama-yarn-mscale", "mistral", "qwen2-window", "qwen3", "gemma2", "phi3-longrope", "stablelm", "gpt2", "gptj"),
-    *("gpt_neox", "opt", "falcon-grouped", "falcon-alibi", "bloom", "mixtral", "qwen3_moe"),
+    *("gpt_neox", "opt", "falcon-grouped", "falcon-alibi", "bloom", "mixtral", "qwen3_moe", "gemma3"),
 )
 ABSURD = (-1, 0, 10**12, 2**63, 1.5, float("nan"), "64", True, None, [64])
 

@@ -1,5 +1,7 @@
 """Our modules against transformers, on models in which every tensor matters. (Engines are compared in tests/engine.)"""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,24 +9,24 @@ from safetensors.torch import load_file
 from tritium.models import MixtureOfExperts
 from tritium.ops.moe import route
 from tritium.testing import tiny_models as tiny
-from tritium.testing.tiny_configs import GEMMA2, TINY_MODELS
+from tritium.testing.tiny_configs import GEMMA2, GEMMA3, TINY_MODELS
 from tritium.weights.source import DictSource
 
 PROMPT_LEN = 60  # beyond every window and every original_max_position_embeddings of TINY_MODELS
 SCALED = [name for name, config in TINY_MODELS.items() if config.get("rope_scaling")]
 BASES = (
     *("llama", "mistral", "qwen2-window", "qwen3", "gemma2", "phi3", "stablelm", "gpt2", "gptj", "gpt_neox", "opt"),
-    *("falcon", "bloom", "mixtral", "qwen3_moe"),
+    *("falcon", "bloom", "mixtral", "qwen3_moe", "gemma3"),
 )
 PERTURBED = (
     *("llama-mha-biased", "llama-tied", "mistral", "qwen2-window", "qwen3", "qwen3-biased"),
     *("gemma2", "gemma2-no-caps", "stablelm", "stablelm-biased-tied", "gpt2", "gpt2-untied", "gptj", "gptj-tied"),
     *("phi3", "gpt_neox", "gpt_neox-sequential", "opt", "opt-post-norm", "opt-untied"),
     *("falcon", "falcon-grouped", "falcon-grouped-one-norm", "falcon-alibi", "bloom", "bloom-untied"),
-    *("mixtral", "qwen3_moe", "qwen3_moe-not-normed"),
+    *("mixtral", "qwen3_moe", "qwen3_moe-not-normed", "gemma3", "stablelm-parallel"),
 )
 
-LIVELY = {"bloom": 1}  # a seed; without positions but in its slopes, most small ones soon turn in circles
+LIVELY = {"bloom": 1, "gemma3": 4}  # seeds of models that do not soon turn in circles, as small ones like to
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -47,7 +49,7 @@ def test_the_prompt_is_long_enough_for_the_scaling_to_matter(tmp_path, name):
     assert tiny.relative_error(tiny.our_logits(scaled, prompt), tiny.our_logits(unscaled, prompt)) > 0.05
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2-window", "qwen3", "gemma2", "phi3", "mixtral-window"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2-window", "qwen3", "gemma2", "phi3", "mixtral-window", "gemma3"])
 def test_the_prompt_is_long_enough_for_the_window_to_matter(tmp_path, name):
     wide = {**TINY_MODELS[name], "sliding_window": 4096}
     prompt = tiny.random_prompt(PROMPT_LEN)
@@ -84,6 +86,17 @@ def test_the_prompt_is_long_enough_for_alibi_to_matter(tmp_path, name):
         assert len(set(layer.attention.alibi_slopes.tolist())) == layer.attention.num_heads
         layer.attention.alibi_slopes.zero_()
     assert tiny.relative_error(tiny.our_logits(module, prompt)[1:], biased[1:]) > 0.05
+
+
+def test_a_multimodal_gemma_3_is_its_text_model(tmp_path):
+    path, prompt = tiny.make_checkpoint(tmp_path, "gemma3"), tiny.random_prompt(PROMPT_LEN)
+    expected = tiny.reference_logits(tiny.reference_model(path), prompt)
+    tensors = {f"language_model.{name}": t for name, t in load_file(path / "model.safetensors").items()}
+    tensors["vision_tower.vision_model.embeddings.patch_embedding.bias"] = torch.ones(3)
+    tiny.write_tensors(path, tensors)
+    wrapped = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": GEMMA3}
+    (path / "config.json").write_text(json.dumps(wrapped))
+    assert tiny.relative_error(tiny.our_logits(tiny.our_model(path), prompt), expected) <= 1e-4
 
 
 @pytest.mark.parametrize("cap", ["attn_logit_softcapping", "final_logit_softcapping"])

@@ -33,6 +33,7 @@ PARAMETERS = {  # in millions, as the model cards say; embeddings counted once w
     "gemma-2-2b": 2614,
     "gemma-2-9b": 9242,
     "gemma-2-27b": 27227,
+    "gemma-3-1b": 1000,
     "phi-3-mini-4k": 3821,
     "phi-3-medium-4k": 13960,
     "stablelm-3b": 2795,
@@ -78,12 +79,17 @@ def test_rotary_frequencies_equal_those_of_transformers_bit_for_bit(name):
     config, reference = models.preset(name), hf_config(name)
     expected = rotary_embedding(config.family, reference)
     found, scaling = rope_frequencies(config.rope, config.default_model_len)
-    assert torch.equal(found, expected.inv_freq)
-    assert scaling == expected.attention_scaling
+    kind = "" if hasattr(expected, "inv_freq") else "full_attention_"
+    assert torch.equal(found, getattr(expected, f"{kind}inv_freq"))
+    assert scaling == getattr(expected, f"{kind}attention_scaling")
+    if config.rope_local:
+        local, _ = rope_frequencies(config.rope_local, config.default_model_len)
+        assert torch.equal(local, expected.sliding_attention_inv_freq)
 
 
 def rotary_embedding(family, config):
     """transformers' module that rotates the positions of this family."""
+    family = family.removesuffix("_text")
     module = import_module(f"transformers.models.{family}.modeling_{family}")
     return next(cls for name, cls in vars(module).items() if name.endswith("RotaryEmbedding"))(config)
 

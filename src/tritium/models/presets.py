@@ -217,6 +217,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gemma-2-2b": _gemma2(26, 2304, 9216, 8, 4),
     "gemma-2-9b": _gemma2(42, 3584, 14_336, 16, 8),
     "gemma-2-27b": _gemma2(46, 4608, 36_864, 32, 16, head_dim=128, query_pre_attn_scalar=144),
+    "gemma-3-1b": _gemma2(
+        26, 1152, 6912, 4, 1, architectures=["Gemma3ForCausalLM"], model_type="gemma3_text", vocab_size=262_144,
+        max_position_embeddings=32_768, sliding_window=512, attn_logit_softcapping=None, final_logit_softcapping=None,
+        rope_theta=1_000_000.0, rope_local_base_freq=10_000.0, sliding_window_pattern=6,
+    ),
     "phi-3-mini-4k": _phi3(32, 3072, 8192, 32, 32),
     "phi-3-medium-4k": _phi3(40, 5120, 17_920, 40, 10),
     "stablelm-3b": _stablelm(32, 2560, 6912, 32, vocab_size=50_304),

@@ -64,6 +64,14 @@ GEMMA2 = {name: value for name, value in LLAMA.items() if name != "hidden_act"} 
     "hidden_activation": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
 }
+GEMMA3 = {name: value for name, value in GEMMA2.items() if "softcapping" not in name} | {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "sliding_window_pattern": 3,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 10000.0,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+}
 STABLELM = {name: value for name, value in LLAMA.items() if name != "rms_norm_eps"} | {
     "architectures": ["StableLmForCausalLM"],
     "model_type": "stablelm",
@@ -201,10 +209,12 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
     "gemma2": GEMMA2,
     "gemma2-no-caps": GEMMA2
     | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True},
+    "gemma3": GEMMA3,
     "phi3": PHI3,
     "phi3-longrope": PHI3 | _longrope(8) | {"sliding_window": None},
     "phi3-longrope-partial": PHI3 | _longrope(6) | {"partial_rotary_factor": 0.75, "tie_word_embeddings": True},
     "stablelm": STABLELM,
+    "stablelm-parallel": STABLELM | {"use_parallel_residual": True},
     "stablelm-linear": STABLELM | {"rope_scaling": {"type": "linear", "factor": 4.0}},
     "stablelm-biased-tied": STABLELM
     | {"use_qkv_bias": True, "partial_rotary_factor": 0.5, "tie_word_embeddings": True},

@@ -36,11 +36,14 @@ def test_a_part_that_cannot_be_rotated_is_named(odd):
     assert "field 'partial_rotary_factor' is" in error_of(STABLELM | {"partial_rotary_factor": odd}, CheckpointError)
 
 
+def test_attention_and_mlp_stand_side_by_side_where_the_file_says_so():
+    assert models.parse_config(STABLELM | {"use_parallel_residual": True}, "config").block == "parallel"
+
+
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
         ({"qk_layernorm": True}, "qk_layernorm"),
-        ({"use_parallel_residual": True}, "use_parallel_residual"),
         ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "rope_scaling.type"),
     ],
 )

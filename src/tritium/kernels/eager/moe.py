@@ -16,8 +16,8 @@ from tritium.ops.moe import expert_mlp, route
 def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.moe into outputs[0]."""
     x_TD, gate_up_EGD, down_EDF, out_TD = args["x_TD"], args["gate_up_EGD"], args["down_EDF"], outputs[0]
-    row_1D = torch.empty((1, x_TD.shape[1]), dtype=x_TD.dtype)
-    sum_1D = torch.empty((1, x_TD.shape[1]), dtype=torch.float32)
+    row_1D = torch.empty((1, x_TD.shape[1]), dtype=x_TD.dtype, device=x_TD.device)
+    sum_1D = torch.empty((1, x_TD.shape[1]), dtype=torch.float32, device=x_TD.device)
 
     def thunk() -> None:
         for t in range(x_TD.shape[0]):

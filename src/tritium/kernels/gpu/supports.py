@@ -86,8 +86,10 @@ def kv_store(args: Mapping[str, Any]) -> str | None:
 
 
 def paged_attention(args: Mapping[str, Any]) -> str | None:
-    """Head sizes up to 256; the cache in q's dtype or in fp8."""
+    """Head sizes up to 256; the cache in q's dtype or in fp8; no ALiBi."""
     q, cache = args["q_TNH"], args["cache_layer"]
+    if args.get("alibi_slopes_N") is not None:
+        return "it has no code for alibi slopes"
     (num_heads, head_size), (num_kv_heads, cache_head_size) = q.shape[1:], cache.shape[2::2]
     if head_size != cache_head_size or not 0 < head_size <= 256:
         return f"q has heads of {head_size}, the cache of {cache_head_size}; equal ones of up to 256 are known"

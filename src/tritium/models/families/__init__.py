@@ -8,7 +8,7 @@ from tritium.models.config import ModelConfig
 from tritium.models.families.bloom import BLOOM
 from tritium.models.families.falcon import FALCON
 from tritium.models.families.family import Family
-from tritium.models.families.gemma import GEMMA2
+from tritium.models.families.gemma import GEMMA2, GEMMA3, GEMMA3_MULTIMODAL
 from tritium.models.families.gpt import GPT2, GPTJ
 from tritium.models.families.gpt_neox import GPT_NEOX
 from tritium.models.families.llama import LLAMA, MISTRAL, MIXTRAL
@@ -19,7 +19,8 @@ from tritium.models.families.stablelm import STABLELM
 from tritium.models.hf_fields import Fields
 
 FAMILIES: tuple[Family, ...] = (
-    *(LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, PHI3, STABLELM),
+    *(LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, PHI3, STABLELM),
+    *(GEMMA2, GEMMA3, GEMMA3_MULTIMODAL),
     *(GPT2, GPTJ, GPT_NEOX, FALCON, OPT, BLOOM),
 )
 
