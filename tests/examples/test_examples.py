@@ -61,12 +61,15 @@ def test_logits_processors_of_ones_own_choose_what_may_be_said() -> None:
     assert without[:5] == free[:5]
 
 
-def test_a_plugin_halves_the_steps_that_its_op_takes_and_changes_no_token() -> None:
+def test_a_plugin_computes_its_op_in_one_step_and_changes_no_token() -> None:
     lines = run("plugin.py").splitlines()
     found = [
         re.fullmatch(r"(\d) plugins: (\d+) steps for relu\(x\)², [\d.]+ ms a prompt of 256", line) for line in lines
     ]
-    assert [match and match.groups() for match in found] == [("0", "8"), ("1", "4")]
+    assert [match and match.groups() for match in found] == [
+        ("0", "4"),
+        ("1", "4"),
+    ]  # without it, relu is in the linear's epilogue
     assert len((EXAMPLES / "plugin.py").read_text().splitlines()) < 80
 
 
