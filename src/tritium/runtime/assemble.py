@@ -7,6 +7,7 @@ from tritium.engine.engine import Engine
 from tritium.kernels.kernel import resolve
 from tritium.runtime.engine_loop import EngineLoop
 from tritium.runtime.executor import Executor
+from tritium.runtime.overlap_loop import OverlapLoop
 from tritium.runtime.scheduler import Scheduler
 from tritium.runtime.scheduler_config import SchedulerConfig
 from tritium.runtime.weight_updates import WeightUpdates
@@ -28,7 +29,7 @@ def make_loop(engine: Engine, config: RuntimeConfig, tokenizer: Tokenizer | None
     executor = make_executor(engine, config)
     scheduler = make_scheduler(engine, config, executor)
     if not isinstance(executor, Executor):
-        return EngineLoop(scheduler, executor, tokenizer, seed=config.seed)
+        return OverlapLoop(scheduler, executor, tokenizer, seed=config.seed)
     updates = WeightUpdates(scheduler, executor)
     return EngineLoop(scheduler, executor, tokenizer, seed=config.seed, updates=updates)
 

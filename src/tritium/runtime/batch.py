@@ -125,7 +125,10 @@ class BatchBuilder:
         num_tokens: int,
         padded_tokens: int,
     ) -> None:
-        """Single tokens in one write; longer chunks are copied from the slot's own array, one slice each."""
+        """Single tokens in one write; longer chunks are copied from the slot's own array, one slice each.
+
+        A pending token is written as -1 - slot: the device puts the slot's last token in its place.
+        """
         ids = self.inputs.arrays["input_ids"]
         prompts = self._prompts
         is_decode_only = num_tokens == len(sequences)
@@ -133,7 +136,8 @@ class BatchBuilder:
         for i, (sequence, slot) in enumerate(zip(sequences, slots, strict=True)):
             prompt = prompts[slot]
             if sequence.start >= len(prompt):
-                single.append(sequence.request.token_ids[sequence.start])
+                token = sequence.request.token_ids[sequence.start]
+                single.append(token if token >= 0 else -1 - slot)
                 where.append(i)
             else:
                 end = ends[i]

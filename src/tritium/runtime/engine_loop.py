@@ -116,7 +116,7 @@ class EngineLoop:
         except Exception as error:  # whatever a step raises must not end the loop
             logger.exception("a step failed; its %d requests end with an error", len(batch.sequences))
             failed = self.scheduler.fail(batch)
-            return ended + [out for r in failed for out in self._end(r.request_id, "error", error=_text(error))]
+            return ended + [out for r in failed for out in self._end(r.request_id, "error", error=error_text(error))]
         ended += self._take(batch, tokens)
         return ended + self._report(batch)
 
@@ -129,7 +129,9 @@ class EngineLoop:
 
     def fail_all(self, error: BaseException) -> list[StepOutput]:
         """End every request with an error: the last resort when the scheduler itself cannot go on."""
-        return [out for request_id in list(self._streams) for out in self._end(request_id, "error", error=_text(error))]
+        return [
+            out for request_id in list(self._streams) for out in self._end(request_id, "error", error=error_text(error))
+        ]
 
     def _refuse_known_ids(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -170,7 +172,7 @@ class EngineLoop:
                 stop = stream.push() if stream.is_text_wanted else None
             except Exception as error:  # one output that cannot be decoded must not end the others
                 logger.exception("the text of request %r could not be made", request.request_id)
-                outputs += self._end(request.request_id, "error", error=_text(error))
+                outputs += self._end(request.request_id, "error", error=error_text(error))
                 continue
             if request.is_finished or stop is not None:
                 outputs += self._end(request.request_id, request.finish_reason or "stop", stop_reason=stop)
@@ -200,7 +202,7 @@ class EngineLoop:
             stream.finish()
         except Exception as failure:
             logger.exception("request %r could not be ended properly", request_id)
-            reason, error = "error", error or _text(failure)
+            reason, error = "error", error or error_text(failure)
         return self._send(stream, stream.output(reason=reason, error=error))
 
     def _send(self, stream: RequestStream, output: StepOutput) -> list[StepOutput]:
@@ -228,5 +230,6 @@ class EngineLoop:
             self._fan_outs.pop(group.request.request_id, None)
 
 
-def _text(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
+    """What a request is told of an exception."""
     return f"{type(error).__name__}: {error}"

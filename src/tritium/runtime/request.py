@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from tritium.errors import RequestError
 from tritium.sampling_params import MAX_TOKEN_ID, SamplingParams
 
+PENDING = -1  # in place of a token that is sampled and not known to the host yet
 NULL_BLOCK = 0  # the block that nobody owns: padding, and what lies behind a sliding window
 MAX_PRIORITY = 1 << 31
 
@@ -162,9 +163,25 @@ class Request:
         """Take one sampled token as the next output."""
         self.token_ids.append(token.token_id)
         self.output_token_ids.append(token.token_id)
-        if self.params.logprobs is not None:
+        if self.params.logprobs is not None and token.token_id != PENDING:
             self.output_logprobs.append(token)
             self.cumulative_logprob += token.logprob
+
+    @property
+    def has_pending(self) -> bool:
+        """The last output is one that the host does not know yet."""
+        return bool(self.output_token_ids) and self.output_token_ids[-1] == PENDING
+
+    def drop_pending(self) -> None:
+        """Forget an output that will never be known."""
+        if self.has_pending:
+            self.token_ids.pop()
+            self.output_token_ids.pop()
+
+    def resolve_pending(self, token: SampledToken) -> None:
+        """The pending output is this token."""
+        self.drop_pending()
+        self.append_output(token)
 
 
 class ScheduledSequence(NamedTuple):

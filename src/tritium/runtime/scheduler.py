@@ -171,6 +171,19 @@ class Scheduler:
         self._kv.pool.check()
         return finished
 
+    def resolve(self, request: Request, token: SampledToken) -> None:
+        """`update` was given PENDING for this request; this is the token. It may end the request, now or again."""
+        now = self._clock()
+        request.resolve_pending(token)
+        if request.timings.first_token is None:
+            request.timings.first_token = now
+        if request.is_finished:  # by its length, in update
+            request.timings.finished = now
+            if self._is_stopped(request):
+                request.finish_reason, request.stop_reason = "stop", self._stop_reason(request)
+        elif self._is_stopped(request):
+            self._finish(request, "stop", self._stop_reason(request), now)
+
     def fail(self, batch: ScheduledBatch) -> list[Request]:
         """The step raised: end its requests with "error". Nothing they computed or used is shared from now on."""
         self._close_step(batch)
@@ -298,17 +311,25 @@ class Scheduler:
         """Append the token; True if the request is finished by it. A stop is honoured from `min_tokens` outputs on."""
         request.append_output(token)
         request.weights_generation = self.weights_generation
-        if request.timings.first_token is None:
+        if request.timings.first_token is None and not request.has_pending:
             request.timings.first_token = now
-        token_id = token.token_id
-        if token_id in request.stop_ids and len(request.output_token_ids) >= request.params.min_tokens:
-            is_eos = token_id in request.eos_token_ids and not request.params.ignore_eos
-            self._finish(request, "stop", None if is_eos else token_id, now)
+        if self._is_stopped(request):
+            self._finish(request, "stop", self._stop_reason(request), now)
         elif len(request.token_ids) >= request.max_total_tokens:
             self._finish(request, "length", None, now)
         return request.status is not RUNNING
 
+    def _is_stopped(self, request: Request) -> bool:
+        is_stop = request.output_token_ids[-1] in request.stop_ids
+        return is_stop and len(request.output_token_ids) >= request.params.min_tokens
+
+    def _stop_reason(self, request: Request) -> int | None:
+        token_id = request.output_token_ids[-1]
+        return None if token_id in request.eos_token_ids and not request.params.ignore_eos else token_id
+
     def _finish(self, request: Request, reason: FinishReason, stop_reason: int | str | None, now: float) -> None:
+        if reason != "length":  # the token at that length is still to come
+            request.drop_pending()
         queue = self._running if request.status is RUNNING else self._waiting
         del queue[bisect_left(queue, request.queue_key, key=queue_key)]
         del self._requests[request.request_id]

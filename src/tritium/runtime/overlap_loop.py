@@ -1,0 +1,141 @@
+"""The loop for an executor that computes a step while the host prepares the next: one step ahead of its tokens.
+
+    schedule k + 1     every request that was sampled in step k has a pending token (id -1) at its end
+    launch k + 1       it reads the pending tokens where step k leaves them
+    collect k          its tokens take the places of the pending ones; stops are seen here, one step late
+    update k + 1       its tokens are pending in turn
+
+A request that stopped in step k was computed once more in step k + 1 for nothing: that token is dropped, and no block
+with a pending token in it is ever published. A batch that only the host can sample is collected at once.
+"""
+
+import logging
+from typing import NamedTuple, Protocol
+
+from tritium.errors import RequestError
+from tritium.runtime.engine_loop import EngineLoop, error_text
+from tritium.runtime.outputs import StepOutput
+from tritium.runtime.request import PENDING, Request, RowError, SampledToken, ScheduledBatch
+from tritium.runtime.scheduler import Scheduler
+from tritium.runtime.stream import Listener
+from tritium.text.tokenizer import Tokenizer
+
+logger = logging.getLogger("tritium")
+
+
+class Launched(Protocol):
+    """A step on its way."""
+
+    @property
+    def is_sampled_on_device(self) -> bool:
+        """The next step can be launched before this one is collected."""
+        ...
+
+
+class OverlapExecutor(Protocol):
+    """What the loop needs of an executor."""
+
+    def execute(self, batch: ScheduledBatch) -> list[SampledToken | RowError]:
+        """`launch` and `collect`."""
+        ...
+
+    def launch(self, batch: ScheduledBatch) -> Launched:
+        """Start the batch and return; pending input tokens are those that the step before it samples."""
+        ...
+
+    def collect(self, step: Launched) -> list[SampledToken | RowError]:
+        """Wait for a launched step; one entry per sampled sequence, in their order."""
+        ...
+
+
+class _Pending(NamedTuple):
+    batch: ScheduledBatch
+    launched: Launched
+
+
+class OverlapLoop(EngineLoop):
+    """An `EngineLoop` with one step in flight."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: OverlapExecutor,
+        tokenizer: Tokenizer | None = None,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(scheduler, executor, tokenizer, seed=seed)
+        self._overlapping = executor
+        self._pending: _Pending | None = None
+
+    @property
+    def has_work(self) -> bool:
+        """True while a request is unfinished or unreported, or a step is in flight."""
+        return super().has_work or self._pending is not None
+
+    def submit(self, request: Request, listener: Listener, *, is_streaming: bool = False) -> None:
+        """As `EngineLoop.submit`; refuses what this executor has no code for."""
+        if request.params.prompt_logprobs is not None:
+            raise RequestError(
+                f"request {request.request_id!r}: prompt_logprobs={request.params.prompt_logprobs} cannot be had from "
+                "an engine for a GPU; leave it out, or build the engine for the CPU"
+            )
+        super().submit(request, listener, is_streaming=is_streaming)
+
+    def abort(self, request_id: str) -> None:
+        """As `EngineLoop.abort`, once the step in flight has come back."""
+        self._collect()
+        super().abort(request_id)
+
+    def step(self) -> list[StepOutput]:
+        """Launch one batch and take the tokens of the one before. Returns what was sent to listeners."""
+        for group in self._fan_outs.values():
+            self._start_held(group)
+        batch = self.scheduler.schedule()
+        self.is_stalled = not batch.sequences and self._pending is None
+        launched, failure = None, None
+        try:
+            launched = self._overlapping.launch(batch) if batch.sequences else None
+        except Exception as error:  # whatever a step raises must not end the loop
+            logger.exception("a step failed; its %d requests end with an error", len(batch.sequences))
+            failure = error
+        outputs = self._collect()
+        for request in filter(self._is_heard, batch.finished):
+            outputs += self._end(request.request_id, request.finish_reason or "abort")
+        if failure is not None:
+            failed = self.scheduler.fail(batch)
+            return outputs + [o for r in failed for o in self._end(r.request_id, "error", error=error_text(failure))]
+        if launched is None:
+            self.scheduler.update(batch, [])
+            return outputs
+        self.scheduler.update(batch, [SampledToken(PENDING)] * batch.num_sampled)
+        self._pending = _Pending(batch, launched)
+        return outputs if launched.is_sampled_on_device else outputs + self._collect()
+
+    def close(self) -> None:
+        """As `EngineLoop.close`."""
+        self._collect()
+        super().close()
+
+    def _collect(self) -> list[StepOutput]:
+        """Wait for the step in flight, if there is one; its tokens take the places of the pending ones."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return []
+        outputs: list[StepOutput] = []
+        sampled = [sequence.request for sequence in pending.batch.sequences if sequence.is_sampled]
+        tokens: list[SampledToken | RowError]
+        try:
+            tokens = self._overlapping.collect(pending.launched)
+        except Exception as error:
+            logger.exception("a step failed; its %d requests end with an error", len(sampled))
+            tokens = [RowError(error_text(error))] * len(sampled)
+        for request, token in zip(sampled, tokens, strict=True):
+            if not request.has_pending:  # ended since
+                continue
+            if isinstance(token, RowError):
+                request.drop_pending()
+                outputs += self._end(request.request_id, "error", error=token.message)
+            else:
+                self.scheduler.resolve(request, token)
+        return outputs + self._report(pending.batch)
