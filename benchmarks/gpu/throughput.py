@@ -6,6 +6,7 @@ scheduling included. One warm-up run of the same workload, cut short, comes firs
 """
 
 import argparse
+import gc
 import json
 import random
 import subprocess
@@ -42,7 +43,14 @@ class Row(NamedTuple):
 
 ROWS = {
     "llama3-bf16-128-128": Row("llama-3-8b", None, 128, 128, 4096, 1024, 2048),
+    "llama3-fp8-128-128": Row("llama-3-8b", "fp8", 128, 128, 8192, 2048, 4096),
+    "llama3-fp8-2048-128": Row("llama-3-8b", "fp8", 2048, 128, 768, 512, 4096),
+    "llama3-fp8-1000-1000": Row("llama-3-8b", "fp8", 1000, 1000, 1024, 512, 2048),
+    "llama2-fp8-128-128": Row("llama-2-7b", "fp8", 128, 128, 6144, 1536, 3072),
+    "gptj-fp8-128-128": Row("gpt-j-6b", "fp8", 128, 128, 6144, 2048, 4096),
+    "gptj-fp8-2048-128": Row("gpt-j-6b", "fp8", 2048, 128, 512, 192, 4096),
     "llama3-bf16-batch1": Row("llama-3-8b", None, 128, 256, 1, 1, 512),
+    "llama3-fp8-batch1": Row("llama-3-8b", "fp8", 128, 256, 1, 1, 512),
 }
 
 
@@ -75,6 +83,28 @@ def run_all(loop: EngineLoop, batch: list[Request]) -> tuple[float, float, list[
     return time.perf_counter() - start, time.process_time() - cpu, outputs
 
 
+def profile_steps(loop: EngineLoop, batch: list[Request]) -> dict[str, Any]:
+    """Milliseconds of GPU time by kernel over some steps of a full batch, largest first, and of wall time."""
+    for request in batch:
+        loop.submit(request, lambda output: None)
+    waiting = len(batch)
+    while waiting:
+        loop.step()
+        waiting = loop.scheduler.stats.num_waiting
+    loop.step()
+    num_steps = 6
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(num_steps):
+            loop.step()
+        torch.cuda.synchronize()
+        wall = time.perf_counter() - start
+    rows = sorted(profiler.key_averages(), key=lambda row: -row.self_device_time_total)
+    kernels = {row.key[:90]: [round(row.self_device_time_total / 1000, 3), row.count] for row in rows[:14]}
+    return {"steps": num_steps, "wall_ms": 1000 * wall, "kernel_ms_and_calls": kernels}
+
+
 def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
     """The row's result: seconds and tokens/s of each repeat."""
     config = RuntimeConfig(
@@ -92,6 +122,8 @@ def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
     start = time.perf_counter()
     run_all(loop, requests(row, min(row.num_requests, row.max_num_seqs), min(16, row.output_len), vocab_size, 1))
     warm_seconds = time.perf_counter() - start
+    gc.collect()
+    gc.freeze()
     seconds = []
     for repeat in range(repeats):
         steps = loop.scheduler.stats.num_steps
@@ -107,8 +139,12 @@ def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
         seconds.append(elapsed)
         steps = loop.scheduler.stats.num_steps - steps
     best = row.num_requests * row.output_len / min(seconds)
+    profile = profile_steps(
+        loop, requests(row, min(row.num_requests, row.max_num_seqs), row.output_len, vocab_size, 99)
+    )
     loop.close()
     return {
+        "profile": profile,
         **row._asdict(),
         "seconds": seconds,
         "output_tokens_per_second": best,
@@ -157,6 +193,7 @@ def main() -> None:
             "host {host_ms_per_step:.2f} ms".format(name=name, **measured),
             flush=True,
         )
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -185,7 +185,7 @@ def _compile(
     with clock.stage("optimise"):
         optimised = pipeline.optimise(
             captured.graph,
-            disabled=config.disabled_passes,
+            disabled=_disabled(config),
             foreign=foreign,
             scheme=config.scheme,
             unquantized=config.unquantized,
@@ -209,6 +209,11 @@ def _compile(
         matches=optimised.matches,
         weights=optimised.weights,
     )
+
+
+def _disabled(config: BuildConfig) -> tuple[str, ...]:
+    """Passes that are left out. On a GPU cuBLAS has no epilogue for activations: a kernel of their own is faster."""
+    return config.disabled_passes + (("fuse_linear_activation",) if config.device == "cuda" else ())
 
 
 def compile_stateless(module: nn.Module, inputs: ModuleInputs, *, clock: "_Clock | None" = None) -> Compiled:
@@ -358,8 +363,9 @@ def _spec(tensor: torch.Tensor) -> TensorSpec:
 
 
 def _compute_dtype(plan: Plan) -> str:
-    """The dtype of what the KV cache holds, the model's activations; without one, that of the first output."""
-    return plan.kv_groups[0].dtype if plan.kv_groups else plan.value(plan.results[0]).dtype
+    """The dtype of what the KV cache holds, the model's activations, unless that is fp8; else of the first output."""
+    dtype = plan.kv_groups[0].dtype if plan.kv_groups else "float8_e4m3fn"
+    return plan.value(plan.results[0]).dtype if dtype == "float8_e4m3fn" else dtype
 
 
 def _config(config: BuildConfig | None, overrides: Mapping[str, Any]) -> BuildConfig:

@@ -17,8 +17,8 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 Effort = Literal["none", "quick", "full"]
 EFFORTS = ("none", "quick", "full")
-Scheme = Literal["w8a8", "w8a16", "w4a16_g128", "w4a8_g32", "w4a8_g128"]
-SCHEMES = ("w8a8", "w8a16", "w4a16_g128", "w4a8_g32", "w4a8_g128")
+Scheme = Literal["w8a8", "w8a16", "w4a16_g128", "w4a8_g32", "w4a8_g128", "fp8"]
+SCHEMES = ("w8a8", "w8a16", "w4a16_g128", "w4a8_g32", "w4a8_g128", "fp8")
 Invariance = Literal["bitwise", "fast"]
 Device = Literal["cpu", "cuda"]
 DEVICES = ("cpu", "cuda")
@@ -43,7 +43,8 @@ class BuildConfig:
     """How a model is compiled. Everything here changes the engine's identity.
 
     dtype: what weights and activations are computed in; "auto" takes the checkpoint's own.
-    scheme: how the weights of linears are kept, one of `SCHEMES`; None keeps them in `dtype`.
+    scheme: how the weights of linears are kept, one of `SCHEMES`; None keeps them in `dtype`. "fp8", for a GPU with fp8
+        units, and only there: e4m3 linears and KV cache.
     unquantized: tensors that a scheme leaves in `dtype`, by their names; `*` and `?` as in file names.
     max_model_len: longest prompt plus output, in tokens; None takes the model's own limit.
     device: the backend that the kernels are chosen for: "cpu", or "cuda" for an NVIDIA GPU. Building needs none.
@@ -85,6 +86,12 @@ class BuildConfig:
             )
         if self.scheme is not None:
             check_choice("scheme", self.scheme, SCHEMES)
+            if (self.scheme == "fp8") != (self.device == "cuda"):
+                raise ConfigError(
+                    f"scheme={self.scheme!r} is not for device={self.device!r}: 'fp8' is for 'cuda', the others for 'cpu'"
+                )
+            if self.scheme == "fp8" and self.unquantized:
+                raise ConfigError(f"unquantized={self.unquantized!r} is for the schemes of device='cpu': leave it out")
         if self.unquantized and self.scheme is None:
             raise ConfigError(f"unquantized={self.unquantized!r} is for a scheme: give scheme with it")
         if self.max_model_len is not None:

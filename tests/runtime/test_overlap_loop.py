@@ -9,6 +9,7 @@ from tritium.runtime.engine_loop import EngineLoop
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.overlap_loop import OverlapLoop
 from tritium.runtime.request import PENDING, Request, RowError, SampledToken, ScheduledBatch
+from tritium.runtime.slots import RequestSlots
 from tritium.sampling_params import SamplingParams
 from tritium.testing.fake_executor import FakeExecutor, expected_tokens, make_scheduler, next_token
 
@@ -31,9 +32,11 @@ class FakeDevice(FakeExecutor):
         self.host_only: set[str] = set()
         self.num_pending_inputs = 0
         self._last: dict[str, int] = {}
+        self._slots = RequestSlots(8)
 
     def launch(self, batch: ScheduledBatch) -> LaunchedFake:
         self.num_steps += 1
+        self._slots.admit(batch)
         tokens: list[SampledToken | RowError] = []
         for request, _, _, is_sampled in batch.sequences:
             if request.request_id in self.fails_on:
@@ -163,3 +166,11 @@ def test_a_row_without_numbers_and_a_step_that_raises_end_their_own() -> None:
 def test_prompt_logprobs_are_refused_with_a_way_out() -> None:
     with pytest.raises(RequestError, match=r"request 'p': prompt_logprobs=2 cannot be had .* build the engine for"):
         Harness().submit("p", [1, 2], prompt_logprobs=2)
+
+
+def test_slots_are_given_back_when_nothing_runs_for_a_while() -> None:
+    harness = Harness()
+    for i in range(20):
+        harness.submit(str(i), [i], max_tokens=1 + i % 3)
+        harness.run()
+    assert all(len(harness.tokens(str(i))) == 1 + i % 3 for i in range(20))

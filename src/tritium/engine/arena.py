@@ -13,7 +13,7 @@ from tritium.errors import EngineError
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector load
 ITEM_SIZES = {
     "bool": 1, "uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8, "float16": 2, "bfloat16": 2, "float32": 4,
-    "float64": 8, "complex64": 8,
+    "float64": 8, "float8_e4m3fn": 1, "complex64": 8,
 }  # fmt: skip
 
 

@@ -70,6 +70,11 @@ KERNELS: tuple[Kernel, ...] = (
             ("add_layer_norm", "norms", "bind_add_layer_norm", "add_norm", "fp32"),
             ("rope_kv_store", "rope", "bind_rope_kv_store", "rope_kv_store", "fp32, or e4m3 saturated"),
             ("linear", "linear", "bind", "linear", "cuBLAS"),
+            ("quantize_fp8", "fp8", "bind_quantize", "fp8_rows", "fp32, e4m3"),
+            ("rms_norm_fp8", "fp8", "bind_rms_norm", "fp8_rows", "fp32, e4m3"),
+            ("add_rms_norm_fp8", "fp8", "bind_add_rms_norm", "fp8_rows", "fp32, e4m3"),
+            ("gated_activation_fp8", "fp8", "bind_gated_activation", "fp8_gated", "fp32, e4m3"),
+            ("linear_fp8", "fp8", "bind_linear", "fp8_linear", "cuBLASLt, fast accumulation"),
             ("paged_attention", "attention", "bind", "paged_attention", "fp32, split by the number of sequences"),
         )
     ),
@@ -177,6 +182,11 @@ KERNELS: tuple[Kernel, ...] = (
             "add_rms_norm",
             "add_layer_norm",
             "rope_kv_store",
+            "quantize_fp8",
+            "linear_fp8",
+            "rms_norm_fp8",
+            "add_rms_norm_fp8",
+            "gated_activation_fp8",
         )
     ),
     *(

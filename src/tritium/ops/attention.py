@@ -7,6 +7,8 @@ import torch.nn.functional as F
 
 from tritium.ops.op import Op, Spelling, like_first
 
+FP8 = torch.float8_e4m3fn
+
 
 def attention(
     q_TNH: torch.Tensor,
@@ -48,13 +50,15 @@ def attention(
 def kv_store(k_TKH: torch.Tensor, v_TKH: torch.Tensor, cache_layer: torch.Tensor, slot_mapping_T: torch.Tensor) -> None:
     """Writes keys and values into the cache; token t into slot `block * block_size + offset`, none when it is negative.
 
-    cache_layer: [num_blocks, 2 (keys, values), K, block_size, H]; may be strided in its first dimension. slots: int64.
+    cache_layer: [num_blocks, 2 (keys, values), K, block_size, H]; may be strided in its first dimension; in fp8 (e4m3)
+    it takes what lies beyond ±448 as ±448. slots: int64.
     """
     block_size = cache_layer.shape[3]
     tokens = (slot_mapping_T >= 0).nonzero().squeeze(1)
     slots = slot_mapping_T[tokens]
     for part, x_TKH in enumerate((k_TKH, v_TKH)):
-        cache_layer[slots // block_size, part, :, slots % block_size] = x_TKH[tokens].to(cache_layer.dtype)
+        x = x_TKH[tokens] if cache_layer.dtype != FP8 else x_TKH[tokens].to(torch.float32).clamp(-448, 448)
+        cache_layer[slots // block_size, part, :, slots % block_size] = x.to(cache_layer.dtype)
 
 
 def paged_attention(

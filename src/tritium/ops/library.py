@@ -10,6 +10,7 @@ import torch
 from tritium.ops.activations import ACTIVATION, GATED_ACTIVATION
 from tritium.ops.attention import ATTENTION, KV_STORE, PAGED_ATTENTION
 from tritium.ops.experts import EXPERTS
+from tritium.ops.fp8 import FP8_OPS
 from tritium.ops.fused import ADD_LAYER_NORM, ADD_RMS_NORM, LINEAR_ACTIVATION, LINEAR_GATED, ROPE_KV_STORE
 from tritium.ops.linears import EMBEDDING, GATHER_ROWS, LINEAR
 from tritium.ops.moe import MOE
@@ -43,6 +44,7 @@ OPS: tuple[Op, ...] = (
     LINEAR_ACTIVATION,
     LINEAR_GATED,
     EXPERTS,
+    *FP8_OPS,
 )
 
 

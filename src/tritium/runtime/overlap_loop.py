@@ -10,7 +10,7 @@ with a pending token in it is ever published. A batch that only the host can sam
 """
 
 import logging
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tritium.errors import RequestError
 from tritium.runtime.engine_loop import EngineLoop, error_text
@@ -43,8 +43,8 @@ class OverlapExecutor(Protocol):
         """Start the batch and return; pending input tokens are those that the step before it samples."""
         ...
 
-    def collect(self, step: Launched) -> list[SampledToken | RowError]:
-        """Wait for a launched step; one entry per sampled sequence, in their order."""
+    def collect(self, step: Any) -> list[SampledToken | RowError]:
+        """Wait for a step that `launch` returned; one entry per sampled sequence, in their order."""
         ...
 
 
@@ -67,6 +67,7 @@ class OverlapLoop(EngineLoop):
         super().__init__(scheduler, executor, tokenizer, seed=seed)
         self._overlapping = executor
         self._pending: _Pending | None = None
+        self._untold: tuple[Request, ...] = ()  # ended, and no batch was launched since: the executor does not know
 
     @property
     def has_work(self) -> bool:
@@ -95,7 +96,10 @@ class OverlapLoop(EngineLoop):
         self.is_stalled = not batch.sequences and self._pending is None
         launched, failure = None, None
         try:
-            launched = self._overlapping.launch(batch) if batch.sequences else None
+            self._untold += batch.finished
+            if batch.sequences:
+                ended, self._untold = self._untold, ()
+                launched = self._overlapping.launch(batch._replace(finished=ended))
         except Exception as error:  # whatever a step raises must not end the loop
             logger.exception("a step failed; its %d requests end with an error", len(batch.sequences))
             failure = error

@@ -13,6 +13,8 @@ from tritium.weights.recipes import Checkpoint, Concat, Constant, Quantized, Rec
 from tritium.weights.source import TensorSpec, missing_tensor
 
 BLOCK_LEN = 131_071  # a prime, so that the rows of a matrix start at different places of the block
+FP8_SCALES = ".fp8_scales"
+FP8_STD = 64.0  # of e4m3 numbers up to 448: seven standard deviations
 SMALLEST = 0.02  # of the standard deviation: keeps zeros and denormals out, in fp16 too
 
 
@@ -57,9 +59,14 @@ class DummySource:
     def get(self, name: str, device: torch.device | None = None) -> Tensor:
         """The tensor, with the same numbers on every device; None is the CPU."""
         dtype, shape = self.spec(name)
+        if name.endswith(FP8_SCALES):  # with what `.fp8` holds, a weight of the usual standard deviation
+            num_in = self._specs[name.removesuffix(FP8_SCALES) + ".fp8"].shape[-1]
+            return torch.full(shape, 1 / (FP8_STD * math.sqrt(num_in)), device=device)
         digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
         offset = int.from_bytes(digest[:8], "little") % BLOCK_LEN
         mean, std = (0.0, 1 / math.sqrt(shape[-1])) if len(shape) > 1 else (0.0, 0.02) if "bias" in name else (1.0, 0.1)
+        if dtype == "float8_e4m3fn":
+            std = FP8_STD
         count = math.prod(shape)
         numbers = self._twice[offset : offset + min(count, BLOCK_LEN)].numpy() * np.float32(std) + np.float32(mean)
         block = torch.from_numpy(numbers).to(getattr(torch, dtype))

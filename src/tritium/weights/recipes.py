@@ -10,6 +10,7 @@ A recipe is a frozen expression tree. Passes rewrite trees, never tensors; bindi
     Slice(of, dim, start, stop)      a range of one dimension
     Concat(parts, dim)               parts one after the other along a dimension
     Sum(parts)                       parts added up in float32, rounded once to the first one's dtype
+    Fp8(of), Fp8Scales(of)           a linear's weight in e4m3, and the scale of each of its rows (ops/fp8.py)
     Zeros(shape, dtype)              zeros: the bias of a linear that has none, beside one that has; a leaf
     Scales(of, bits, group_size)     the scales by which a linear's weight is quantised (quant/weights.py)
     Quantized(of, bits, group_size)  its integers by those scales, as `ops.quantized` lays them out
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 
 from tritium.errors import CheckpointError, EngineError
+from tritium.ops.fp8 import quantize_fp8
 from tritium.quant.weights import SCALE_DTYPES, quantize_weight, scales_of
 from tritium.weights.source import FLOAT_DTYPES, TensorSpec, WeightSource, dtype_name
 
@@ -96,6 +98,20 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class Fp8:
+    """A matrix in e4m3, each row divided by its scale."""
+
+    of: "Recipe"
+
+
+@dataclass(frozen=True)
+class Fp8Scales:
+    """[1, rows]: each row's largest element over 448, in fp32."""
+
+    of: "Recipe"
+
+
+@dataclass(frozen=True)
 class Zeros:
     """A tensor of zeros."""
 
@@ -121,7 +137,21 @@ class Quantized:
     group_size: int
 
 
-Recipe = Checkpoint | Constant | Cast | Reshape | Transpose | Slice | Concat | Sum | Zeros | Scales | Quantized
+Recipe = (
+    Checkpoint
+    | Constant
+    | Cast
+    | Reshape
+    | Transpose
+    | Slice
+    | Concat
+    | Sum
+    | Zeros
+    | Scales
+    | Quantized
+    | Fp8
+    | Fp8Scales
+)
 
 
 def leaves(recipe: Recipe) -> Iterator[Checkpoint | Constant]:
@@ -133,6 +163,8 @@ def leaves(recipe: Recipe) -> Iterator[Checkpoint | Constant]:
             yield recipe
         case Cast(of=of) | Reshape(of=of) | Transpose(of=of) | Slice(of=of) | Scales(of=of) | Quantized(of=of):
             yield from leaves(of)
+        case Fp8(of=of) | Fp8Scales(of=of):
+            yield from leaves(of)
         case Concat(parts=parts) | Sum(parts=parts):
             for part in parts:
                 yield from leaves(part)
@@ -143,7 +175,7 @@ def map_checkpoint(recipe: Recipe, change: Callable[[Checkpoint], Recipe]) -> Re
     match recipe:
         case Checkpoint():
             return change(recipe)
-        case Cast() | Reshape() | Transpose() | Slice() | Scales() | Quantized():
+        case Cast() | Reshape() | Transpose() | Slice() | Scales() | Quantized() | Fp8() | Fp8Scales():
             return replace(recipe, of=map_checkpoint(recipe.of, change))
         case Concat(parts=parts) | Sum(parts=parts):
             return replace(recipe, parts=tuple(map_checkpoint(part, change) for part in parts))
@@ -180,6 +212,10 @@ def evaluate(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tenso
                 for other in others:
                     total = total + other
                 return total.to(first.dtype)
+            case Fp8(of=of):
+                return quantize_fp8(value(of))[0]
+            case Fp8Scales(of=of):
+                return quantize_fp8(value(of))[1].view(1, -1)
             case Zeros(shape=shape, dtype=dtype):
                 return torch.zeros(shape, dtype=getattr(torch, dtype))
             case Scales(of=of, bits=bits, group_size=group_size):
@@ -230,6 +266,10 @@ def infer(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tensor] 
                 shapes = ", ".join(f"{s.dtype}{list(s.shape)}" for s in specs)
                 raise CheckpointError(f"{describe(recipe)}: parts that are added must be alike: {shapes}")
             return specs[0]
+        case Fp8(of=of):
+            return TensorSpec("float8_e4m3fn", infer(of, source, constants).shape)
+        case Fp8Scales(of=of):
+            return TensorSpec("float32", (1, infer(of, source, constants).shape[0]))
         case Zeros(shape=shape, dtype=dtype):
             return TensorSpec(dtype, shape)
         case Scales(of=of, bits=bits, group_size=group_size) | Quantized(of=of, bits=bits, group_size=group_size):
@@ -261,6 +301,10 @@ def describe(recipe: Recipe) -> str:
             return f"concat({', '.join(map(describe, parts))}, dim={dim})"
         case Sum(parts=parts):
             return f"sum({', '.join(map(describe, parts))})"
+        case Fp8(of=of):
+            return f"fp8({describe(of)})"
+        case Fp8Scales(of=of):
+            return f"fp8_scales({describe(of)})"
         case Zeros(shape=shape, dtype=dtype):
             return f"zeros({list(shape)}, {dtype})"
         case Scales(of=of, bits=bits, group_size=group_size):
@@ -288,6 +332,10 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
             return {"concat": [to_json(part) for part in parts], "dim": dim}
         case Sum(parts=parts):
             return {"sum": [to_json(part) for part in parts]}
+        case Fp8(of=of):
+            return {"fp8": to_json(of)}
+        case Fp8Scales(of=of):
+            return {"fp8_scales": to_json(of)}
         case Zeros(shape=shape, dtype=dtype):
             return {"zeros": list(shape), "dtype": dtype}
         case Scales(of=of, bits=bits, group_size=group_size):
@@ -323,6 +371,8 @@ def _from_json(data: Any) -> Recipe:
         "quantized": lambda: Quantized(
             _from_json(data.pop("quantized")), _bits(data.pop("bits")), _int(data.pop("group_size"))
         ),
+        "fp8": lambda: Fp8(_from_json(data.pop("fp8"))),
+        "fp8_scales": lambda: Fp8Scales(_from_json(data.pop("fp8_scales"))),
         "zeros": lambda: Zeros(tuple(_int(size) for size in data.pop("zeros")), _dtype(data.pop("dtype"))),
     }
     data = dict(data)

@@ -38,17 +38,16 @@ def _by_rows(name: str, *row_args: str) -> Bind:
     return bind
 
 
-def _pair(name: str) -> Bind:
-    """bind for an op with two results whose reference treats each row alike."""
+def _several(name: str) -> Bind:
+    """bind for an op with several results whose reference treats each row alike."""
     reference = ops.op_named(name).reference
 
     def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
-        kept, first, second = dict(args), outputs[0], outputs[1]
+        kept = dict(args)
 
         def thunk() -> None:
-            results = reference(**kept)
-            first.copy_(results[0])
-            second.copy_(results[1])
+            for out, result in zip(outputs, reference(**kept), strict=True):
+                out.copy_(result)
 
         return thunk
 
@@ -69,9 +68,14 @@ rope_cos_sin = _copying("rope_cos_sin")
 rope = _copying("rope")
 attention = _copying("attention")
 gather_rows = _copying("gather_rows")
-add_rms_norm = _pair("add_rms_norm")
-add_layer_norm = _pair("add_layer_norm")
+add_rms_norm = _several("add_rms_norm")
+add_layer_norm = _several("add_layer_norm")
 rope_kv_store = _copying("rope_kv_store")
+quantize_fp8 = _several("quantize_fp8")
+linear_fp8 = _copying("linear_fp8")
+rms_norm_fp8 = _several("rms_norm_fp8")
+add_rms_norm_fp8 = _several("add_rms_norm_fp8")
+gated_activation_fp8 = _several("gated_activation_fp8")
 paged_attention = _copying("paged_attention")
 varlen_attention = _copying("varlen_attention")
 activation = _by_rows("activation", "x")

@@ -100,6 +100,27 @@ def paged_attention(args: Mapping[str, Any]) -> str | None:
     return _floats(q_TNH=q)
 
 
+def fp8_rows(args: Mapping[str, Any]) -> str | None:
+    """A matrix whose rows fit in one program."""
+    if len(args["x"].shape) != 2:
+        return f"x has {len(args['x'].shape)} dimensions, not 2"
+    return norm(args)
+
+
+def fp8_gated(args: Mapping[str, Any]) -> str | None:
+    """Matrices whose rows fit in one program."""
+    if args["gate"].shape[-1] > LARGEST_ROW:
+        return f"rows of {args['gate'].shape[-1]} elements do not fit"
+    return gated_activation(args)
+
+
+def fp8_linear(args: Mapping[str, Any]) -> str | None:
+    """Sizes in multiples of 16, a result in bf16."""
+    if any(size % 16 for size in args["weight_NK"].shape) or args["dtype"] != "bfloat16":
+        return f"weight_NK has sizes {list(args['weight_NK'].shape)}, the result is {args['dtype']}"
+    return None
+
+
 def _rows(name: str, rows: Any) -> str | None:
     if rows.dtype != torch.int64 or len(rows.shape) != 1:
         return f"{name} is {rows.dtype} with {len(rows.shape)} dimensions, not a list of int64"

@@ -1,0 +1,122 @@
+"""Quantising rows to fp8 (e4m3), alone and behind a norm or a gated activation; linears of such rows by cuBLASLt.
+
+One program a row, the row in registers: its largest element gives the scale, so a row is read and written once.
+Linears take a scale a row of x and a scale a row of the weight (an H200 runs them as fast as per-tensor scales, LOG).
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tritium.kernels.gpu.activations import act
+from tritium.kernels.gpu.copies import need_dense
+from tritium.kernels.gpu.norms import normalised, row_tactic
+from tritium.kernels.kernel import Thunk
+
+
+@triton.jit
+def _store_row(h, q_ptr, scales_ptr, row, d, width):
+    """The row h in fp32 (zero behind `width`) as e4m3 and its scale; both outputs are dense."""
+    largest = tl.maximum(tl.max(tl.abs(h), 0), 1e-12)
+    tl.store(scales_ptr + row, largest / 448.0)
+    tl.store(q_ptr + row * width + d, (h * (448.0 / largest)).to(q_ptr.dtype.element_ty), mask=d < width)
+
+
+@triton.jit
+def _quantize_kernel(x_ptr, q_ptr, scales_ptr, width, stride_x, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * stride_x + d, mask=d < width, other=0.0).to(tl.float32)
+    _store_row(x, q_ptr, scales_ptr, row, d, width)
+
+
+@triton.jit
+def _rms_norm_kernel(
+    x_ptr, weight_ptr, q_ptr, scales_ptr, width, stride_x, eps, weight_offset, CAST_BEFORE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * stride_x + d, mask=d < width, other=0.0).to(tl.float32)
+    h = normalised(x, weight_ptr, d, width, eps, weight_offset, CAST_BEFORE, x_ptr.dtype.element_ty)
+    _store_row(h, q_ptr, scales_ptr, row, d, width)
+
+
+@triton.jit
+def _add_rms_norm_kernel(
+    x_ptr, residual_ptr, weight_ptr, q_ptr, scales_ptr, total_ptr, width, stride_x, stride_residual, stride_total, eps,
+    weight_offset, CAST_BEFORE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK)
+    dtype = total_ptr.dtype.element_ty
+    x = tl.load(x_ptr + row * stride_x + d, mask=d < width, other=0.0).to(tl.float32)
+    total = x + tl.load(residual_ptr + row * stride_residual + d, mask=d < width, other=0.0).to(tl.float32)
+    total = total.to(dtype)
+    tl.store(total_ptr + row * stride_total + d, total, mask=d < width)
+    h = normalised(total.to(tl.float32), weight_ptr, d, width, eps, weight_offset, CAST_BEFORE, dtype)
+    _store_row(h, q_ptr, scales_ptr, row, d, width)
+
+
+@triton.jit
+def _gated_activation_kernel(
+    gate_ptr, up_ptr, q_ptr, scales_ptr, width, stride_gate, stride_up, KIND: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK)
+    gate = tl.load(gate_ptr + row * stride_gate + d, mask=d < width, other=0.0)
+    up = tl.load(up_ptr + row * stride_up + d, mask=d < width, other=0.0).to(tl.float32)
+    y = act(gate.to(tl.float32), KIND).to(gate.dtype).to(tl.float32) * up
+    _store_row(y, q_ptr, scales_ptr, row, d, width)
+
+
+def bind_quantize(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.quantize_fp8: rows into outputs[0], scales into outputs[1]."""
+    x = args["x"]
+    need_dense(x=x[0], rows=outputs[0], scales=outputs[1])
+    width = x.shape[1]
+    return partial(_quantize_kernel[(x.shape[0],)], x, *outputs, width, x.stride(0), **row_tactic(width))
+
+
+def bind_rms_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.rms_norm_fp8: rows into outputs[0], scales into outputs[1]."""
+    x, weight = args["x"], args["weight"]
+    need_dense(x=x[0], weight=weight, rows=outputs[0], scales=outputs[1])
+    literals = (x.shape[1], x.stride(0), args["eps"], args["weight_offset"])
+    tactic = row_tactic(x.shape[1])
+    kernel = _rms_norm_kernel[(x.shape[0],)]
+    return partial(kernel, x, weight, *outputs, *literals, CAST_BEFORE=args["cast_before_weight"], **tactic)
+
+
+def bind_add_rms_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.add_rms_norm_fp8: rows into outputs[0], scales into outputs[1], the sum into outputs[2]."""
+    x, residual, weight, total = args["x"], args["residual"], args["weight"], outputs[2]
+    need_dense(x=x[0], residual=residual[0], weight=weight, rows=outputs[0], scales=outputs[1], total=total[0])
+    strides = (x.stride(0), residual.stride(0), total.stride(0))
+    literals = (x.shape[1], *strides, args["eps"], args["weight_offset"])
+    tactic = row_tactic(x.shape[1])
+    kernel = _add_rms_norm_kernel[(x.shape[0],)]
+    return partial(kernel, x, residual, weight, *outputs, *literals, CAST_BEFORE=args["cast_before_weight"], **tactic)
+
+
+def bind_gated_activation(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.gated_activation_fp8: rows into outputs[0], scales into outputs[1]."""
+    gate, up = args["gate"], args["up"]
+    need_dense(gate=gate[0], up=up[0], rows=outputs[0], scales=outputs[1])
+    sizes = (gate.shape[1], gate.stride(0), up.stride(0))
+    tactic = row_tactic(gate.shape[1])
+    kernel = _gated_activation_kernel[(gate.shape[0],)]
+    return partial(kernel, gate, up, *outputs, *sizes, KIND=args["kind"], **tactic)
+
+
+def bind_linear(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.linear_fp8 into outputs[0], with cuBLASLt's fast accumulation."""
+    out = outputs[0]
+    x, weight = args["x"], args["weight_NK"].t()
+    scales = (args["x_scales"], args["weight_scales"])
+    options = {"bias": args["bias"], "out_dtype": out.dtype, "use_fast_accum": True, "out": out}
+    return partial(torch._scaled_mm, x, weight, *scales, **options)

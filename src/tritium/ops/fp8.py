@@ -1,0 +1,124 @@
+"""Linears in fp8 (e4m3): rows of activations with a scale each, rows of weights with a scale each. References.
+
+A row x becomes x / s rounded to e4m3, s = max|x| / 448 in fp32: e4m3's largest number is 448. Passes make these ops;
+the fused ones equal their parts one after the other, but that the row is quantised before it is rounded to its dtype.
+"""
+
+import torch
+
+from tritium.ops.activations import activation
+from tritium.ops.op import Op
+
+LARGEST = 448.0
+SMALLEST_ROW = 1e-12  # the largest element that a row's scale assumes at least: rows of zeros stay zeros
+FP8 = torch.float8_e4m3fn
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def quantize_fp8(x: torch.Tensor) -> Pair:
+    """The rows of x [T, K] in e4m3, and their scales in fp32, [T, 1]."""
+    h = x.to(torch.float32)
+    scales = h.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_ROW) / LARGEST
+    return (h / scales).clamp(-LARGEST, LARGEST).to(FP8), scales
+
+
+def linear_fp8(
+    x: torch.Tensor,
+    x_scales: torch.Tensor,
+    weight_NK: torch.Tensor,
+    weight_scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: str,
+) -> torch.Tensor:
+    """`x @ weight_NK.T` with fp32 sums, times x_scales [T, 1] and weight_scales [1, N], plus bias, in `dtype`."""
+    sums = x.to(torch.float32) @ weight_NK.to(torch.float32).t() * x_scales * weight_scales
+    return (sums if bias is None else sums + bias.to(torch.float32)).to(getattr(torch, dtype))
+
+
+def rms_norm_fp8(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: float, cast_before_weight: bool
+) -> Pair:
+    """`quantize_fp8(rms_norm(x, ...))`."""
+    h = x.to(torch.float32)
+    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+    h = h.to(x.dtype).to(torch.float32) if cast_before_weight else h
+    return quantize_fp8(h * (weight.to(torch.float32) + weight_offset))
+
+
+def add_rms_norm_fp8(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    weight_offset: float,
+    cast_before_weight: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`quantize_fp8(rms_norm(x + residual, ...))`, and the sum itself, rounded to x's dtype."""
+    total = x + residual
+    return *rms_norm_fp8(total, weight, eps, weight_offset, cast_before_weight), total
+
+
+def gated_activation_fp8(gate: torch.Tensor, up: torch.Tensor, kind: str) -> Pair:
+    """`quantize_fp8(gated_activation(gate, up, kind))`."""
+    return quantize_fp8(activation(gate, kind).to(torch.float32) * up.to(torch.float32))
+
+
+def _quantized(x: torch.Tensor, *_: object) -> Pair:
+    scales = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
+    return torch.empty(x.shape, dtype=FP8, device=x.device), scales
+
+
+def _quantized_and_sum(x: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return *_quantized(x), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _linear_shape(
+    x: torch.Tensor,
+    x_scales: torch.Tensor,
+    weight_NK: torch.Tensor,
+    weight_scales: torch.Tensor,
+    bias: object,
+    dtype: str,
+) -> torch.Tensor:
+    return torch.empty((x.shape[0], weight_NK.shape[0]), dtype=getattr(torch, dtype), device=x.device)
+
+
+_NORM = "float eps, float weight_offset, bool cast_before_weight"
+
+QUANTIZE_FP8 = Op(
+    name="quantize_fp8",
+    schema="quantize_fp8(Tensor x) -> (Tensor, Tensor)",
+    reference=quantize_fp8,
+    fake=_quantized,
+    is_fused=True,
+)
+LINEAR_FP8 = Op(
+    name="linear_fp8",
+    schema="linear_fp8(Tensor x, Tensor x_scales, Tensor weight_NK, Tensor weight_scales, Tensor? bias, str dtype) "
+    "-> Tensor",
+    reference=linear_fp8,
+    fake=_linear_shape,
+    is_fused=True,
+)
+RMS_NORM_FP8 = Op(
+    name="rms_norm_fp8",
+    schema=f"rms_norm_fp8(Tensor x, Tensor weight, {_NORM}) -> (Tensor, Tensor)",
+    reference=rms_norm_fp8,
+    fake=_quantized,
+    is_fused=True,
+)
+ADD_RMS_NORM_FP8 = Op(
+    name="add_rms_norm_fp8",
+    schema=f"add_rms_norm_fp8(Tensor x, Tensor residual, Tensor weight, {_NORM}) -> (Tensor, Tensor, Tensor)",
+    reference=add_rms_norm_fp8,
+    fake=_quantized_and_sum,
+    is_fused=True,
+)
+GATED_ACTIVATION_FP8 = Op(
+    name="gated_activation_fp8",
+    schema="gated_activation_fp8(Tensor gate, Tensor up, str kind) -> (Tensor, Tensor)",
+    reference=gated_activation_fp8,
+    fake=_quantized,
+    is_fused=True,
+)
+FP8_OPS = (QUANTIZE_FP8, LINEAR_FP8, RMS_NORM_FP8, ADD_RMS_NORM_FP8, GATED_ACTIVATION_FP8)

@@ -1,0 +1,88 @@
+"""fp8 rows and linears on a GPU against their ops. Needs a GPU: Triton's interpreter casts fp8 wrongly."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tritium import ops
+from tritium.kernels.kernel import resolve
+from tritium.kernels.table import KERNELS
+from tritium.ops.fp8 import FP8, quantize_fp8
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+def launch(op: str, args: dict[str, Any], outputs: list[torch.Tensor]) -> None:
+    kernel = next(k for k in KERNELS if k.op == op and k.backend == "gpu")
+    resolve(kernel.target)(args, outputs)()
+
+
+@pytest.mark.parametrize("width", [1008, 4096, 14336])
+@pytest.mark.parametrize("op", ["quantize_fp8", "rms_norm_fp8", "add_rms_norm_fp8", "gated_activation_fp8"])
+def test_rows_and_scales_are_the_ops(op: str, width: int) -> None:
+    x, other = (torch.randn(33, width, device="cuda", dtype=torch.bfloat16) * 2 for _ in range(2))
+    x[3] = 0
+    norm = {"weight": other[0].contiguous(), "eps": 1e-5, "weight_offset": 0.0, "cast_before_weight": True}
+    args: dict[str, Any] = {
+        "quantize_fp8": {"x": x},
+        "rms_norm_fp8": {"x": x, **norm},
+        "add_rms_norm_fp8": {"x": x, "residual": other, **norm},
+        "gated_activation_fp8": {"gate": x, "up": other, "kind": "silu"},
+    }[op]
+    expected = ops.op_named(op).reference(**args)
+    outputs = [torch.empty_like(t) for t in expected]
+    launch(op, args, outputs)
+    torch.testing.assert_close(outputs[1], expected[1], rtol=1e-2, atol=0)
+    values, wanted = (t[0].float() * t[1] for t in (outputs, expected))
+    assert (values - wanted).norm() <= 0.02 * wanted.norm()  # a row's numbers that fall between two of e4m3's may part
+    assert ((values - wanted).abs() <= wanted.abs() / 7 + 1e-6 + expected[1] / 64).all()  # by one step at most
+    if op == "add_rms_norm_fp8":
+        assert torch.equal(outputs[2], expected[2])
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7, 64, 1000])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_linear_is_the_ops(num_tokens: int, has_bias: bool) -> None:
+    x, x_scales = quantize_fp8(torch.randn(num_tokens, 512, device="cuda"))
+    weight, scales = quantize_fp8(torch.randn(768, 512, device="cuda"))
+    args: dict[str, Any] = {"x": x, "x_scales": x_scales, "weight_NK": weight, "weight_scales": scales.view(1, -1)}
+    bias = torch.randn(768, device="cuda", dtype=torch.bfloat16) if has_bias else None
+    args |= {"bias": bias, "dtype": "bfloat16"}
+    out = torch.full((num_tokens, 768), float("nan"), device="cuda", dtype=torch.bfloat16)
+    launch("linear_fp8", args, [out])
+    expected = ops.op_named("linear_fp8").reference(**{**args, "dtype": "float32"})
+    assert (out.float() - expected).norm() <= 0.004 * expected.norm()  # bf16's rounding; fast sums keep 14 bits
+
+
+def test_the_cache_takes_fp8_and_attention_reads_it() -> None:
+    from tritium.kernels.gpu import attention
+    from tritium.kernels.kernel import LaunchContext
+
+    for heads, kv_heads, size in ((8, 2, 128), (4, 4, 128), (4, 4, 256)):
+        k, v = (torch.randn(40, kv_heads, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        cache = torch.zeros(4, 2, kv_heads, 16, size, device="cuda").to(FP8)
+        launch(
+            "kv_store",
+            {"k_TKH": k, "v_TKH": v, "cache_layer": cache, "slot_mapping_T": torch.arange(16, 56).cuda()},
+            [],
+        )
+        expected = torch.zeros_like(cache)
+        ops.kv_store(k, v, expected, slots)
+        assert torch.equal(cache.view(torch.uint8), expected.view(torch.uint8))
+        ints = {"dtype": torch.int32, "device": "cuda"}
+        args: dict[str, Any] = {
+            "q_TNH": torch.randn(1, heads, size, device="cuda", dtype=torch.bfloat16),
+            "cache_layer": cache,
+            "block_table_SB": torch.tensor([[1, 2, 3]], **ints),
+            "cu_seqlens_q": torch.tensor([0, 1], **ints),
+            "context_lens_S": torch.tensor([40], **ints),
+            "batch_counts": torch.tensor([1, 1, 1, 1], **ints),
+            "scale": size**-0.5,
+            "window": 0,
+            "softcap": 0.0,
+        }
+        out = torch.empty_like(args["q_TNH"])
+        attention.bind(args, [out], LaunchContext(num_decodes=1))()
+        wanted = ops.op_named("paged_attention").reference(**args).float()
+        assert (out.float() - wanted).norm() <= 0.006 * wanted.norm()
