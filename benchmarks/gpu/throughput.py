@@ -28,6 +28,8 @@ from tritium.runtime.outputs import StepOutput
 from tritium.runtime.request import Request
 from tritium.sampling_params import SamplingParams
 
+BLOCK_SIZE = 64  # a tile of keys lies in one block
+
 
 class Row(NamedTuple):
     """One line of the table. scheme: None is the dtype of the preset, bf16."""
@@ -112,6 +114,7 @@ def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
         max_num_batched_tokens=row.max_num_batched_tokens,
         max_model_len=row.input_len + row.output_len,
         enable_prefix_caching=False,
+        block_size=BLOCK_SIZE,
         seed=0,
     )
     start = time.perf_counter()

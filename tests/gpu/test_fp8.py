@@ -68,7 +68,7 @@ def test_the_cache_takes_fp8_and_attention_reads_it() -> None:
             [],
         )
         expected = torch.zeros_like(cache)
-        ops.kv_store(k, v, expected, slots)
+        ops.kv_store(k, v, expected, torch.arange(16, 56, device="cuda"))
         assert torch.equal(cache.view(torch.uint8), expected.view(torch.uint8))
         ints = {"dtype": torch.int32, "device": "cuda"}
         args: dict[str, Any] = {

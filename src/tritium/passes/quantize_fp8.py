@@ -11,6 +11,7 @@ Keys and values are stored in fp8, without scales: they are cut off at ±448.
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import torch
@@ -27,7 +28,7 @@ from tritium.weights.recipes import Fp8, Fp8Scales
 _OURS = torch.ops.tritium
 FP8 = torch.float8_e4m3fn
 LINEAR = _OURS.linear.default
-FUSED = {
+FUSED: dict[Any, Any] = {
     _OURS.rms_norm.default: _OURS.rms_norm_fp8.default,
     _OURS.add_rms_norm.default: _OURS.add_rms_norm_fp8.default,
     _OURS.gated_activation.default: _OURS.gated_activation_fp8.default,

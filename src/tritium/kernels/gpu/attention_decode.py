@@ -76,12 +76,16 @@ def decode_dot_kernel(
     for start in range(begin, end, TILE):
         key = start + t
         is_key = (key >= first) & (key < end)
-        page = tl.load(table_ptr + s * stride_table + key // PAGE, mask=is_key, other=0).to(tl.int64)
-        place = page * stride_block + (h * PAGE + key % PAGE) * HEAD_SIZE
-        place = place[:, None] + d[None, :]
+        if PAGE % TILE == 0:  # a tile lies in one page: one look-up, and offsets in 32 bits
+            page = tl.load(table_ptr + s * stride_table + start // PAGE).to(tl.int64)
+            base = cache_ptr + page * stride_block + (h * PAGE + start % PAGE) * HEAD_SIZE
+            place = base + (t * HEAD_SIZE)[:, None] + d[None, :]
+        else:
+            page = tl.load(table_ptr + s * stride_table + key // PAGE, mask=is_key, other=0).to(tl.int64)
+            place = cache_ptr + (page * stride_block + (h * PAGE + key % PAGE) * HEAD_SIZE)[:, None] + d[None, :]
         is_in = is_key[:, None] & is_d
-        k = tl.load(cache_ptr + place, mask=is_in, other=0.0)
-        v = tl.load(cache_ptr + NUM_KV_HEADS * PAGE * HEAD_SIZE + place, mask=is_in, other=0.0)
+        k = tl.load(place, mask=is_in, other=0.0)
+        v = tl.load(place + NUM_KV_HEADS * PAGE * HEAD_SIZE, mask=is_in, other=0.0)
         if SPLIT_Q:
             both = tl.dot(k, q8)
             joined = tl.sum(tl.reshape(both, [TILE, 2, COLUMNS // 2]), 1)
@@ -133,12 +137,16 @@ def decode_vector_kernel(
     for start in range(begin, end, TILE):
         key = start + t
         is_key = (key >= first) & (key < end)
-        page = tl.load(table_ptr + s * stride_table + key // PAGE, mask=is_key, other=0).to(tl.int64)
-        place = page * stride_block + (h * PAGE + key % PAGE) * HEAD_SIZE
-        place = place[:, None] + d[None, :]
+        if PAGE % TILE == 0:  # a tile lies in one page: one look-up, and offsets in 32 bits
+            page = tl.load(table_ptr + s * stride_table + start // PAGE).to(tl.int64)
+            base = cache_ptr + page * stride_block + (h * PAGE + start % PAGE) * HEAD_SIZE
+            place = base + (t * HEAD_SIZE)[:, None] + d[None, :]
+        else:
+            page = tl.load(table_ptr + s * stride_table + key // PAGE, mask=is_key, other=0).to(tl.int64)
+            place = cache_ptr + (page * stride_block + (h * PAGE + key % PAGE) * HEAD_SIZE)[:, None] + d[None, :]
         is_in = is_key[:, None] & is_d[None, :]
-        k = tl.load(cache_ptr + place, mask=is_in, other=0.0).to(tl.float32)
-        v = tl.load(cache_ptr + NUM_KV_HEADS * PAGE * HEAD_SIZE + place, mask=is_in, other=0.0).to(tl.float32)
+        k = tl.load(place, mask=is_in, other=0.0).to(tl.float32)
+        v = tl.load(place + NUM_KV_HEADS * PAGE * HEAD_SIZE, mask=is_in, other=0.0).to(tl.float32)
         score = scores_in_base_2(tl.sum(k * q[None, :], 1), scale, SOFTCAP)
         if HAS_SLOPES:
             score += slope * (key - context + 1)

@@ -57,12 +57,16 @@ def prefill_kernel(
     for start in range(begin, end, TILE):
         key = start + t
         is_key = (key >= first) & (key < end)
-        page = tl.load(table_ptr + low * stride_table + key // PAGE, mask=is_key, other=0).to(tl.int64)
-        place = page * stride_block + (h * PAGE + key % PAGE) * HEAD_SIZE
-        place = place[:, None] + d[None, :]
+        if PAGE % TILE == 0:  # a tile lies in one page: one look-up, and offsets in 32 bits
+            page = tl.load(table_ptr + low * stride_table + start // PAGE).to(tl.int64)
+            base = cache_ptr + page * stride_block + (h * PAGE + start % PAGE) * HEAD_SIZE
+            place = base + (t * HEAD_SIZE)[:, None] + d[None, :]
+        else:
+            page = tl.load(table_ptr + low * stride_table + key // PAGE, mask=is_key, other=0).to(tl.int64)
+            place = cache_ptr + (page * stride_block + (h * PAGE + key % PAGE) * HEAD_SIZE)[:, None] + d[None, :]
         is_in = is_key[:, None] & is_d[None, :]
-        k = tl.load(cache_ptr + place, mask=is_in, other=0.0).to(dtype)
-        v = tl.load(cache_ptr + NUM_KV_HEADS * PAGE * HEAD_SIZE + place, mask=is_in, other=0.0).to(dtype)
+        k = tl.load(place, mask=is_in, other=0.0).to(dtype)
+        v = tl.load(place + NUM_KV_HEADS * PAGE * HEAD_SIZE, mask=is_in, other=0.0).to(dtype)
         score = scores_in_base_2(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, SOFTCAP)
         if HAS_SLOPES:
             score += tl.load(slopes_ptr + n) * LOG2_E * (key[None, :] - position[:, None])
