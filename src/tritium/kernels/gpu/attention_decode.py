@@ -78,8 +78,8 @@ def decode_dot_kernel(
         is_key = (key >= first) & (key < end)
         if PAGE % TILE == 0:  # a tile lies in one page: one look-up, and offsets in 32 bits
             page = tl.load(table_ptr + s * stride_table + start // PAGE).to(tl.int64)
-            base = cache_ptr + page * stride_block + (h * PAGE + start % PAGE) * HEAD_SIZE
-            place = base + (t * HEAD_SIZE)[:, None] + d[None, :]
+            tile_ptr = cache_ptr + page * stride_block + (h * PAGE + start % PAGE) * HEAD_SIZE
+            place = tile_ptr + (t * HEAD_SIZE)[:, None] + d[None, :]
         else:
             page = tl.load(table_ptr + s * stride_table + key // PAGE, mask=is_key, other=0).to(tl.int64)
             place = cache_ptr + (page * stride_block + (h * PAGE + key % PAGE) * HEAD_SIZE)[:, None] + d[None, :]
@@ -139,8 +139,8 @@ def decode_vector_kernel(
         is_key = (key >= first) & (key < end)
         if PAGE % TILE == 0:  # a tile lies in one page: one look-up, and offsets in 32 bits
             page = tl.load(table_ptr + s * stride_table + start // PAGE).to(tl.int64)
-            base = cache_ptr + page * stride_block + (h * PAGE + start % PAGE) * HEAD_SIZE
-            place = base + (t * HEAD_SIZE)[:, None] + d[None, :]
+            tile_ptr = cache_ptr + page * stride_block + (h * PAGE + start % PAGE) * HEAD_SIZE
+            place = tile_ptr + (t * HEAD_SIZE)[:, None] + d[None, :]
         else:
             page = tl.load(table_ptr + s * stride_table + key // PAGE, mask=is_key, other=0).to(tl.int64)
             place = cache_ptr + (page * stride_block + (h * PAGE + key % PAGE) * HEAD_SIZE)[:, None] + d[None, :]
