@@ -88,3 +88,26 @@ def test_spinning_at_barriers_is_bounded_unless_the_user_says_otherwise(own):
     plain = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     out = subprocess.run([sys.executable, "-c", code], env=plain | own, capture_output=True, text=True, check=True)
     assert out.stdout.split() == [own.get("GOMP_SPINCOUNT", "None" if own else "10000")]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"device": "cuda", "invariance": "bitwise"},
+            "invariance='bitwise' is not to be had with device='cuda': leave it",
+        ),
+        ({"scheme": "fp8"}, "scheme='fp8' is not for device='cpu': say 'cuda' with 'fp8'"),
+        ({"scheme": "w8a8", "device": "cuda"}, "scheme='w8a8' is not for device='cuda': say"),
+        ({"device": "cuda", "tune": "quick"}, "tune='quick' is for device='cpu': .* say 'none'"),
+    ],
+)
+def test_what_a_device_has_not_is_refused_with_what_to_say_instead(given: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        BuildConfig(**given)
+
+
+def test_invariance_is_bitwise_on_a_cpu_and_fast_on_a_gpu_unless_said() -> None:
+    assert BuildConfig().resolved_invariance == "bitwise"
+    assert BuildConfig(device="cuda").resolved_invariance == "fast"
+    assert BuildConfig(invariance="fast").resolved_invariance == "fast"

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tritium import ops
+from tritium.ops.fp8 import quantize_fp8
 
 T, N, K, H, D = 8, 6, 3, 16, 48
 
@@ -53,6 +54,11 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
             "silu",
         ),
         "rope_kv_store": (q, k, v, ops.rope_cos_sin(positions, inv_freq), cache, positions),
+        "quantize_fp8": (x,),
+        "linear_fp8": (*quantize_fp8(x), quantize_fp8(torch.randn(24, D))[0], torch.ones(1, 24), None, str(dtype)[6:]),
+        "rms_norm_fp8": (x, torch.randn(D, dtype=dtype), 1e-5, 0.0, True),
+        "add_rms_norm_fp8": (x, x * 2.0, torch.randn(D, dtype=dtype), 1e-5, 0.0, True),
+        "gated_activation_fp8": (x, x * 2.0, "silu"),
     }
 
 
