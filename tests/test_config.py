@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tritium import config
+from tritium.config import BuildConfig
+from tritium.errors import ConfigError
 
 GB = 1 << 30
 
@@ -97,8 +99,8 @@ def test_spinning_at_barriers_is_bounded_unless_the_user_says_otherwise(own):
             {"device": "cuda", "invariance": "bitwise"},
             "invariance='bitwise' is not to be had with device='cuda': leave it",
         ),
-        ({"scheme": "fp8"}, "scheme='fp8' is not for device='cpu': say 'cuda' with 'fp8'"),
-        ({"scheme": "w8a8", "device": "cuda"}, "scheme='w8a8' is not for device='cuda': say"),
+        ({"scheme": "fp8"}, "scheme='fp8' is not for device='cpu': 'fp8' goes with"),
+        ({"scheme": "w8a8", "device": "cuda"}, "scheme='w8a8' is not for device='cuda': 'fp8'"),
         ({"device": "cuda", "tune": "quick"}, "tune='quick' is for device='cpu': .* say 'none'"),
     ],
 )

@@ -87,9 +87,7 @@ class BuildConfig:
         if self.scheme is not None:
             check_choice("scheme", self.scheme, SCHEMES)
             if (self.scheme == "fp8") != (self.device == "cuda"):
-                raise ConfigError(
-                    f"scheme={self.scheme!r} is not for device={self.device!r}: say 'cuda' with 'fp8', 'cpu' with the others"
-                )
+                raise ConfigError(f"scheme={self.scheme!r} is not for device={self.device!r}: 'fp8' goes with 'cuda'")
             if self.scheme == "fp8" and self.unquantized:
                 raise ConfigError(f"unquantized={self.unquantized!r} is for the schemes of device='cpu': leave it out")
         if self.unquantized and self.scheme is None:
