@@ -22,7 +22,7 @@ from tritium.models.config import ModelConfig, RopeConfig
 from tritium.testing.plain_models import PlainLlama
 from tritium.testing.tiny_configs import LLAMA
 from tritium.testing.tiny_models import make_checkpoint, random_prompt
-from tritium.weights.recipes import from_json
+from tritium.weights.recipe_json import from_json
 from tritium.weights.safetensors import SafetensorsSource
 
 TINY = ModelConfig(

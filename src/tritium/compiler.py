@@ -53,6 +53,7 @@ from tritium.tuner.tune import tune_engine
 from tritium.weights import bind, recipes
 from tritium.weights.dummy import DummySource, is_kept_of_dummies
 from tritium.weights.fit import checkpoint_leaves
+from tritium.weights.recipe_json import to_json
 from tritium.weights.source import TensorSpec, WeightSource, dtype_name
 
 STAGES = ("resolve", "capture", "optimise", "lower", "kernels", "write", "certify", "tune")
@@ -185,7 +186,7 @@ def _compile(
     with clock.stage("optimise"):
         optimised = pipeline.optimise(
             captured.graph,
-            disabled=_disabled(config),
+            disabled=pipeline.left_out(config.disabled_passes, config.device),
             foreign=foreign,
             scheme=config.scheme,
             unquantized=config.unquantized,
@@ -209,11 +210,6 @@ def _compile(
         matches=optimised.matches,
         weights=optimised.weights,
     )
-
-
-def _disabled(config: BuildConfig) -> tuple[str, ...]:
-    """Passes that are left out. On a GPU cuBLAS has no epilogue for activations: a kernel of their own is faster."""
-    return config.disabled_passes + (("fuse_linear_activation",) if config.device == "cuda" else ())
 
 
 def compile_stateless(module: nn.Module, inputs: ModuleInputs, *, clock: "_Clock | None" = None) -> Compiled:
@@ -322,7 +318,7 @@ def _write(
         texts={
             "graph.txt": compiled.graph_text,
             "graph.json": compiled.graph_json,
-            "recipes.json": json.dumps({name: recipes.to_json(tree) for name, tree in trees.items()}, indent=1) + "\n",
+            "recipes.json": json.dumps({name: to_json(tree) for name, tree in trees.items()}, indent=1) + "\n",
         },
         write_weights=write_weights if specs else None,
         model_dir=resolved.model_dir,

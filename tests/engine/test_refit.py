@@ -19,7 +19,8 @@ from tritium.errors import CheckpointError, ConfigError, EngineError
 from tritium.testing.plain_models import PlainLlama
 from tritium.testing.tiny_configs import GPT2, LLAMA
 from tritium.testing.tiny_models import make_checkpoint
-from tritium.weights.recipes import Checkpoint, Concat, Constant, to_json
+from tritium.weights.recipe_json import to_json
+from tritium.weights.recipes import Checkpoint, Concat, Constant
 
 FAMILIES = {"llama": LLAMA, "llama-tied": LLAMA | {"tie_word_embeddings": True}, "gpt2": GPT2}
 

@@ -10,7 +10,8 @@ from tritium.engine.recipe_file import read_recipes
 from tritium.errors import CaptureError, ConfigError
 from tritium.ops.quantized import dequantize_weight
 from tritium.testing.plain_models import PlainLlama
-from tritium.weights.recipes import Checkpoint, Concat, Quantized, Scales, describe, from_json, leaves, to_json
+from tritium.weights.recipe_json import from_json, to_json
+from tritium.weights.recipes import Checkpoint, Concat, Quantized, Scales, describe, leaves
 from tritium.weights.safetensors import SafetensorsSource
 
 SCHEMES = ("w8a8", "w8a16", "w4a16_g128", "w4a8_g32", "w4a8_g128")

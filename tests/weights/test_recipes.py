@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tritium.errors import CheckpointError, EngineError
+from tritium.weights.recipe_json import from_json, to_json
 from tritium.weights.recipes import (
     Cast,
     Checkpoint,
@@ -20,11 +21,9 @@ from tritium.weights.recipes import (
     Zeros,
     describe,
     evaluate,
-    from_json,
     infer,
     leaves,
     map_checkpoint,
-    to_json,
 )
 from tritium.weights.source import DictSource, dtype_name
 

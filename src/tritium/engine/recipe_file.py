@@ -7,7 +7,8 @@ import torch
 
 from tritium.engine.plan import Extent, Plan
 from tritium.errors import CheckpointError, EngineError
-from tritium.weights.recipes import Constant, Recipe, from_json
+from tritium.weights.recipe_json import from_json
+from tritium.weights.recipes import Constant, Recipe
 from tritium.weights.safetensors import SafetensorsSource
 from tritium.weights.source import TensorSpec
 

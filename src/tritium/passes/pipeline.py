@@ -156,6 +156,11 @@ def optimise(
     return Optimised(graph, kv_groups, matches, derived_weights(graph), constants_of(graph))
 
 
+def left_out(disabled: Sequence[str], device: str) -> tuple[str, ...]:
+    """`disabled`, and what a device does better without: on a GPU cuBLAS has no epilogue for activations."""
+    return (*disabled, *(("fuse_linear_activation",) if device == "cuda" else ()))
+
+
 def check_disabled(disabled: Sequence[str]) -> None:
     """Raises `ConfigError` for a name that is no optional pass."""
     for name in disabled:

@@ -23,7 +23,6 @@ bound without the compiler.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -311,113 +310,6 @@ def describe(recipe: Recipe) -> str:
             return f"scales({describe(of)}, bits={bits}, group_size={group_size})"
         case Quantized(of=of, bits=bits, group_size=group_size):
             return f"quantized({describe(of)}, bits={bits}, group_size={group_size})"
-
-
-def to_json(recipe: Recipe) -> dict[str, Any]:
-    """The tree as JSON values; `from_json` is the inverse."""
-    match recipe:
-        case Checkpoint(name=name, shape=shape):
-            return {"checkpoint": name} | ({"shape": list(shape)} if shape is not None else {})
-        case Constant(name=name):
-            return {"constant": name}
-        case Cast(of=of, dtype=dtype):
-            return {"cast": to_json(of), "dtype": dtype}
-        case Reshape(of=of, shape=shape):
-            return {"reshape": to_json(of), "shape": list(shape)}
-        case Transpose(of=of):
-            return {"transpose": to_json(of)}
-        case Slice(of=of, dim=dim, start=start, stop=stop):
-            return {"slice": to_json(of), "dim": dim, "start": start, "stop": stop}
-        case Concat(parts=parts, dim=dim):
-            return {"concat": [to_json(part) for part in parts], "dim": dim}
-        case Sum(parts=parts):
-            return {"sum": [to_json(part) for part in parts]}
-        case Fp8(of=of):
-            return {"fp8": to_json(of)}
-        case Fp8Scales(of=of):
-            return {"fp8_scales": to_json(of)}
-        case Zeros(shape=shape, dtype=dtype):
-            return {"zeros": list(shape), "dtype": dtype}
-        case Scales(of=of, bits=bits, group_size=group_size):
-            return {"scales": to_json(of), "bits": bits, "group_size": group_size}
-        case Quantized(of=of, bits=bits, group_size=group_size):
-            return {"quantized": to_json(of), "bits": bits, "group_size": group_size}
-
-
-def from_json(data: object) -> Recipe:
-    """The tree that `to_json` wrote. Raises `EngineError` for anything else."""
-    try:
-        return _from_json(data)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise EngineError(f"not a weight recipe ({error}): {str(data)[:200]}; build the engine again") from error
-
-
-def _from_json(data: Any) -> Recipe:
-    if not isinstance(data, dict) or not data:
-        raise TypeError("expected an object")
-    kind = next(iter(data))
-    build: dict[str, Callable[[], Recipe]] = {
-        "checkpoint": lambda: Checkpoint(_str(data.pop("checkpoint")), _shape(data.pop("shape", None))),
-        "constant": lambda: Constant(_str(data.pop("constant"))),
-        "cast": lambda: Cast(_from_json(data.pop("cast")), _dtype(data.pop("dtype"))),
-        "reshape": lambda: Reshape(_from_json(data.pop("reshape")), _sizes(data.pop("shape"))),
-        "transpose": lambda: Transpose(_from_json(data.pop("transpose"))),
-        "slice": lambda: Slice(
-            _from_json(data.pop("slice")), _int(data.pop("dim")), _int(data.pop("start")), _int(data.pop("stop"))
-        ),
-        "concat": lambda: Concat(_parts(data.pop("concat")), _int(data.pop("dim"))),
-        "sum": lambda: Sum(_parts(data.pop("sum"))),
-        "scales": lambda: Scales(_from_json(data.pop("scales")), _bits(data.pop("bits")), _int(data.pop("group_size"))),
-        "quantized": lambda: Quantized(
-            _from_json(data.pop("quantized")), _bits(data.pop("bits")), _int(data.pop("group_size"))
-        ),
-        "fp8": lambda: Fp8(_from_json(data.pop("fp8"))),
-        "fp8_scales": lambda: Fp8Scales(_from_json(data.pop("fp8_scales"))),
-        "zeros": lambda: Zeros(tuple(_int(size) for size in data.pop("zeros")), _dtype(data.pop("dtype"))),
-    }
-    data = dict(data)
-    recipe = build[kind]()
-    if data:
-        raise ValueError(f"unknown keys {sorted(data)}")
-    return recipe
-
-
-def _parts(value: Any) -> tuple[Recipe, ...]:
-    if not value:
-        raise ValueError("a list of parts is empty")
-    return tuple(_from_json(part) for part in value)
-
-
-def _str(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected a name, not {value!r}")
-    return value
-
-
-def _int(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError(f"expected a number, not {value!r}")
-    return value
-
-
-def _bits(value: object) -> int:
-    if value not in SCALE_DTYPES:
-        raise ValueError(f"weights of {value!r} bits are not known")
-    return int(str(value))
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return None if value is None else _sizes(value)
-
-
-def _sizes(value: Any) -> tuple[int, ...]:
-    return tuple(_int(size) for size in value)
-
-
-def _dtype(value: object) -> str:
-    if value not in FLOAT_DTYPES:
-        raise ValueError(f"{value!r} is not a dtype of a weight")
-    return str(value)
 
 
 def _leaf_spec(leaf: Checkpoint, source: WeightSource) -> TensorSpec:
