@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class RequestProgress:
     """Counts finished requests and their tokens; shows nothing without a bar."""
 
-    def __init__(self, total: int, bar: Progress | None) -> None:
+    def __init__(self, total: int, bar: Progress | None, what: str) -> None:
         self._bar = bar
-        self._task = bar.add_task("generating", total=total, rate="") if bar is not None else None
+        self._task = bar.add_task(what, total=total, rate="") if bar is not None else None
         self._start = time.perf_counter()
         self._num_tokens = 0
 
@@ -27,11 +27,11 @@ class RequestProgress:
 
 
 @contextmanager
-def progress_bar(total: int, use_progress: bool | None) -> Iterator[RequestProgress]:
-    """A bar over `total` requests. use_progress None: when standard error is a terminal."""
+def progress_bar(total: int, use_progress: bool | None, what: str = "generating") -> Iterator[RequestProgress]:
+    """A bar over `total` requests. use_progress None: when standard error is a terminal. what: the word before it."""
     if not (sys.stderr.isatty() if use_progress is None else use_progress):
-        yield RequestProgress(total, None)
+        yield RequestProgress(total, None, what)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        yield RequestProgress(total, bar)
+        yield RequestProgress(total, bar, what)

@@ -30,6 +30,8 @@ FLAGS = {
     "--stall-seconds",
     "plan": "MODEL --arch --dtype --json --kv-cache-memory --max-model-len --max-num-batched-tokens --max-num-seqs "
     "--memory",
+    "eval": "MODEL --dtype --json --kv-cache-memory --max-model-len --max-num-batched-tokens --max-num-seqs "
+    "--max-tokens --num-threads --plugin --scheme --stride --text --window",
     "cache list": "--json",
     "cache prune": "--days --json",
     "bench throughput": "MODEL --arch --dtype --dummy-weights --input-len --json --kv-cache-memory --max-model-len "
@@ -101,6 +103,12 @@ WRONG: dict[str, tuple[list[str], str, str]] = {
     "a shape without weights": (["build", "--arch", "gpt2", "--output", "x"], "ConfigError", "--dummy-weights"),
     "a shape and a model": (["build", "m", "--arch", "gpt2", "--output", "x"], "ConfigError", "not both"),
     "nothing to build": (["build", "--output", "x"], "ConfigError", "--arch"),
+    "no text to score": (["eval", ".", "--text", "no/such.txt"], "ConfigError", "no/such.txt"),
+    "a window of 1": (
+        ["eval", ".", "--text", "x", "--window", "1"],
+        "ConfigError",
+        "--window must be 2 or more, not 1",
+    ),
     "nothing to measure": (["bench", "throughput"], "ConfigError", "name a model"),
     "random weights for a model": (["bench", "throughput", "m", "--dummy-weights"], "ConfigError", "--arch"),
 }

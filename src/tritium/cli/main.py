@@ -312,6 +312,38 @@ def plan(
     _work("plan_command", {"model": model, "arch": arch, "memory": memory, "config": config, "is_json": is_json})
 
 
+@app.command("eval")
+def evaluate(
+    model: o.Model,
+    text: Annotated[Path, typer.Option(help="The text to score, in UTF-8.")],
+    window: Annotated[int | None, typer.Option(help="Tokens of a window; default 512, or what the model has.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens to the next window; default: disjoint windows.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Score the first so many tokens of the text alone.")] = None,
+    dtype: o.Dtype = None,
+    scheme: o.Scheme = None,
+    max_model_len: o.MaxModelLen = None,
+    max_num_seqs: o.MaxNumSeqs = None,
+    max_num_batched_tokens: o.MaxNumBatchedTokens = None,
+    kv_cache_memory: o.KVCacheMemory = None,
+    num_threads: o.NumThreads = None,
+    plugin: o.Plugins = None,
+    is_json: o.Json = False,
+) -> None:
+    """Perplexity and bits per byte of a model on a text."""
+    config = o.given(
+        dtype=dtype,
+        scheme=scheme,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_memory=kv_cache_memory,
+        num_threads=num_threads,
+        plugins=plugin,
+    )
+    work = {"model": model, "text": text, "window": window, "stride": stride, "max_tokens": max_tokens}
+    _work("eval_command", {**work, "config": config, "is_json": is_json})
+
+
 @cache_app.command("list")
 def cache_list(is_json: o.Json = False) -> None:
     """List the engines in the cache, the most recently used first."""
