@@ -8,7 +8,7 @@ from tritium import ops
 from tritium.errors import CaptureError
 from tritium.graph.edit import insert
 from tritium.graph.grammar import verify, verify_captured
-from tritium.graph.spec import Spec, spec_of
+from tritium.graph.spec import NUM_TOKENS, Spec, spec_of
 from tritium.graph.vocabulary import FINAL
 from tritium.kernels.eager.aten import ALLOWED
 from tritium.passes.insert_kv import insert_kv
@@ -33,6 +33,13 @@ def test_a_finished_graph_passes():
     with pytest.raises(CaptureError, match="new_ones"):
         verify(graph)
     verify(graph_of(lambda a, w: ops.rms_norm(a.view(-1, 12), w, 1e-5) + 1.0, [x(), x(12)]))
+
+
+def test_a_size_where_a_tensor_is_expected_is_refused_with_its_node():
+    node = last_call(graph_of(lambda a: a.sign(), [x()]))
+    node.meta |= {"spec": NUM_TOKENS, "source": "model.py:7"}
+    with pytest.raises(CaptureError, match=r"sign = aten\.sign\.default gives T .* At model\.py:7\. Write the model"):
+        spec_of(node)
 
 
 REFUSED = {

@@ -96,6 +96,13 @@ def test_what_cannot_be_captured_is_refused_with_what_stopped_it(tmp_path):
         build(made, output_dir=tmp_path / "engine")
 
 
+def test_a_mask_cut_out_of_a_buffer_by_the_inputs_length_is_refused_with_its_line(tmp_path):
+    cls, shape = transformers.GPTNeoForCausalLM, {"hidden_size": 64, "num_heads": 4, "num_layers": 2, "window_size": 9}
+    config = cls.config_class(**COMMON, **shape, attention_types=[[["global", "local"], 1]])
+    with pytest.raises(CaptureError, match=r"arange.*reads the number of tokens.*At .*modeling_gpt_neo\.py:\d+"):
+        build(cls(config), output_dir=tmp_path / "engine")
+
+
 def test_a_length_beyond_the_models_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="max_model_len is 500; Starcoder2ForCausalLM is made for 128"):
         build(model("Starcoder2ForCausalLM"), output_dir=tmp_path / "engine", max_model_len=500)

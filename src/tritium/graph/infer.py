@@ -20,12 +20,16 @@ def infer(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Spec
 
 
 def _run(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], length: int) -> torch.Tensor:
-    def tensor(node: fx.Node) -> torch.Tensor:
-        spec, sizes = spec_of(node), Sizes(tokens=length, sequences=1, rows=1)
+    sizes = Sizes(tokens=length, sequences=1, rows=1)
+
+    def value(node: fx.Node) -> torch.Tensor | int:
+        if isinstance(node.meta["spec"], Extent):
+            return node.meta["spec"].at(sizes)
+        spec = spec_of(node)
         shape = [dim.at(sizes) if isinstance(dim, Extent) else dim for dim in spec.shape]
         return torch.empty(shape, dtype=spec.dtype, device="meta")
 
-    return target(*fx.node.map_arg(args, tensor), **fx.node.map_arg(dict(kwargs), tensor))
+    return target(*fx.node.map_arg(args, value), **fx.node.map_arg(dict(kwargs), value))
 
 
 def _dim(first: int, second: int) -> Dim:

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from tritium.engine.plan import Extent
+from tritium.errors import CaptureError
 
 Dim = int | Extent
 NUM_TOKENS = Extent(tokens=1)
@@ -47,9 +48,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def spec_of(node: fx.Node) -> Spec:
-    """The spec of a node with exactly one tensor output."""
+    """The spec of a node with exactly one tensor output. Raises `CaptureError` with the node for any other."""
     spec = node.meta["spec"]
-    assert isinstance(spec, Spec), f"{node.name} has not one tensor output but {spec}"
+    if not isinstance(spec, Spec):
+        raise CaptureError(
+            f"{node.name} = {node.target} gives {spec} where one tensor is expected. "
+            f"At {node.meta.get('source') or 'an unknown place'}. Write the model without this value"
+        )
     return spec
 
 
