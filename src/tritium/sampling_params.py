@@ -26,6 +26,7 @@ MAX_PROCESSORS = 16
 MAX_SAMPLES = 128
 MAX_BEAMS = 64
 MAX_STOP_IDS = 1024
+MAX_PRIORITY = 1 << 31  # of a request, either way from 0
 LOWEST_TEMPERATURE = 1e-2
 _FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")
 

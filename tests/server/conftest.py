@@ -63,6 +63,16 @@ class RunningServer:
         status, data = self.send("POST", path, json.dumps(body).encode())
         return status, json.loads(data)
 
+    def leave_after_headers(self, path: str, body: Any) -> int:
+        """Post, read the status and nothing of the answer, and close."""
+        connection = http.client.HTTPConnection(*self.address, timeout=5)
+        try:
+            connection.request("POST", path, json.dumps(body).encode(), {"content-type": "application/json"})
+            response = connection.getresponse()
+            return response.status
+        finally:
+            connection.close()
+
     def health(self) -> dict[str, Any]:
         """What it says of itself; `code` is the HTTP status."""
         status, data = self.send("GET", "/health")

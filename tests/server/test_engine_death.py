@@ -58,3 +58,28 @@ def test_an_engine_that_is_stopped_is_told_from_one_that_idles(server: Any) -> N
     finally:
         os.kill(pid, signal.SIGCONT)
     server.wait_until(lambda: server.health()["status"] == "ok")
+
+
+def test_a_stream_that_cannot_start_has_the_errors_status(start_server: Any) -> None:
+    server = start_server("--max-queue", "1")
+    status, body = server.post("/v1/completions", {"model": "demo_model", "prompt": ["x", "y"], "stream": True})
+    assert (status, body["error"]["code"]) == (429, "queue_full")
+    assert "1" in body["error"]["message"]
+
+
+@pytest.mark.full
+def test_an_engine_that_reads_nothing_is_not_sent_more_and_more(server: Any) -> None:
+    """Clients that leave and come again would otherwise fill the server's memory with what waits to be sent."""
+    body = {"model": "demo_model", "prompt": "x", "stream": True, "allowed_token_ids": list(range(1 << 20))}
+    pid = server.engine_pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(40):
+            status = server.leave_after_headers("/v1/completions", body)
+            if status == 503:
+                break
+        assert status == 503
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    good = {"model": "demo_model", "prompt": "x", "max_tokens": 2}
+    server.wait_until(lambda: server.post("/v1/completions", good)[0] == 200)

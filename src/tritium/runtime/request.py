@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from tritium.errors import RequestError
-from tritium.sampling_params import MAX_TOKEN_ID, SamplingParams
+from tritium.sampling_params import MAX_PRIORITY, MAX_TOKEN_ID, SamplingParams
 
 PENDING = -1  # in place of a token that is sampled and not known to the host yet
 NULL_BLOCK = 0  # the block that nobody owns: padding, and what lies behind a sliding window
-MAX_PRIORITY = 1 << 31
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 

@@ -29,7 +29,7 @@ async def chat_completions(service: Service, request: Request) -> Response:
     service.check_prompt(prompt, param="messages")
     answer = _ChatAnswer(service, parsed, prompt)
     if parsed.request.stream:
-        return EventStream(answer.events())
+        return answer.stream()
     return await until_gone(request, answer.whole)
 
 
@@ -81,7 +81,11 @@ class _ChatAnswer:
         head = {**self._head, "object": "chat.completion"}
         return json_response({**head, "choices": choices, "usage": self._generation.usage})
 
-    async def events(self) -> AsyncIterator[Event | None]:
+    def stream(self) -> Response:
+        self._generation.check_room()
+        return EventStream(self._events())
+
+    async def _events(self) -> AsyncIterator[Event | None]:
         has_usage = self._request.stream_options.include_usage
         head = {**self._head, "object": "chat.completion.chunk"}
         extra = {"usage": None} if has_usage else {}

@@ -25,7 +25,7 @@ async def completions(service: Service, request: Request) -> Response:
     prompts, texts = await _prompts(service, parsed.request)
     completion = _Completion(service, parsed, prompts, texts)
     if parsed.request.stream:
-        return await completion.stream()
+        return completion.stream()
     return await until_gone(request, completion.whole)
 
 
@@ -64,7 +64,8 @@ class _Completion:
         ]
         return json_response({**self._head, "choices": choices, "usage": self._generation.usage})
 
-    async def stream(self) -> Response:
+    def stream(self) -> Response:
+        self._generation.check_room()
         return EventStream(self._events())
 
     async def _events(self) -> AsyncIterator[Event | None]:

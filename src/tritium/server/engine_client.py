@@ -38,6 +38,7 @@ HEARTBEAT_SECONDS = 1.0
 FIRST_RESTART_DELAY, LONGEST_RESTART_DELAY = 0.2, 30.0  # seconds; doubled by each start that fails
 END_SECONDS = 5.0  # that an engine gets to end by itself
 _READ_SIZE = 1 << 18
+_MAX_UNSENT = 64 << 20  # bytes of commands that an engine may leave unread
 
 Arrivals = asyncio.Queue[Output | EngineUnavailable]
 
@@ -90,14 +91,21 @@ class EngineClient:
     ) -> str:
         """Hand a request over; returns its id. Its outputs arrive in the queue, each answer's last has a finish_reason.
 
-        An `EngineUnavailable` arrives instead when the engine ends first, and is raised while there is none.
+        An `EngineUnavailable` arrives instead when the engine ends first, and is raised as by
+        `check_available`.
         """
-        if self.health.state != "running":
-            raise EngineUnavailable(f"the engine is {self.health.state}: try again in a moment")
+        self.check_available()
         request_id = next(self._ids)
         self._unfinished[request_id] = _Unfinished(arrivals, num_answers)
         self._send(Submit(request_id, token_ids, params, is_streaming, priority, cache_salt))
         return request_id
+
+    def check_available(self) -> None:
+        """Raises `EngineUnavailable` while there is no engine, or it does not take what it is sent."""
+        if self.health.state != "running":
+            raise EngineUnavailable(f"the engine is {self.health.state}: try again in a moment")
+        if self._writer.transport.get_write_buffer_size() > _MAX_UNSENT:  # clients may leave and come again meanwhile
+            raise EngineUnavailable("the engine has not read its requests for some time: try again in a moment")
 
     def abort(self, request_id: str) -> None:
         """End a request and forget it; nothing more of it arrives."""

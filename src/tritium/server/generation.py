@@ -82,8 +82,13 @@ class Generation:
             "prompt_tokens_details": {"cached_tokens": self._num_cached},
         }
 
-    def _submit_all(self) -> None:
-        service, n = self._service, self._request.n
+    def check_room(self) -> None:
+        """Raises `ApiError` unless the server would take it now: a stream's status is sent before its first output."""
+        service = self._service
+        try:
+            service.client.check_available()
+        except EngineUnavailable as error:
+            raise ApiError.of(error) from error
         if service.client.num_unfinished + len(self._num_tokens) > service.config.max_queue:
             raise ApiError(
                 429,
@@ -91,6 +96,10 @@ class Generation:
                 f"{service.config.max_queue}: try again later",
                 code="queue_full",
             )
+
+    def _submit_all(self) -> None:
+        service, n = self._service, self._request.n
+        self.check_room()
         for index, prompt in enumerate(self._prompts):
             try:
                 request_id = service.client.submit(

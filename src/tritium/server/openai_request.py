@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tritium.errors import RequestError
-from tritium.sampling_params import SamplingParams
+from tritium.sampling_params import MAX_PRIORITY, SamplingParams
 from tritium.server.api_error import ApiError
 
 MAX_CHOICES = 128  # n, and prompts in one request
+MAX_SALT = 1024  # characters of cache_salt
 COMPLETION_MAX_TOKENS = 16  # when a completion does not say; chats go on until they stop
 _NOT_FOR_CLIENTS = {"logits_processors", "best_of", "prompt_logprobs", "truncate_prompt_tokens"}
 SAMPLING_FIELDS = {field.name for field in dataclasses.fields(SamplingParams)} - _NOT_FOR_CLIENTS
@@ -150,6 +151,12 @@ def _parse(body: Mapping[str, Any], schema: type[Common], sampling_names: set[st
         raise ApiError(400, _plain(str(error)), param=_field_of(str(error))) from error
     if not 1 <= request.n <= MAX_CHOICES:
         raise ApiError(400, f"n must be an integer from 1 to {MAX_CHOICES}, not {request.n}", param="n")
+    if abs(request.priority) > MAX_PRIORITY:  # here too: the engine's messages hold 64 bits
+        message = f"priority must be an integer within ±{MAX_PRIORITY}, not {request.priority}"
+        raise ApiError(400, message, param="priority")
+    if len(request.cache_salt) > MAX_SALT:
+        message = f"cache_salt may have at most {MAX_SALT} characters, not {len(request.cache_salt)}: send a hash of it"
+        raise ApiError(400, message, param="cache_salt")
     params = {name: value for name, value in sent.items() if name in sampling_names - own}
     return Parsed(request, params if request.n == 1 else {**params, "n": request.n})
 

@@ -65,17 +65,33 @@ class Service:
             raise ApiError(404, message, param="model", code="model_not_found")
 
     async def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, made beside the event loop."""
+        """Token ids of each text, made beside the event loop. Raises `ApiError` for one that is too long to try."""
         tokenizer = self.tokenizer
+        for text in texts:
+            self._check_length(text, param="prompt")
         return await asyncio.to_thread(lambda: [tokenizer.encode(text) for text in texts])
 
     async def encode_chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
         """Token ids of a conversation. Raises `ApiError` for one that the model's template refuses."""
         tokenizer = self.tokenizer
         try:
-            return await asyncio.to_thread(lambda: tokenizer.encode_chat(messages, **options))
+            text = await asyncio.to_thread(lambda: tokenizer.render_chat(messages, **options))
         except RequestError as error:
             raise ApiError(400, str(error), param="messages") from error
+        self._check_length(text, param="messages")
+        return await asyncio.to_thread(lambda: tokenizer.encode(text, add_special_tokens=False))
+
+    def _check_length(self, text: str, *, param: str) -> None:
+        """Raises `ApiError` when even the longest tokens could not fit it in: to tokenise megabytes takes long."""
+        most = self.max_model_len * self.tokenizer.longest_token
+        if len(text) > most:
+            raise ApiError(
+                400,
+                f"{param} has {len(text)} characters; this model's context of {self.max_model_len} tokens holds at "
+                f"most {most}: send a shorter text",
+                param=param,
+                code="context_length_exceeded",
+            )
 
     def check_prompt(self, token_ids: Sequence[int], *, param: str) -> None:
         """Raises `ApiError` unless the model knows the ids and has room for them and one more."""

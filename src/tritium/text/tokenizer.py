@@ -24,6 +24,7 @@ class Tokenizer:
 
     vocab_size: one more than the highest token id. eos_token_ids: every id that ends an output.
     special_token_ids: ids left out of text when special tokens are skipped.
+    longest_token: characters of the longest spelling in the vocabulary; no token stands for more of a text.
     bos_token_id, eos_token_id, pad_token_id: None when the tokenizer names no such token.
     """
 
@@ -37,7 +38,9 @@ class Tokenizer:
     ) -> None:
         self._library = library
         self._named = dict(named or {})
-        self.vocab_size: int = max(library.get_vocab().values(), default=-1) + 1
+        vocabulary = library.get_vocab()
+        self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
+        self.longest_token: int = max(map(len, vocabulary), default=0)
         self.bos_token_id = self._named_id("bos_token")
         self.eos_token_id = self._named_id("eos_token")
         self.pad_token_id = self._named_id("pad_token")
