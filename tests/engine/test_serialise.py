@@ -226,8 +226,8 @@ def test_a_missing_manifest_says_how_to_make_an_engine(tmp_path):
 
 
 def test_an_engine_for_another_backend_is_refused_with_the_command_to_run(engine_dir):
-    edit_manifest(engine_dir, backend="cuda")
-    with pytest.raises(EngineError, match=r"for 'cuda'.*tritium build there --device cpu"):
+    edit_manifest(engine_dir, backend="rocm")
+    with pytest.raises(EngineError, match=r"for 'rocm'.*tritium build there --device cpu"):
         Engine.load(engine_dir)
 
 
