@@ -4,12 +4,12 @@ import ctypes
 import tempfile
 
 import torch
-from custom_model import SquaredReluDecoder
 
 from tritium import LLM, Plugin, SamplingParams, build
 from tritium.kernels.cpu.extension import Extension
 from tritium.kernels.kernel import Kernel
-from tritium.models import create
+from tritium.models import MLP, DecoderBlock, create
+from tritium.models.decoder import Decoder
 from tritium.models.hf_config import parse_config
 from tritium.models.presets import PRESETS
 from tritium.ops import Op, Spelling
@@ -18,21 +18,15 @@ from tritium.runtime.step_times import StepTimer
 
 CPP = Extension("""
 #include "tritium.h"
-using namespace tritium;
-struct Args { const void* x; void* out; int64_t num_rows, stride, size; };
-template <class T> void squared_relu(const Args& a) {
+using namespace tritium; struct Args { const void* x; void* out; int64_t num_rows, stride, size; };
+template <class T> void hard_swish(const Args& a) {
   for_rows(a.num_rows, a.size, [&](int64_t row) {
-    const T* x = static_cast<const T*>(a.x) + row * a.stride;
-    T* out = static_cast<T*>(a.out) + row * a.size;
+    const T* x = static_cast<const T*>(a.x) + row * a.stride; T* out = static_cast<T*>(a.out) + row * a.size;
     for_vectors(a.size, [&](int64_t i, int64_t count) {
-      f32x16 v = load(x + i, count);
-      v = v < 0.0f ? splat(0.0f) : v;
-      store(out + i, v * v, count);
-    });
-  });
-}
-TRITIUM_EXPORT(squared_relu, Args)
-""")
+      f32x16 v = load(x + i, count), up = v + 3.0f, gate = up < 0.0f ? splat(0.0f) : up;
+      store(out + i, v * (gate > 6.0f ? splat(6.0f) : gate) / 6.0f, count);
+    }); });
+} TRITIUM_EXPORT(hard_swish, Args)""")
 
 
 class Args(ctypes.Structure):  # as in C++
@@ -41,8 +35,8 @@ class Args(ctypes.Structure):  # as in C++
 
 def bind_cpp(args, outputs):
     x, out = args["x"], outputs[0]
-    struct = Args(x.data_ptr(), out.data_ptr(), x.shape[0], x.stride(0), x.shape[1])
-    return CPP.thunk("squared_relu", x.dtype, struct, x, out)
+    sizes = Args(x.data_ptr(), out.data_ptr(), x.shape[0], x.stride(0), x.shape[1])
+    return CPP.thunk("hard_swish", x.dtype, sizes, x, out)
 
 
 def supports_cpp(args):
@@ -50,29 +44,36 @@ def supports_cpp(args):
 
 
 def bind_eager(args, outputs):
-    return lambda: torch.square(torch.relu(args["x"]), out=outputs[0])
+    return lambda: outputs[0].copy_(hard_swish(args["x"].float()))
 
 
-EXAMPLE = {"example": lambda dtype: (torch.randn(8, 48, dtype=dtype),)}
-TIMES = Spelling(name="times", fn=lambda x: (h := torch.relu(x)) * h, **EXAMPLE)
-SQUARE = Spelling(name="square", fn=lambda x: torch.relu(x) ** 2, **EXAMPLE)
-MEANS = {"reference": lambda x: torch.relu(x).square(), "fake": like_first, "spellings": (TIMES, SQUARE)}
+def hard_swish(x):
+    return x * torch.clamp(x + 3.0, 0.0, 6.0) / 6.0
+
+
+class HardSwishMLP(MLP):
+    def forward(self, x):
+        return self.down_proj(hard_swish(self.up_proj(x)))
+
+
+Block = type("Block", (DecoderBlock,), {"mlp_class": HardSwishMLP})
+SPELLING = Spelling(name="clamp", fn=hard_swish, example=lambda dtype: (torch.randn(8, 48, dtype=dtype),))
+MEANS = {"reference": lambda x: hard_swish(x.float()).to(x.dtype), "fake": like_first, "spellings": (SPELLING,)}
 CPP_ROW = {"backend": "cpu", "target": f"{__name__}:bind_cpp", "supports": f"{__name__}:supports_cpp"}
 EAGER_ROW = {"backend": "eager", "target": f"{__name__}:bind_eager"}
-ROWS = tuple(Kernel(name=f"primer.{r['backend']}", op="squared_relu", **r) for r in (CPP_ROW, EAGER_ROW))
-OP = Op(name="squared_relu", schema="squared_relu(Tensor x) -> Tensor", **MEANS)
+ROWS = tuple(Kernel(name=f"primer.{r['backend']}", op="hard_swish", **r) for r in (CPP_ROW, EAGER_ROW))
+OP = Op(name="hard_swish", schema="hard_swish(Tensor x) -> Tensor", **MEANS)
 PLUGIN = Plugin(name="primer", ops=(OP,), kernels=ROWS)
 
 if __name__ == "__main__":
     config = parse_config(PRESETS["gpt2"] | {"n_layer": 4}, "gpt2", dtype="float32", max_model_len=512)
-    model = create(config, SquaredReluDecoder)
+    model = create(config, type("HardSwishDecoder", (Decoder,), {"block_class": Block}))
     tokens, params = [], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     for plugins in ([], [PLUGIN]):
         with tempfile.TemporaryDirectory() as place:
             engine = build(model, weights="dummy", plugins=plugins, output_dir=f"{place}/engine")
-            times = zip(engine.plan.steps, StepTimer(engine).prefill(256), strict=True)
-            ours = [s for step, s in times if step.op in ("activation", "aten.mul.Tensor", "primer.squared_relu")]
-            print(f"{len(plugins)} plugins: {len(ours)} steps for relu(x)², {sum(ours) * 1e3:.2f} ms a prompt of 256")
+            ms = sum(StepTimer(engine).prefill(256)) * 1e3
+            print(f"{len(plugins)} plugins: {len(engine.plan.steps)} steps, {ms:.2f} ms a prompt of 256")
             with LLM(engine.path, plugins=plugins) as llm:
                 tokens.append(llm.generate([5] * 99, params)[0].outputs[0].token_ids)
     assert tokens[0] == tokens[1], "the same model"
