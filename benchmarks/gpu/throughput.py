@@ -29,6 +29,7 @@ from tritium.runtime.request import Request
 from tritium.sampling_params import SamplingParams
 
 BLOCK_SIZE = 64  # a tile of keys lies in one block
+MAX_MODEL_LEN = 4096  # GPT-J claims 2,048, but its rotary positions do not end there
 
 
 class Row(NamedTuple):
@@ -61,8 +62,9 @@ def build_engine(row: Row, place: Path) -> Engine:
     path = place / f"{row.arch}-{row.scheme or 'bf16'}"
     if path.is_dir():
         return Engine.load(path)
-    config = BuildConfig(device="cuda", dtype="bfloat16", scheme=row.scheme)
-    return tritium.build(preset(row.arch, dtype="bfloat16"), config, output_dir=path, weights="dummy")
+    config = BuildConfig(device="cuda", dtype="bfloat16", scheme=row.scheme, max_model_len=MAX_MODEL_LEN)
+    model = preset(row.arch, dtype="bfloat16", max_model_len=MAX_MODEL_LEN)
+    return tritium.build(model, config, output_dir=path, weights="dummy")
 
 
 def requests(row: Row, count: int, output_len: int, vocab_size: int, seed: int) -> list[Request]:

@@ -114,9 +114,12 @@ def bind_gated_activation(args: Mapping[str, Any], outputs: Sequence[torch.Tenso
 
 
 def bind_linear(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
-    """ops.linear_fp8 into outputs[0], with cuBLASLt's fast accumulation."""
-    out = outputs[0]
+    """ops.linear_fp8 into outputs[0], with cuBLASLt's fast accumulation.
+
+    A bias is added by itself: with row-wise scales cuBLASLt refuses one at some numbers of rows (torch 2.11, H200).
+    """
+    out, bias = outputs[0], args["bias"]
     x, weight = args["x"], args["weight_NK"].t()
     scales = (args["x_scales"], args["weight_scales"])
-    options = {"bias": args["bias"], "out_dtype": out.dtype, "use_fast_accum": True, "out": out}
-    return partial(torch._scaled_mm, x, weight, *scales, **options)
+    product = partial(torch._scaled_mm, x, weight, *scales, out_dtype=out.dtype, use_fast_accum=True, out=out)
+    return product if bias is None else lambda: product().add_(bias)
