@@ -15,6 +15,7 @@ from tritium.kernels.cpu import build, library, openmp, quantized
 from tritium.kernels.kernel import TensorSpec
 from tritium.kernels.table import KERNELS
 from tritium.ops.quantized import dequantize_weight
+from tritium.quant.schemes import INT8, WeightFormat
 from tritium.quant.weights import quantize_weight, scales_of
 from tritium.testing.kernel_cases import run
 
@@ -29,7 +30,8 @@ CPU_FLAGS = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1
 HERE = [n for n in LEVELS if n in ("native", "sse") or {"avx512": "avx512f", "avx2": "avx2"}[n] in CPU_FLAGS]
 FULL = ("avx512", "sse")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-FORMATS = ((8, 0), (4, 32), (4, 128))
+FORMATS = (INT8, WeightFormat("int4", 32), WeightFormat("int4", 128))
+EACH_FORMAT = pytest.mark.parametrize("weight_format", FORMATS, ids=lambda kept: kept.name)
 ROWS = (*range(1, 33), 64, 100, 257)
 
 
@@ -58,25 +60,24 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def arguments(num_rows: int, num_out: int, num_in: int, weight_format: tuple[int, int], dtype: torch.dtype) -> dict:
+def arguments(num_rows: int, num_out: int, num_in: int, weight_format: WeightFormat, dtype: torch.dtype) -> dict:
     """Activations with an outlier in each row, inside a wider tensor of NaN; a bias for odd num_out."""
-    bits, group_size = weight_format
     wide = torch.full((num_rows, num_in + 7), float("nan"), dtype=dtype)
     wide[:, 3 : 3 + num_in] = torch.randn(num_rows, num_in)
     wide[:, 3] *= 10
     weight = torch.randn(num_out, num_in)
-    scales = scales_of(weight, bits, group_size)
-    qweight = quantize_weight(weight, scales, bits)
+    scales = scales_of(weight, weight_format)
+    qweight = quantize_weight(weight, scales, weight_format)
     bias = torch.randn(num_out).to(dtype) if num_out % 2 else None
     return {"x": wide[:, 3 : 3 + num_in], "qweight": qweight, "scales_NG": scales, "bias": bias}
 
 
-@pytest.mark.parametrize("weight_format", FORMATS)
+@EACH_FORMAT
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 def test_int8_activations_give_the_references_bits_for_every_shape_and_number_of_rows(
-    level: str, weight_format: tuple[int, int], dtype: torch.dtype
+    level: str, weight_format: WeightFormat, dtype: torch.dtype
 ) -> None:
-    _, group = weight_format
+    group = weight_format.group_size
     for num_out, num_in in ((1, group or 1), (33, (group or 13) * 3), (64, 256), (65, 1024), (31, group * 9 or 1030)):
         args = arguments(ROWS[-1], num_out, num_in, weight_format, dtype) | {"int8_activations": True}
         expected = ops.quantized_linear(**args)
@@ -86,12 +87,12 @@ def test_int8_activations_give_the_references_bits_for_every_shape_and_number_of
             assert torch.equal(part, expected[:num_rows]), f"{num_out} x {num_in}, {num_rows} rows"
 
 
-@pytest.mark.parametrize("weight_format", FORMATS)
+@EACH_FORMAT
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 def test_float_activations_are_as_exact_as_fp32_and_a_row_is_its_own(
-    level: str, weight_format: tuple[int, int], dtype: torch.dtype
+    level: str, weight_format: WeightFormat, dtype: torch.dtype
 ) -> None:
-    _, group = weight_format
+    group = weight_format.group_size
     for num_out, num_in in ((1, group or 1), (33, (group or 13) * 3), (65, 1024)):
         args = arguments(ROWS[-1], num_out, num_in, weight_format, dtype) | {"int8_activations": False}
         weight = dequantize_weight(args["qweight"], args["scales_NG"]).double()
@@ -108,9 +109,9 @@ def test_float_activations_are_as_exact_as_fp32_and_a_row_is_its_own(
 
 
 @pytest.mark.parametrize("is_int8", [True, False])
-@pytest.mark.parametrize("weight_format", FORMATS)
+@EACH_FORMAT
 def test_extreme_rows_and_rows_that_are_not_finite_stay_by_themselves(
-    level: str, weight_format: tuple[int, int], is_int8: bool
+    level: str, weight_format: WeightFormat, is_int8: bool
 ) -> None:
     args = arguments(9, 33, 256, weight_format, torch.float32) | {"int8_activations": is_int8}
     args["x"][1], args["x"][2], args["x"][3, 7], args["x"][4, 200] = 0.0, 1e-38, float("inf"), float("nan")
@@ -122,8 +123,8 @@ def test_extreme_rows_and_rows_that_are_not_finite_stay_by_themselves(
 
 
 @pytest.mark.parametrize("is_int8", [True, False])
-@pytest.mark.parametrize("weight_format", FORMATS)
-def test_the_eager_kernel_is_the_reference_and_keeps_rows_apart(weight_format: tuple[int, int], is_int8: bool) -> None:
+@EACH_FORMAT
+def test_the_eager_kernel_is_the_reference_and_keeps_rows_apart(weight_format: WeightFormat, is_int8: bool) -> None:
     args = arguments(64, 33, 384, weight_format, torch.bfloat16) | {"int8_activations": is_int8}
     whole = run(EAGER, args, (64, 33), torch.bfloat16)
     torch.testing.assert_close(whole, ops.quantized_linear(**args), rtol=1e-2, atol=1e-2)

@@ -29,8 +29,8 @@ from tritium.passes.lower import lower
 from tritium.passes.merge_gate_up import merge_gate_up
 from tritium.passes.merge_parallel import merge_parallel
 from tritium.passes.merge_qkv import merge_qkv
-from tritium.passes.quantise import quantise
-from tritium.passes.quantize_fp8 import quantize_linears, store_fp8
+from tritium.passes.quantize import quantize
+from tritium.passes.quantize_fp8 import quantize_linears_fp8, store_fp8
 from tritium.passes.recognise import recognise
 from tritium.passes.recognise_attention import read_shared_heads, recognise_attention
 from tritium.passes.recognise_plugins import recognise_plugins
@@ -39,7 +39,7 @@ from tritium.passes.recognise_rotary import recognise_rotary
 from tritium.passes.recognise_scores import recognise_scores
 from tritium.passes.result import PassResult
 from tritium.passes.views import canonicalise_views
-from tritium.quant.schemes import scheme_named
+from tritium.quant.schemes import FP8, scheme_named
 from tritium.weights.recipes import Recipe
 
 Rewrite = Callable[[fx.Graph], PassResult]
@@ -142,15 +142,14 @@ def optimise(
         run([Pass(name="recognise_plugins", run=partial(recognise_plugins, targets=foreign))])
     run(BATCH)
     run(MERGE)
-    if (
-        scheme is not None and scheme != "fp8"
-    ):  # after merging: a merged linear is quantised as one, its weight part by part
-        run([Pass(name="quantise", run=partial(quantise, scheme=scheme_named(scheme), left_out=unquantized))])
+    chosen = scheme_named(scheme) if scheme is not None else None
+    if chosen is not None and chosen.weight != FP8:  # after merging: a merged linear is quantised as one, part by part
+        run([Pass(name="quantize", run=partial(quantize, scheme=chosen, left_out=unquantized))])
     result, kv_groups = insert_kv(graph)
     matches["insert_kv"] = result.num_matches
     run(FUSE)
-    if scheme == "fp8":  # last: it takes the norms and activations that stand before a linear as FUSE has made them
-        run([Pass(name="quantize_fp8", run=quantize_linears)])
+    if chosen is not None and chosen.weight == FP8:  # last: it takes the norms before a linear as FUSE has made them
+        run([Pass(name="quantize_fp8", run=quantize_linears_fp8)])
         kv_groups = store_fp8(graph, kv_groups)
     verify(graph, foreign=[target for _, target in (foreign or {}).values()])
     return Optimised(graph, kv_groups, matches, derived_weights(graph), constants_of(graph))

@@ -2,7 +2,7 @@
 
 Matches: `tritium.linear(x, w, b)` over tokens with a weight of the graph whose sizes are multiples of 16; not the one
     whose result is the logits.
-Replaces with: `tritium.linear_fp8(*tritium.quantize_fp8(x), fp8(w), fp8_scales(w), b, dtype)`. Linears that read one
+Replaces with: `tritium.linear_fp8(*tritium.quantize_fp8(x), quantized(w), scales(w), b, dtype)`. Linears that read one
     value share its quantisation. Where x is an `rms_norm`, `add_rms_norm` or `gated_activation` that only such linears
     read, that op and the quantisation become one (`..._fp8`).
 Keys and values are stored in fp8, without scales: they are cut off at ±448.
@@ -22,8 +22,10 @@ from tritium.graph.derived import insert_weight, is_weight, recipe_of
 from tritium.graph.edit import arguments, insert, output_node, replace
 from tritium.graph.spec import Spec, args_of, dtype_name, spec_of
 from tritium.passes.dead_code import remove_dead_code
+from tritium.passes.quantize import each_part
 from tritium.passes.result import PassResult
-from tritium.weights.recipes import Fp8, Fp8Scales
+from tritium.quant import schemes
+from tritium.weights.recipes import Quantized, Reshape, Scales
 
 _OURS = torch.ops.tritium
 FP8 = torch.float8_e4m3fn
@@ -43,7 +45,7 @@ class _Rows:
     scales: fx.Node
 
 
-def quantize_linears(graph: fx.Graph) -> PassResult:
+def quantize_linears_fp8(graph: fx.Graph) -> PassResult:
     """The first part of the module's docstring."""
     logits = set(output_node(graph).all_input_nodes)
     linears = [node for node in graph.nodes if _is_quantizable(node) and node not in logits]
@@ -106,8 +108,10 @@ def _rewrite(node: fx.Node, rows: _Rows) -> None:
     graph, (_, weight, bias) = node.graph, args_of(node)
     recipe, (num_out, _) = recipe_of(weight), spec_of(weight).shape
     name = weight.meta["name"]
-    q = insert_weight(graph, f"{name}.fp8", Fp8(recipe), Spec(FP8, spec_of(weight).shape))
-    scales = insert_weight(graph, f"{name}.fp8_scales", Fp8Scales(recipe), Spec(torch.float32, (1, num_out)))
+    numbers = each_part(recipe, lambda part: Quantized(part, schemes.FP8))
+    by_row = Reshape(each_part(recipe, lambda part: Scales(part, schemes.FP8)), (1, int(num_out)))  # type: ignore[arg-type]
+    q = insert_weight(graph, f"{name}.fp8", numbers, Spec(FP8, spec_of(weight).shape))
+    scales = insert_weight(graph, f"{name}.fp8_scales", by_row, Spec(torch.float32, (1, num_out)))
     with graph.inserting_before(node):
         args = (rows.q, rows.scales, q, scales, bias, dtype_name(spec_of(node).dtype))
         new = insert(graph, _OURS.linear_fp8.default, args, spec_of(node), like=node, covers=[node])

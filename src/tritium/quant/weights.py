@@ -1,4 +1,4 @@
-"""Numbers of a weight: its scales, by rounding to nearest with the best clipping, and its integers.
+"""Numbers of a weight: its scales, by rounding to nearest with the best clipping, and its integers (or e4m3 numbers).
 
 The integers lie from -127 to 127 and from -8 to 7. Each output's row is its own, and in it each group: to
 quantise a part of a weight's outputs gives a part of the quantised weight.
@@ -6,26 +6,34 @@ quantise a part of a weight's outputs gives a part of the quantised weight.
 
 import torch
 
-SCALE_DTYPES = {8: torch.float32, 4: torch.bfloat16}  # 4.5 bits a weight in groups of 32
+from tritium.ops.fp8 import quantize_fp8
+from tritium.quant.schemes import WeightFormat
+
+# of a kept weight's scales; bfloat16: 4.5 bits a weight in groups of 32
+SCALE_DTYPES = {"int8": torch.float32, "int4": torch.bfloat16, "fp8": torch.float32}
+DTYPES = {"int8": torch.int8, "int4": torch.uint8, "fp8": torch.float8_e4m3fn}  # int4: two numbers a byte
 # What a group's element of largest magnitude is divided by. Negative: it becomes the lowest number, which has no
 # positive partner. More than the largest number: it is clipped, for the others' sake.
 DIVISORS = (-8.0, -8.5, -9.0, -9.5, -10.0, 7.0, 7.5, 8.0, 8.5, 9.0)
 _ROWS_AT_ONCE = 1 << 22  # elements: bounds what the search takes beside the weight
 
 
-def scales_of(weight_NK: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
-    """[N, G], float32 for 8 bits and bfloat16 for 4. group_size: 0 or a divisor of K.
+def scales_of(weight_NK: torch.Tensor, weight_format: WeightFormat) -> torch.Tensor:
+    """[N, G] in the kind's `SCALE_DTYPES`. The group size is 0 or a divisor of K.
 
     8 bits: max / 127, for clipping gains nothing there. 4 bits: of `DIVISORS` the one whose rounding error has the
     least sum of squares, tried with the scale as it is kept.
     """
     num_rows = max(1, _ROWS_AT_ONCE // weight_NK.shape[1])
-    parts = [_scales(rows.float(), bits, group_size) for rows in weight_NK.split(num_rows)]
+    parts = [_scales(rows.float(), weight_format) for rows in weight_NK.split(num_rows)]
     return torch.cat(parts)
 
 
-def quantize_weight(weight_NK: torch.Tensor, scales_NG: torch.Tensor, bits: int) -> torch.Tensor:
-    """The integers nearest to weight / scale, as `ops.quantized` lays them out: int8 [N, K], or uint8 [N, K / 2]."""
+def quantize_weight(weight_NK: torch.Tensor, scales_NG: torch.Tensor, weight_format: WeightFormat) -> torch.Tensor:
+    """The numbers nearest to weight / scale: int8 or e4m3 [N, K], or uint8 [N, K / 2] (`ops.quantized` says how)."""
+    if weight_format.kind == "fp8":
+        return quantize_fp8(weight_NK)[0]
+    bits = weight_format.bits
     num_rows = max(1, _ROWS_AT_ONCE // weight_NK.shape[1])
     pairs = zip(weight_NK.split(num_rows), scales_NG.split(num_rows), strict=True)
     integers = torch.cat([_integers(_grouped(w.float(), s.shape[1]), s.float(), bits).flatten(1) for w, s in pairs])
@@ -48,11 +56,14 @@ def _integers(groups: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Te
     return (groups * inverse).round_().clamp_(low, high)
 
 
-def _scales(rows: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
+def _scales(rows: torch.Tensor, weight_format: WeightFormat) -> torch.Tensor:
+    if weight_format.kind == "fp8":
+        return quantize_fp8(rows)[1]
+    bits, group_size = weight_format.bits, weight_format.group_size
     groups = _grouped(rows, rows.shape[1] // group_size if group_size else 1)
     index = groups.abs().argmax(-1, keepdim=True)
     extreme = groups.gather(-1, index)[..., 0]
-    dtype = SCALE_DTYPES[bits]
+    dtype = SCALE_DTYPES[weight_format.kind]
     if bits == 8:
         return (extreme.abs() / 127.0).to(dtype)
     best, least = torch.zeros_like(extreme), torch.full_like(extreme, torch.inf)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tritium.errors import CheckpointError
+from tritium.quant.schemes import FP8
 from tritium.weights.recipes import Checkpoint, Concat, Constant, Quantized, Recipe, Scales, leaves
 from tritium.weights.source import TensorSpec, missing_tensor
 
@@ -74,10 +75,13 @@ class DummySource:
 
 
 def is_kept_of_dummies(tree: Recipe) -> bool:
-    """True for constants and for quantised weights, which are computed of generated ones when the engine is built."""
+    """True for constants, and for quantised weights, which are computed of generated ones when the engine is built:
+    but those in fp8, which a GPU can generate itself."""
     if isinstance(tree, Concat):
         return is_kept_of_dummies(tree.parts[0])
-    return isinstance(tree, (Constant, Scales, Quantized))
+    if isinstance(tree, (Scales, Quantized)):
+        return tree.format != FP8
+    return isinstance(tree, Constant)
 
 
 def _repeat(block: Tensor, count: int) -> Tensor:

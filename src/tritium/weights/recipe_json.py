@@ -4,14 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from tritium.errors import EngineError
-from tritium.quant.weights import SCALE_DTYPES
+from tritium.quant.schemes import WeightFormat, format_named
 from tritium.weights.recipes import (
     Cast,
     Checkpoint,
     Concat,
     Constant,
-    Fp8,
-    Fp8Scales,
     Quantized,
     Recipe,
     Reshape,
@@ -43,16 +41,12 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
             return {"concat": [to_json(part) for part in parts], "dim": dim}
         case Sum(parts=parts):
             return {"sum": [to_json(part) for part in parts]}
-        case Fp8(of=of):
-            return {"fp8": to_json(of)}
-        case Fp8Scales(of=of):
-            return {"fp8_scales": to_json(of)}
         case Zeros(shape=shape, dtype=dtype):
             return {"zeros": list(shape), "dtype": dtype}
-        case Scales(of=of, bits=bits, group_size=group_size):
-            return {"scales": to_json(of), "bits": bits, "group_size": group_size}
-        case Quantized(of=of, bits=bits, group_size=group_size):
-            return {"quantized": to_json(of), "bits": bits, "group_size": group_size}
+        case Scales(of=of, format=kept):
+            return {"scales": to_json(of), "format": kept.name}
+        case Quantized(of=of, format=kept):
+            return {"quantized": to_json(of), "format": kept.name}
 
 
 def from_json(data: object) -> Recipe:
@@ -78,12 +72,8 @@ def _from_json(data: Any) -> Recipe:
         ),
         "concat": lambda: Concat(_parts(data.pop("concat")), _int(data.pop("dim"))),
         "sum": lambda: Sum(_parts(data.pop("sum"))),
-        "scales": lambda: Scales(_from_json(data.pop("scales")), _bits(data.pop("bits")), _int(data.pop("group_size"))),
-        "quantized": lambda: Quantized(
-            _from_json(data.pop("quantized")), _bits(data.pop("bits")), _int(data.pop("group_size"))
-        ),
-        "fp8": lambda: Fp8(_from_json(data.pop("fp8"))),
-        "fp8_scales": lambda: Fp8Scales(_from_json(data.pop("fp8_scales"))),
+        "scales": lambda: Scales(_from_json(data.pop("scales")), _format(data.pop("format"))),
+        "quantized": lambda: Quantized(_from_json(data.pop("quantized")), _format(data.pop("format"))),
         "zeros": lambda: Zeros(tuple(_int(size) for size in data.pop("zeros")), _dtype(data.pop("dtype"))),
     }
     data = dict(data)
@@ -111,10 +101,8 @@ def _int(value: object) -> int:
     return value
 
 
-def _bits(value: object) -> int:
-    if value not in SCALE_DTYPES:
-        raise ValueError(f"weights of {value!r} bits are not known")
-    return int(str(value))
+def _format(value: object) -> WeightFormat:
+    return format_named(_str(value))
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

@@ -10,10 +10,9 @@ A recipe is a frozen expression tree. Passes rewrite trees, never tensors; bindi
     Slice(of, dim, start, stop)      a range of one dimension
     Concat(parts, dim)               parts one after the other along a dimension
     Sum(parts)                       parts added up in float32, rounded once to the first one's dtype
-    Fp8(of), Fp8Scales(of)           a linear's weight in e4m3, and the scale of each of its rows (ops/fp8.py)
     Zeros(shape, dtype)              zeros: the bias of a linear that has none, beside one that has; a leaf
-    Scales(of, bits, group_size)     the scales by which a linear's weight is quantised (quant/weights.py)
-    Quantized(of, bits, group_size)  its integers by those scales, as `ops.quantized` lays them out
+    Scales(of, format)               the scales by which a linear's weight is quantised (quant/weights.py)
+    Quantized(of, format)            its numbers by those scales, as `ops.quantized` or `ops.fp8` lays them out
 
 Passes write trees over the model's own tensors: a leaf `Checkpoint` is one of its parameters, and `map_checkpoint` then
 puts in the tree of each. Trees are kept in the engine as JSON (`to_json`, `from_json`), so that new weights can be
@@ -28,8 +27,8 @@ import torch
 from torch import Tensor
 
 from tritium.errors import CheckpointError, EngineError
-from tritium.ops.fp8 import quantize_fp8
-from tritium.quant.weights import SCALE_DTYPES, quantize_weight, scales_of
+from tritium.quant.schemes import WeightFormat
+from tritium.quant.weights import DTYPES, SCALE_DTYPES, quantize_weight, scales_of
 from tritium.weights.source import FLOAT_DTYPES, TensorSpec, WeightSource, dtype_name
 
 
@@ -97,20 +96,6 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Fp8:
-    """A matrix in e4m3, each row divided by its scale."""
-
-    of: "Recipe"
-
-
-@dataclass(frozen=True)
-class Fp8Scales:
-    """[1, rows]: each row's largest element over 448, in fp32."""
-
-    of: "Recipe"
-
-
-@dataclass(frozen=True)
 class Zeros:
     """A tensor of zeros."""
 
@@ -120,37 +105,21 @@ class Zeros:
 
 @dataclass(frozen=True)
 class Scales:
-    """The scales of a linear's weight, [N, G]; group_size 0: one for each output."""
+    """The scales of a linear's weight, [N, G]."""
 
     of: "Recipe"
-    bits: int
-    group_size: int
+    format: WeightFormat
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """The integers of a linear's weight by its `Scales`: int8 [N, K], or uint8 [N, K / 2]."""
+    """The numbers of a linear's weight by its `Scales`: int8 or e4m3 [N, K], or uint8 [N, K / 2]."""
 
     of: "Recipe"
-    bits: int
-    group_size: int
+    format: WeightFormat
 
 
-Recipe = (
-    Checkpoint
-    | Constant
-    | Cast
-    | Reshape
-    | Transpose
-    | Slice
-    | Concat
-    | Sum
-    | Zeros
-    | Scales
-    | Quantized
-    | Fp8
-    | Fp8Scales
-)
+Recipe = Checkpoint | Constant | Cast | Reshape | Transpose | Slice | Concat | Sum | Zeros | Scales | Quantized
 
 
 def leaves(recipe: Recipe) -> Iterator[Checkpoint | Constant]:
@@ -162,8 +131,6 @@ def leaves(recipe: Recipe) -> Iterator[Checkpoint | Constant]:
             yield recipe
         case Cast(of=of) | Reshape(of=of) | Transpose(of=of) | Slice(of=of) | Scales(of=of) | Quantized(of=of):
             yield from leaves(of)
-        case Fp8(of=of) | Fp8Scales(of=of):
-            yield from leaves(of)
         case Concat(parts=parts) | Sum(parts=parts):
             for part in parts:
                 yield from leaves(part)
@@ -174,7 +141,7 @@ def map_checkpoint(recipe: Recipe, change: Callable[[Checkpoint], Recipe]) -> Re
     match recipe:
         case Checkpoint():
             return change(recipe)
-        case Cast() | Reshape() | Transpose() | Slice() | Scales() | Quantized() | Fp8() | Fp8Scales():
+        case Cast() | Reshape() | Transpose() | Slice() | Scales() | Quantized():
             return replace(recipe, of=map_checkpoint(recipe.of, change))
         case Concat(parts=parts) | Sum(parts=parts):
             return replace(recipe, parts=tuple(map_checkpoint(part, change) for part in parts))
@@ -211,17 +178,13 @@ def evaluate(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tenso
                 for other in others:
                     total = total + other
                 return total.to(first.dtype)
-            case Fp8(of=of):
-                return quantize_fp8(value(of))[0]
-            case Fp8Scales(of=of):
-                return quantize_fp8(value(of))[1].view(1, -1)
             case Zeros(shape=shape, dtype=dtype):
                 return torch.zeros(shape, dtype=getattr(torch, dtype))
-            case Scales(of=of, bits=bits, group_size=group_size):
-                return scales_of(value(of), bits, group_size)
-            case Quantized(of=of, bits=bits, group_size=group_size):
+            case Scales(of=of, format=kept):
+                return scales_of(value(of), kept)
+            case Quantized(of=of, format=kept):
                 weight = value(of)
-                return quantize_weight(weight, scales_of(weight, bits, group_size), bits)
+                return quantize_weight(weight, scales_of(weight, kept), kept)
 
     return value(recipe)
 
@@ -265,20 +228,16 @@ def infer(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tensor] 
                 shapes = ", ".join(f"{s.dtype}{list(s.shape)}" for s in specs)
                 raise CheckpointError(f"{describe(recipe)}: parts that are added must be alike: {shapes}")
             return specs[0]
-        case Fp8(of=of):
-            return TensorSpec("float8_e4m3fn", infer(of, source, constants).shape)
-        case Fp8Scales(of=of):
-            return TensorSpec("float32", (1, infer(of, source, constants).shape[0]))
         case Zeros(shape=shape, dtype=dtype):
             return TensorSpec(dtype, shape)
-        case Scales(of=of, bits=bits, group_size=group_size) | Quantized(of=of, bits=bits, group_size=group_size):
-            spec = infer(of, source, constants)
-            if len(spec.shape) != 2 or spec.shape[1] % (group_size or 1) or spec.shape[1] * bits % 8:
+        case Scales(of=of, format=kept) | Quantized(of=of, format=kept):
+            spec, group_size = infer(of, source, constants), kept.group_size
+            if len(spec.shape) != 2 or spec.shape[1] % (group_size or 1) or spec.shape[1] * kept.bits % 8:
                 raise CheckpointError(f"{describe(recipe)}: cannot quantise a tensor of shape {list(spec.shape)} so")
             num_out, num_in = spec.shape
             if isinstance(recipe, Scales):
-                return TensorSpec(dtype_name(SCALE_DTYPES[bits]), (num_out, num_in // (group_size or num_in)))
-            return TensorSpec("int8" if bits == 8 else "uint8", (num_out, num_in * bits // 8))
+                return TensorSpec(dtype_name(SCALE_DTYPES[kept.kind]), (num_out, num_in // (group_size or num_in)))
+            return TensorSpec(dtype_name(DTYPES[kept.kind]), (num_out, num_in * kept.bits // 8))
 
 
 def describe(recipe: Recipe) -> str:
@@ -300,16 +259,12 @@ def describe(recipe: Recipe) -> str:
             return f"concat({', '.join(map(describe, parts))}, dim={dim})"
         case Sum(parts=parts):
             return f"sum({', '.join(map(describe, parts))})"
-        case Fp8(of=of):
-            return f"fp8({describe(of)})"
-        case Fp8Scales(of=of):
-            return f"fp8_scales({describe(of)})"
         case Zeros(shape=shape, dtype=dtype):
             return f"zeros({list(shape)}, {dtype})"
-        case Scales(of=of, bits=bits, group_size=group_size):
-            return f"scales({describe(of)}, bits={bits}, group_size={group_size})"
-        case Quantized(of=of, bits=bits, group_size=group_size):
-            return f"quantized({describe(of)}, bits={bits}, group_size={group_size})"
+        case Scales(of=of, format=kept):
+            return f"scales({describe(of)}, {kept.name})"
+        case Quantized(of=of, format=kept):
+            return f"quantized({describe(of)}, {kept.name})"
 
 
 def _leaf_spec(leaf: Checkpoint, source: WeightSource) -> TensorSpec:

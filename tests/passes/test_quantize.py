@@ -1,4 +1,4 @@
-"""The quantise pass: which linears it takes, what recipes it leaves, and what the engine then computes."""
+"""The quantize pass: which linears it takes, what recipes it leaves, and what the engine then computes."""
 
 import pytest
 import torch
@@ -9,11 +9,13 @@ from tritium.config import BuildConfig
 from tritium.engine.recipe_file import read_recipes
 from tritium.errors import CaptureError, ConfigError
 from tritium.ops.quantized import dequantize_weight
+from tritium.quant.schemes import WeightFormat
 from tritium.testing.plain_models import PlainLlama
 from tritium.weights.recipe_json import from_json, to_json
 from tritium.weights.recipes import Checkpoint, Concat, Quantized, Scales, describe, leaves
 from tritium.weights.safetensors import SafetensorsSource
 
+G32 = WeightFormat("int4", 32)
 SCHEMES = ("w8a8", "w8a16", "w4a16_g128", "w4a8_g32", "w4a8_g128")
 
 
@@ -32,14 +34,14 @@ def test_every_linear_is_quantised_with_the_head_in_8_bits(scheme: str) -> None:
     found = steps(BuildConfig(scheme=scheme))
     assert not found["linear"] and {s.kernel for s in found["quantized_linear"]} == {"cpu.quantized_linear"}
     names = [step.args["qweight"].value for step in found["quantized_linear"]]
-    assert names[-1].endswith(".q8") and (scheme[:2] == "w8") == all(n.endswith(".q8") for n in names)
+    assert names[-1].endswith(".int8") and (scheme[:2] == "w8") == all(n.endswith(".int8") for n in names)
     assert {s.args["int8_activations"] for s in found["quantized_linear"]} == {"a8" in scheme}
 
 
 def test_inputs_that_no_group_divides_take_8_bits() -> None:
     names = [s.args["qweight"].value for s in steps(BuildConfig(scheme="w4a8_g128"))["quantized_linear"]]
-    assert all(name.endswith(".q8") for name in names if "down" in name)  # 288 inputs
-    assert any(name.endswith(".q4") for name in names)
+    assert all(name.endswith(".int8") for name in names if "down" in name)  # 288 inputs
+    assert any(name.endswith(".int4") for name in names)
 
 
 def test_tensors_that_are_left_out_stay_and_their_merged_linear_with_them() -> None:
@@ -63,8 +65,10 @@ def test_the_engine_keeps_what_its_recipes_say_of_the_models_own_weights(scheme:
     engine = build(module, output_dir=tmp_path / "engine", max_model_len=16, scheme=scheme)
     assert engine.manifest.scheme == scheme
     recipes, weights = read_recipes(engine.path), SafetensorsSource(engine.weights_path)
-    merged = next(name for name, tree in recipes.items() if isinstance(tree, Concat) and ".q" in name[-4:])
-    base = merged.rpartition(".q")[0]
+    merged = next(
+        name for name, tree in recipes.items() if isinstance(tree, Concat) and name.endswith((".int8", ".int4"))
+    )
+    base = merged.rpartition(".")[0]
     parts = recipes[merged].parts
     assert len(parts) > 1 and all(isinstance(part, Quantized) for part in parts)
     plain = torch.cat([module.get_parameter(next(leaves(part)).name) for part in parts]).detach()
@@ -75,6 +79,6 @@ def test_the_engine_keeps_what_its_recipes_say_of_the_models_own_weights(scheme:
 
 @pytest.mark.parametrize("node", [Scales, Quantized])
 def test_the_recipe_nodes_are_read_as_they_were_written(node: type) -> None:
-    tree = Concat((node(Checkpoint("a.weight", (8, 64)), 4, 32), node(Checkpoint("b.weight"), 4, 32)), 0)
+    tree = Concat((node(Checkpoint("a.weight", (8, 64)), G32), node(Checkpoint("b.weight"), G32)), 0)
     assert from_json(to_json(tree)) == tree
-    assert describe(tree.parts[1]).endswith("(b.weight, bits=4, group_size=32)")
+    assert describe(tree.parts[1]).endswith("(b.weight, int4_g32)")

@@ -20,18 +20,18 @@ from tritium.graph.spec import spec_of
 from tritium.passes.merging import LINEAR
 from tritium.passes.result import PassResult
 from tritium.quant.schemes import QuantScheme, WeightFormat
-from tritium.quant.weights import SCALE_DTYPES
+from tritium.quant.weights import DTYPES, SCALE_DTYPES
 from tritium.weights.recipes import Checkpoint, Concat, Quantized, Recipe, Scales, leaves
 
 QUANTIZED = torch.ops.tritium.quantized_linear.default
-QWEIGHT_DTYPES = {8: torch.int8, 4: torch.uint8}
 
 
-def quantise(graph: fx.Graph, *, scheme: QuantScheme, left_out: Sequence[str] = ()) -> PassResult:
+def quantize(graph: fx.Graph, *, scheme: QuantScheme, left_out: Sequence[str] = ()) -> PassResult:
     """See the module's docstring. left_out: names of checkpoint or module tensors, `*` and `?` as in file names.
 
     Raises `CaptureError` when that leaves no linear.
     """
+    assert scheme.head is not None
     head, count = _head(graph), 0
     for node in list(graph.nodes):
         if node.target is not LINEAR or not is_weight(arguments(node)["weight_NK"]):
@@ -54,22 +54,22 @@ def quantise(graph: fx.Graph, *, scheme: QuantScheme, left_out: Sequence[str] = 
 def _replace(node: fx.Node, weight_format: WeightFormat, scheme: QuantScheme) -> None:
     a, graph = arguments(node), node.graph
     weight, spec = a["weight_NK"], spec_of(a["weight_NK"])
-    bits, group = weight_format.bits, weight_format.group_size
+    kind, bits, group = weight_format.kind, weight_format.bits, weight_format.group_size
     num_out, num_in = (int(size) for size in spec.shape)  # type: ignore[arg-type]  # a weight's sizes are numbers
     recipe, name = recipe_of(weight), weight.meta["name"]
-    qspec = type(spec)(QWEIGHT_DTYPES[bits], (num_out, num_in * bits // 8))
-    sspec = type(spec)(SCALE_DTYPES[bits], (num_out, num_in // (group or num_in)))
-    qweight = insert_weight(graph, f"{name}.q{bits}", _each(recipe, lambda part: Quantized(part, bits, group)), qspec)
-    scales = insert_weight(graph, f"{name}.scales", _each(recipe, lambda part: Scales(part, bits, group)), sspec)
+    qspec = type(spec)(DTYPES[kind], (num_out, num_in * bits // 8))
+    sspec = type(spec)(SCALE_DTYPES[kind], (num_out, num_in // (group or num_in)))
+    qweight = insert_weight(graph, f"{name}.{kind}", each_part(recipe, lambda p: Quantized(p, weight_format)), qspec)
+    scales = insert_weight(graph, f"{name}.scales", each_part(recipe, lambda p: Scales(p, weight_format)), sspec)
     with graph.inserting_before(node):
         args = (a["x"], qweight, scales, a["bias"], scheme.int8_activations)
         replace(node, insert(graph, QUANTIZED, args, spec_of(node), like=node, covers=[node]))
 
 
-def _each(recipe: Recipe, change: Callable[[Recipe], Recipe]) -> Recipe:
+def each_part(recipe: Recipe, change: Callable[[Recipe], Recipe]) -> Recipe:
     """`change` of the tree, or of the parts that it puts one after the other as outputs."""
     if isinstance(recipe, Concat) and recipe.dim == 0:
-        return Concat(tuple(_each(part, change) for part in recipe.parts), 0)
+        return Concat(tuple(each_part(part, change) for part in recipe.parts), 0)
     return change(recipe)
 
 
