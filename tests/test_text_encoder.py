@@ -14,35 +14,20 @@ from tritium import LLM, SamplingParams, build
 from tritium.config import BuildConfig
 from tritium.engine import cache
 from tritium.errors import CheckpointError, ConfigError, EngineError, RequestError, RequestTooLarge, UnsupportedModel
-from tritium.testing.tiny_encoders import make_encoder, reference, word_tokenizer
-from tritium.testing.tiny_tokenizers import write_directory
+from tritium.testing.tiny_encoders import (
+    encoder_directory,
+    reference,
+    word_tokenizer,
+    write_sentence_files,
+)
 
 TEXTS = ["w1 w2 w3", "w4", " ".join(f"w{i}" for i in range(50)), "w9 unknown w9"]
 OPTIONS = {"num_threads": 1, "max_num_batched_tokens": 128, "max_num_seqs": 4}
 
 
-def directory(path: Path, architecture: str, **config: Any) -> tuple[Path, Any]:
-    path, model = make_encoder(path, architecture, **config)
-    write_directory(path, word_tokenizer(), {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"})
-    return path, model
-
-
-def sentence_files(path: Path, *, mode: str = "pooling_mode_mean_tokens", max_len: int = 40, **more: Any) -> None:
-    kinds = ("Transformer", "Pooling", "Normalize")
-    modules = [
-        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
-        for i, kind in enumerate(kinds)
-    ]
-    (path / "modules.json").write_text(json.dumps(modules))
-    (path / "1_Pooling").mkdir(exist_ok=True)
-    pooling = {"word_embedding_dimension": 48, "pooling_mode_cls_token": False, mode: True, **more}
-    (path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    (path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_len, "do_lower_case": False}))
-
-
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path, model = directory(tmp_path_factory.mktemp("embedder") / "model", "BertModel")
+    path, model = encoder_directory(tmp_path_factory.mktemp("embedder") / "model", "BertModel")
     with LLM(build(path, output_dir=path.parent / "engine").path, **OPTIONS) as llm:
         yield llm, model
 
@@ -50,7 +35,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def crossencoder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("cross") / "model"
-    path, model = directory(path, "BertForSequenceClassification", num_labels=1, problem_type=None)
+    path, model = encoder_directory(path, "BertForSequenceClassification", num_labels=1, problem_type=None)
     with LLM(build(path, output_dir=path.parent / "engine").path, **OPTIONS) as llm:
         yield llm, model
 
@@ -120,7 +105,7 @@ def test_a_cross_encoder_reads_both_texts_at_once(crossencoder: Any) -> None:
 def test_classes_have_the_labels_and_probabilities_of_the_model(tmp_path: Path) -> None:
     labels = {"id2label": {0: "calm", 1: "glad", 2: "sad"}, "label2id": {"calm": 0, "glad": 1, "sad": 2}}
     for problem, function in ((None, lambda x: x.softmax(-1)), ("multi_label_classification", torch.sigmoid)):
-        path, model = directory(
+        path, model = encoder_directory(
             tmp_path / f"m-{problem}", "BertForSequenceClassification", problem_type=problem, **labels
         )
         with LLM(build(path, output_dir=tmp_path / f"e-{problem}").path, **OPTIONS) as llm:
@@ -133,7 +118,7 @@ def test_classes_have_the_labels_and_probabilities_of_the_model(tmp_path: Path) 
 
 
 def test_each_token_can_be_classified(tmp_path: Path) -> None:
-    path, model = directory(tmp_path / "model", "BertForTokenClassification", problem_type=None)
+    path, model = encoder_directory(tmp_path / "model", "BertForTokenClassification", problem_type=None)
     with LLM(build(path, output_dir=tmp_path / "engine").path, **OPTIONS) as llm:
         (output,) = llm.encode("w1 w2 w3")
         expected = reference(model, output.prompt_token_ids, [0] * 5)[0].softmax(-1)
@@ -197,7 +182,7 @@ def test_an_encoder_does_not_generate_and_a_decoder_does_not_encode(embedder: An
 
 
 def test_a_closed_encoder_says_so(tmp_path: Path) -> None:
-    path, _ = directory(tmp_path / "model", "BertModel")
+    path, _ = encoder_directory(tmp_path / "model", "BertModel")
     llm = LLM(build(path, output_dir=tmp_path / "engine").path, **OPTIONS)
     llm.close()
     llm.close()
@@ -206,7 +191,7 @@ def test_a_closed_encoder_says_so(tmp_path: Path) -> None:
 
 
 def test_a_failed_batch_ends_with_its_error_and_the_next_is_computed(tmp_path: Path, monkeypatch: Any) -> None:
-    path, _ = directory(tmp_path / "model", "BertModel")
+    path, _ = encoder_directory(tmp_path / "model", "BertModel")
     with LLM(build(path, output_dir=tmp_path / "engine").path, **OPTIONS) as llm:
         with monkeypatch.context() as patch:
             patch.setattr(torch.nn.functional, "normalize", lambda *_, **__: 1 / 0)
@@ -216,8 +201,8 @@ def test_a_failed_batch_ends_with_its_error_and_the_next_is_computed(tmp_path: P
 
 
 def test_a_sentence_transformers_directory_says_how_to_pool_and_how_long_texts_are(tmp_path: Path) -> None:
-    path, model = directory(tmp_path / "model", "BertModel")
-    sentence_files(path)
+    path, model = encoder_directory(tmp_path / "model", "BertModel")
+    write_sentence_files(path)
     with LLM(path, **OPTIONS) as llm:  # in a child process, and cached
         assert llm.engine.manifest.max_model_len == 40
         for output in llm.embed(TEXTS[:2]):
@@ -226,7 +211,7 @@ def test_a_sentence_transformers_directory_says_how_to_pool_and_how_long_texts_a
         with pytest.raises(RequestTooLarge, match="has 52 tokens, the model takes 40"):
             llm.embed(TEXTS)
     before = cache.engine_path(path, BuildConfig())
-    sentence_files(path, mode="pooling_mode_lasttoken")
+    write_sentence_files(path, mode="pooling_mode_lasttoken")
     assert cache.engine_path(path, BuildConfig()) != before
 
 
@@ -255,8 +240,8 @@ def test_a_sentence_transformers_directory_says_how_to_pool_and_how_long_texts_a
 def test_what_no_built_in_model_pools_is_refused(
     tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    path, _ = directory(tmp_path / "model", "BertModel")
-    sentence_files(path, **change)
+    path, _ = encoder_directory(tmp_path / "model", "BertModel")
+    write_sentence_files(path, **change)
     with pytest.raises(error, match=message):
         build(path, output_dir=tmp_path / "engine")
 
@@ -277,13 +262,13 @@ def test_what_no_built_in_model_pools_is_refused(
     ],
 )
 def test_modules_that_are_not_known_are_refused(tmp_path: Path, modules: Any, message: str) -> None:
-    path, _ = directory(tmp_path / "model", "BertModel")
+    path, _ = encoder_directory(tmp_path / "model", "BertModel")
     (path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(CheckpointError, match=message):
         build(path, output_dir=tmp_path / "engine")
 
 
 def test_more_tokens_than_positions_are_refused_at_build(tmp_path: Path) -> None:
-    path, _ = directory(tmp_path / "model", "RobertaModel")
+    path, _ = encoder_directory(tmp_path / "model", "RobertaModel")
     with pytest.raises(ConfigError, match=r"max_model_len \(71\) must be at most 70: this model has no more positions"):
         build(path, output_dir=tmp_path / "engine", max_model_len=71)

@@ -36,20 +36,40 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     cache_salt: str = ""
 
 
+class Text(msgspec.Struct, frozen=True, array_like=True):
+    """A text for an encoder. token_types: none, when all are 0."""
+
+    token_ids: list[int]
+    token_types: list[int] = []
+
+
+class Encode(msgspec.Struct, frozen=True, tag=True):
+    """Embed texts. Each is a sample of the request: its `Output` has its place among them as `sample_index`."""
+
+    request_id: str
+    texts: list[Text]
+
+
 class Abort(msgspec.Struct, frozen=True, tag=True):
     """End a request; ignored when it is unknown or finished."""
 
     request_id: str
 
 
+Command = Submit | Encode | Abort
+
+
 class Commands(msgspec.Struct, frozen=True, tag=True):
     """In order. An empty one asks for a `Report`: the server's way to see that the engine is alive."""
 
-    commands: list[Submit | Abort]
+    commands: list[Command]
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The engine is loaded. limits: the fields of `SchedulerConfig` as memory and configuration made them."""
+    """The engine is loaded. limits: what memory and configuration led to, `max_model_len` among them.
+
+    A decoder's are the fields of `SchedulerConfig`, an encoder's are listed in `tritium.runtime.encoder_worker`.
+    """
 
     limits: dict[str, Any]
 
@@ -73,7 +93,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     """What a request gained. Each of its samples has a last one, with a finish_reason; a refused request only has one.
 
     refusal: the class of `RequestError` that kept it from starting. Times are seconds of the system's monotonic clock,
-    which all processes share.
+    which all processes share. embedding: float32, little-endian, of a text that was encoded.
     """
 
     request_id: str
@@ -89,10 +109,11 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     first_token: float | None = None
     finished: float | None = None
     sample_index: int = 0
+    embedding: bytes = b""
 
 
 class Report(msgspec.Struct, frozen=True, tag=True):
-    """outputs: of one step, or of commands only. stats: the fields of `SchedulerStats`.
+    """outputs: of one step, or of commands only. stats: the fields of `SchedulerStats`, or those that an encoder has.
 
     num_batches: steps that computed something, since the start.
     """

@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from tritium import LLM
+from tritium.testing.tiny_encoders import encoder_directory, write_sentence_files
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "examples" / "demo_model"
@@ -28,16 +29,17 @@ class RunningServer:
 
     process: subprocess.Popen[str]
     url: str
-    model: str = str(DEMO)
+    model: str
 
     @classmethod
-    def start(cls, *flags: str, **environment: str) -> "RunningServer":
-        command = [sys.executable, "-m", "tritium", "serve", str(DEMO), "--port", "0", "--json", *FLAGS, *flags]
+    def start(cls, *flags: str, model: Path = DEMO, **environment: str) -> "RunningServer":
+        limits = FLAGS if model == DEMO else []
+        command = [sys.executable, "-m", "tritium", "serve", str(model), "--port", "0", "--json", *limits, *flags]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, "the server said nothing before it ended"
-        return cls(process, json.loads(line)["config"]["url"])
+        return cls(process, json.loads(line)["config"]["url"], str(model))
 
     @property
     def address(self) -> tuple[str, int]:
@@ -121,14 +123,30 @@ def start_server() -> Iterator[Callable[..., RunningServer]]:
     """Starts servers of one test's own, and ends those that are left."""
     started: list[RunningServer] = []
 
-    def start(*flags: str, **environment: str) -> RunningServer:
-        started.append(RunningServer.start(*flags, **environment))
+    def start(*flags: str, **options: Any) -> RunningServer:
+        started.append(RunningServer.start(*flags, **options))
         return started[-1]
 
     yield start
     for running in started:
         running.process.kill()
         running.process.wait()
+
+
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    """An encoder as sentence-transformers keeps them, the oracle of `embedding_server`."""
+    path, _ = encoder_directory(tmp_path_factory.mktemp("embedder") / "tiny_bert", "BertModel")
+    write_sentence_files(path)
+    with LLM(path, num_threads=1) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="session")
+def embedding_server(embedder: LLM) -> Iterator[RunningServer]:
+    running = RunningServer.start("--num-threads", "1", "--max-queue", "100", model=embedder.engine.path)
+    yield running
+    assert running.stop() == 0
 
 
 @pytest.fixture(scope="session")

@@ -7,52 +7,58 @@ however that happened. Between two steps it takes every command that has arrived
 """
 
 import contextlib
-import dataclasses
 import logging
 import select
 import signal
 import socket
 import sys
+from typing import Any, Protocol
 
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
-from tritium.errors import EngineError, RequestError, TritiumError
-from tritium.runtime.assemble import load_tokenizer, make_loop
-from tritium.runtime.engine_loop import EngineLoop
-from tritium.runtime.make_request import RequestMaker
-from tritium.runtime.outputs import StepOutput
-from tritium.runtime.request import SampledToken
-from tritium.sampling_params import SamplingParams
-from tritium.wire import (
-    Abort,
-    Commands,
-    Failed,
-    FrameBuffer,
-    Output,
-    Ready,
-    Report,
-    Start,
-    Submit,
-    TokenLogprob,
-    decode_for_engine,
-    frame,
-)
-
-logger = logging.getLogger("tritium")
+from tritium.errors import EngineError, TritiumError
+from tritium.runtime.decoder_worker import DecoderWorker
+from tritium.runtime.encoder_worker import EncoderWorker
+from tritium.wire import Command, Commands, Failed, FrameBuffer, Output, Ready, Report, Start, decode_for_engine, frame
 
 _STALLED_WAIT = 0.001  # seconds between two tries when requests wait and none of them can run
 _READ_SIZE = 1 << 18
 
 
+class Worker(Protocol):
+    """What the process works at: `DecoderWorker` or `EncoderWorker`."""
+
+    @property
+    def has_work(self) -> bool: ...
+
+    @property
+    def is_stalled(self) -> bool: ...
+
+    @property
+    def limits(self) -> dict[str, Any]: ...
+
+    @property
+    def stats(self) -> dict[str, int]: ...
+
+    def apply(self, command: Command) -> None:
+        """Take a command. Raises nothing that a command can cause."""
+
+    def step(self) -> bool:
+        """Compute one batch; False when nothing could run. Raises nothing that a batch can cause."""
+        ...
+
+    def take_outputs(self) -> list[Output]:
+        """What there is since the last call."""
+        ...
+
+
 class EngineProcess:
     """Serves one engine over a connected socket until the other end closes it."""
 
-    def __init__(self, connection: socket.socket, loop: EngineLoop, maker: RequestMaker) -> None:
+    def __init__(self, connection: socket.socket, worker: Worker) -> None:
         self._connection = connection
         self._buffer = FrameBuffer()
-        self._loop = loop
-        self._maker = maker
-        self._outputs: list[StepOutput] = []
+        self._worker = worker
         self._num_batches = 0
 
     def run(self) -> None:
@@ -63,18 +69,21 @@ class EngineProcess:
     def _serve(self) -> None:
         while (commands := self._take()) is not None:
             for command in commands:
-                self._apply(command)
-            has_stepped = self._loop.has_work and self._step()
-            if commands or has_stepped or self._outputs:
-                self._report()
+                if command is not None:
+                    self._worker.apply(command)
+            has_stepped = self._worker.has_work and self._worker.step()
+            self._num_batches += has_stepped
+            outputs = self._worker.take_outputs()
+            if commands or has_stepped or outputs:
+                self._connection.sendall(frame(Report(outputs, self._worker.stats, self._num_batches)))
 
-    def _take(self) -> list[Submit | Abort | None] | None:
+    def _take(self) -> list[Command | None] | None:
         """Commands that have arrived; waits for some when there is no work. None: the other end is closed.
 
         An empty `Commands` gives one None: nothing to do but report.
         """
-        timeout = None if not self._loop.has_work else _STALLED_WAIT if self._loop.is_stalled else 0
-        commands: list[Submit | Abort | None] = []
+        timeout = None if not self._worker.has_work else _STALLED_WAIT if self._worker.is_stalled else 0
+        commands: list[Command | None] = []
         while select.select([self._connection], [], [], timeout)[0]:
             data = self._connection.recv(_READ_SIZE)
             if not data:
@@ -86,61 +95,6 @@ class EngineProcess:
                 commands += message.commands or [None]
             timeout = 0 if commands else timeout
         return commands
-
-    def _apply(self, command: Submit | Abort | None) -> None:
-        if isinstance(command, Abort):
-            self._loop.abort(command.request_id)
-        elif isinstance(command, Submit):
-            try:
-                request = self._maker.make(
-                    command.request_id,
-                    command.token_ids,
-                    SamplingParams(**command.params),
-                    priority=command.priority,
-                    cache_salt=command.cache_salt,
-                )
-                self._loop.submit(request, self._outputs.append, is_streaming=command.is_streaming)
-            except RequestError as error:
-                self._outputs.append(StepOutput(command.request_id, "", (), finish_reason="error", refusal=error))
-
-    def _step(self) -> bool:
-        """True unless nothing could run."""
-        try:
-            self._loop.step()
-            self._num_batches += not self._loop.is_stalled
-        except Exception as error:  # the process outlives whatever one step does
-            logger.exception("the scheduler failed; every request ends with an error")
-            self._loop.fail_all(error)
-        return not self._loop.is_stalled
-
-    def _report(self) -> None:
-        outputs = [_wire_output(output) for output in self._outputs]
-        self._outputs.clear()
-        report = Report(outputs, self._loop.scheduler.stats._asdict(), self._num_batches)
-        self._connection.sendall(frame(report))
-
-
-def _wire_output(output: StepOutput) -> Output:
-    timings = output.timings
-    return Output(
-        request_id=output.request_id,
-        text=output.text,
-        token_ids=list(output.token_ids),
-        logprobs=[_wire_logprob(token) for token in output.logprobs],
-        finish_reason=output.finish_reason,
-        stop_reason=output.stop_reason,
-        error=str(output.refusal) if output.refusal is not None else output.error,
-        refusal=type(output.refusal).__name__ if output.refusal is not None else None,
-        num_cached_tokens=output.num_cached_tokens,
-        arrival=timings.arrival if timings else None,
-        first_token=timings.first_token if timings else None,
-        finished=timings.finished if timings else None,
-        sample_index=output.sample_index,
-    )
-
-
-def _wire_logprob(token: SampledToken) -> TokenLogprob:
-    return TokenLogprob(token.token_id, token.logprob, list(token.top_logprobs))
 
 
 def _receive_start(connection: socket.socket) -> Start:
@@ -160,18 +114,23 @@ def serve(connection: socket.socket) -> None:
     start = _receive_start(connection)
     try:
         engine = Engine.load(start.engine)
-        if engine.manifest.kind != "decoder":
-            raise EngineError(
-                f"{engine.path} is of kind {engine.manifest.kind!r} and generates no text: serve a language model"
-            )
-        tokenizer = load_tokenizer(engine)
-        loop = make_loop(engine, RuntimeConfig(**start.runtime), tokenizer)
+        worker = load_worker(engine, RuntimeConfig(**start.runtime))
     except TritiumError as error:
         connection.sendall(frame(Failed(type(error).__name__, str(error))))
         return
-    connection.sendall(frame(Ready(dataclasses.asdict(loop.scheduler.config))))
-    maker = RequestMaker(tokenizer, engine.manifest.eos_token_ids, engine.path)
-    EngineProcess(connection, loop, maker).run()
+    connection.sendall(frame(Ready(worker.limits)))
+    EngineProcess(connection, worker).run()
+
+
+def load_worker(engine: Engine, config: RuntimeConfig) -> Worker:
+    """What an engine of this kind does in a server. Raises `EngineError` for a kind that does nothing there."""
+    if engine.manifest.kind == "decoder":
+        return DecoderWorker.load(engine, config)
+    if engine.manifest.kind == "encoder":
+        return EncoderWorker.load(engine, config)
+    raise EngineError(
+        f"{engine.path} is of kind {engine.manifest.kind!r}: the server serves language models and encoders"
+    )
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from tritium.errors import TritiumError
 from tritium.server.api_error import ApiError, json_response
 from tritium.server.chat import chat_completions
 from tritium.server.completions import completions
+from tritium.server.embeddings import embeddings
 from tritium.server.service import Service
 
 logger = logging.getLogger("tritium")
@@ -41,6 +42,7 @@ async def models(service: Service, request: Request) -> Response:
         "object": "model",
         "created": service.created,
         "owned_by": "tritium",
+        "kind": service.manifest.kind,
         "max_model_len": service.max_model_len,
     }
     name = request.path_params.get("name")
@@ -57,6 +59,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/models/{name:path}", models),
     ("POST", "/v1/completions", completions),
     ("POST", "/v1/chat/completions", chat_completions),
+    ("POST", "/v1/embeddings", embeddings),
 )
 
 

@@ -25,6 +25,7 @@ async def chat_completions(service: Service, request: Request) -> Response:
     """Answer a conversation, streaming or not."""
     parsed = parse_chat(await read_json(request, service.config.max_body_bytes))
     service.check_model(parsed.request.model)
+    service.check_kind("decoder", path=request.url.path)
     prompt = await service.encode_chat(*_conversation(parsed.request))
     service.check_prompt(prompt, param="messages")
     answer = _ChatAnswer(service, parsed, prompt)

@@ -22,6 +22,7 @@ async def completions(service: Service, request: Request) -> Response:
     """Complete one prompt or several, streaming or not."""
     parsed = parse_completion(await read_json(request, service.config.max_body_bytes))
     service.check_model(parsed.request.model)
+    service.check_kind("decoder", path=request.url.path)
     prompts, texts = await _prompts(service, parsed.request)
     completion = _Completion(service, parsed, prompts, texts)
     if parsed.request.stream:

@@ -20,7 +20,9 @@ from tritium.errors import EngineError, EngineUnavailable
 from tritium.server.health import EngineHealth
 from tritium.wire import (
     Abort,
+    Command,
     Commands,
+    Encode,
     Failed,
     FrameBuffer,
     Output,
@@ -28,6 +30,7 @@ from tritium.wire import (
     Report,
     Start,
     Submit,
+    Text,
     decode_for_server,
     frame,
 )
@@ -61,7 +64,7 @@ class EngineClient:
         self._start_message = Start(str(engine), dataclasses.asdict(runtime))
         self._ids = map("{:x}".format, itertools.count(1))
         self._unfinished: dict[str, _Unfinished] = {}  # by request id
-        self._commands: list[Submit | Abort] = []
+        self._commands: list[Command] = []
         self._is_asked = False  # a report is on its way
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -94,10 +97,14 @@ class EngineClient:
         An `EngineUnavailable` arrives instead when the engine ends first, and is raised as by
         `check_available`.
         """
-        self.check_available()
-        request_id = next(self._ids)
-        self._unfinished[request_id] = _Unfinished(arrivals, num_answers)
+        request_id = self._register(arrivals, num_answers)
         self._send(Submit(request_id, token_ids, params, is_streaming, priority, cache_salt))
+        return request_id
+
+    def encode(self, arrivals: Arrivals, texts: list[Text]) -> str:
+        """Hand texts over to an encoder; as `submit`: each text is an answer with one output, its embedding."""
+        request_id = self._register(arrivals, len(texts))
+        self._send(Encode(request_id, texts))
         return request_id
 
     def check_available(self) -> None:
@@ -237,7 +244,13 @@ class EngineClient:
         for one in lost.values():
             one.arrivals.put_nowait(EngineUnavailable(message))
 
-    def _send(self, command: Submit | Abort) -> None:
+    def _register(self, arrivals: Arrivals, num_answers: int) -> str:
+        self.check_available()
+        request_id = next(self._ids)
+        self._unfinished[request_id] = _Unfinished(arrivals, num_answers)
+        return request_id
+
+    def _send(self, command: Command) -> None:
         if not self._commands:
             asyncio.get_running_loop().call_soon(self._flush)
         self._commands.append(command)

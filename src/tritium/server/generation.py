@@ -84,18 +84,7 @@ class Generation:
 
     def check_room(self) -> None:
         """Raises `ApiError` unless the server would take it now: a stream's status is sent before its first output."""
-        service = self._service
-        try:
-            service.client.check_available()
-        except EngineUnavailable as error:
-            raise ApiError.of(error) from error
-        if service.client.num_unfinished + len(self._num_tokens) > service.config.max_queue:
-            raise ApiError(
-                429,
-                f"the server has {service.client.num_unfinished} unfinished requests and accepts at most "
-                f"{service.config.max_queue}: try again later",
-                code="queue_full",
-            )
+        self._service.check_room(len(self._num_tokens))
 
     def _submit_all(self) -> None:
         service, n = self._service, self._request.n
@@ -124,10 +113,15 @@ class Generation:
         if index % n == 0:
             self._num_cached += output.num_cached_tokens
         self._service.metrics.note_finish(output, len(self._prompts[index // n]), self._num_tokens[index])
-        if output.refusal is not None:
-            code = "context_length_exceeded" if output.refusal == "RequestTooLarge" else None
-            raise ApiError(400, output.error or "the request was refused", code=code)
-        if output.finish_reason == "error":
-            raise ApiError(500, f"the request failed: {output.error}")
-        if output.finish_reason == "abort":
-            raise ApiError(503, "the request was ended by the server", code="engine_unavailable")
+        raise_unless_answer(output)
+
+
+def raise_unless_answer(output: Output) -> None:
+    """Raise `ApiError` for the last output of a request that was refused, failed or was ended."""
+    if output.refusal is not None:
+        code = "context_length_exceeded" if output.refusal == "RequestTooLarge" else None
+        raise ApiError(400, output.error or "the request was refused", code=code)
+    if output.finish_reason == "error":
+        raise ApiError(500, f"the request failed: {output.error}")
+    if output.finish_reason == "abort":
+        raise ApiError(503, "the request was ended by the server", code="engine_unavailable")

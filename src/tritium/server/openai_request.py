@@ -13,6 +13,7 @@ import msgspec
 from tritium.errors import RequestError
 from tritium.sampling_params import MAX_PRIORITY, SamplingParams
 from tritium.server.api_error import ApiError
+from tritium.server.fields import convert, one_or_many
 
 MAX_CHOICES = 128  # n, and prompts in one request
 MAX_SALT = 1024  # characters of cache_salt
@@ -77,12 +78,7 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
     @property
     def prompts(self) -> list[str] | list[list[int]]:
         """One or several, all text or all token ids. Raises `ApiError` for a mixture."""
-        many: Any = self.prompt if isinstance(self.prompt, list) else [self.prompt]
-        kinds = {type(item) for item in many}
-        if len(kinds) != 1:
-            problem = "is empty" if not many else "mixes text and token ids"
-            raise ApiError(400, f"prompt {problem}: send text, token ids, or a list of either", param="prompt")
-        return [many] if kinds == {int} else many
+        return one_or_many(self.prompt, "prompt")
 
 
 class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
@@ -145,10 +141,7 @@ def _parse(body: Mapping[str, Any], schema: type[Common], sampling_names: set[st
     for name in sent:
         if name not in own | sampling_names:
             raise ApiError(400, f"unknown field {name!r}: see docs/serving.md for those there are", param=name)
-    try:
-        request = msgspec.convert({name: sent[name] for name in sent if name in own}, schema, strict=True)
-    except msgspec.ValidationError as error:
-        raise ApiError(400, _plain(str(error)), param=_field_of(str(error))) from error
+    request = convert({name: sent[name] for name in sent if name in own}, schema)
     if not 1 <= request.n <= MAX_CHOICES:
         raise ApiError(400, f"n must be an integer from 1 to {MAX_CHOICES}, not {request.n}", param="n")
     if abs(request.priority) > MAX_PRIORITY:  # here too: the engine's messages hold 64 bits
@@ -168,19 +161,6 @@ def _check(params: Mapping[str, Any]) -> None:
     except RequestError as error:
         name = str(error).split(" ", 1)[0]
         raise ApiError(400, str(error), param=name if name in SAMPLING_FIELDS else None) from error
-
-
-def _plain(message: str) -> str:
-    """msgspec's message, its path spelled as a field: "Expected `int`, got `str` - at `$.n`"."""
-    return message.replace("`$.", "`").replace("`$", "`")
-
-
-def _field_of(message: str) -> str | None:
-    """The field that msgspec's message points at, or says is missing."""
-    for mark in ("at `$.", "required field `"):
-        if mark in message:
-            return message.split(mark, 1)[1].split("`")[0].split(".")[0].split("[")[0]
-    return None
 
 
 def _int(value: object) -> int:

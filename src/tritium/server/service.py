@@ -8,12 +8,16 @@ from typing import Any
 
 from tritium.config import RuntimeConfig, ServerConfig
 from tritium.engine.manifest import Manifest, read_manifest
-from tritium.errors import RequestError
+from tritium.engine.plan import PlanKind
+from tritium.errors import EngineUnavailable, RequestError
 from tritium.server.api_error import ApiError
 from tritium.server.engine_client import EngineClient
 from tritium.server.health import EngineHealth
 from tritium.server.metrics import ServerMetrics
 from tritium.text.tokenizer import Tokenizer
+from tritium.wire import Text
+
+CUT_LENGTH_FACTOR = 8  # a text that will be cut may be so many times longer than one that must fit
 
 
 class Service:
@@ -64,12 +68,50 @@ class Service:
             message = f"the model {name!r:.200} does not exist here; this server has {self.model_name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
+    def check_kind(self, kind: PlanKind, *, path: str) -> None:
+        """Raises `ApiError` unless the engine does what the endpoint at `path` is for."""
+        if self.manifest.kind == kind:
+            return
+        does, instead = {
+            "decoder": ("generates text and embeds nothing", "/v1/completions or /v1/chat/completions"),
+            "encoder": ("is an encoder and generates no text", "/v1/embeddings"),
+        }[self.manifest.kind]
+        message = f"{path}: the model {self.model_name!r} {does}; use {instead}, or a server with another model"
+        raise ApiError(400, message, param="model", code="unsupported")
+
+    def check_room(self, num_answers: int) -> None:
+        """Raises `ApiError` unless so many more would be taken now."""
+        try:
+            self.client.check_available()
+        except EngineUnavailable as error:
+            raise ApiError.of(error) from error
+        if self.client.num_unfinished + num_answers > self.config.max_queue:
+            raise ApiError(
+                429,
+                f"the server has {self.client.num_unfinished} unfinished requests and accepts at most "
+                f"{self.config.max_queue}: try again later",
+                code="queue_full",
+            )
+
     async def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, made beside the event loop. Raises `ApiError` for one that is too long to try."""
         tokenizer = self.tokenizer
         for text in texts:
             self._check_length(text, param="prompt")
         return await asyncio.to_thread(lambda: [tokenizer.encode(text) for text in texts])
+
+    async def encode_for_embedding(self, texts: Sequence[str], max_len: int | None) -> list[Text]:
+        """Token ids and types of each text, cut to `max_len` tokens if that is given. Raises as `encode` does."""
+        tokenizer = self.tokenizer
+        has_types = self.manifest.encoder is not None and self.manifest.encoder.num_token_types > 1
+        for text in texts:
+            self._check_length(text, param="input", factor=1 if max_len is None else CUT_LENGTH_FACTOR)
+
+        def encode_all() -> list[Text]:
+            pairs = (tokenizer.encode_pair(text, max_len=max_len) for text in texts)
+            return [Text(ids, types if has_types and any(types) else []) for ids, types in pairs]
+
+        return await asyncio.to_thread(encode_all)
 
     async def encode_chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
         """Token ids of a conversation. Raises `ApiError` for one that the model's template refuses."""
@@ -81,14 +123,15 @@ class Service:
         self._check_length(text, param="messages")
         return await asyncio.to_thread(lambda: tokenizer.encode(text, add_special_tokens=False))
 
-    def _check_length(self, text: str, *, param: str) -> None:
+    def _check_length(self, text: str, *, param: str, factor: int = 1) -> None:
         """Raises `ApiError` when even the longest tokens could not fit it in: to tokenise megabytes takes long."""
-        most = self.max_model_len * self.tokenizer.longest_token
-        if len(text) > most:
+        fitting = self.max_model_len * self.tokenizer.longest_token
+        if len(text) > factor * fitting:
+            cut = f" (and {factor * fitting} when it is to be cut)" if factor > 1 else ""
             raise ApiError(
                 400,
                 f"{param} has {len(text)} characters; this model's context of {self.max_model_len} tokens holds at "
-                f"most {most}: send a shorter text",
+                f"most {fitting}{cut}: send a shorter text",
                 param=param,
                 code="context_length_exceeded",
             )
@@ -105,7 +148,25 @@ class Service:
                 param=param,
                 code="context_length_exceeded",
             )
+        self._check_known(token_ids, param)
+
+    def check_text(self, token_ids: Sequence[int], *, param: str) -> None:
+        """Raises `ApiError` unless an encoder has room for the text and knows its ids."""
+        if not token_ids:
+            raise ApiError(400, f"{param} is empty: it needs at least one token", param="input")
+        if len(token_ids) > self.max_model_len:
+            raise ApiError(
+                400,
+                f"{param} has {len(token_ids)} tokens, the model takes {self.max_model_len}: send a shorter text, or "
+                "truncate_prompt_tokens=-1 to have it cut",
+                param="input",
+                code="context_length_exceeded",
+            )
+        self._check_known(token_ids, param)
+
+    def _check_known(self, token_ids: Sequence[int], param: str) -> None:
         vocab_size = self.manifest.vocab_size
         if min(token_ids) < 0 or max(token_ids) >= vocab_size:
             wrong = next(i for i in token_ids if not 0 <= i < vocab_size)
-            raise ApiError(400, f"token id {wrong} in {param} is not in 0..{vocab_size - 1}", param=param)
+            message = f"token id {wrong} in {param} is not in 0..{vocab_size - 1}"
+            raise ApiError(400, message, param=param.partition("[")[0])

@@ -1,5 +1,6 @@
 """Small random encoders in which every tensor matters, written by transformers, which is also the oracle."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
+
+from tritium.testing.tiny_tokenizers import write_directory
 
 VOCAB_SIZE = 120
 SIZES: dict[str, Any] = {
@@ -46,6 +49,27 @@ def make_encoder(
             parameter.copy_(gain * noise * parameter.shape[1] ** -0.5)
     model.to(getattr(torch, dtype)).save_pretrained(path)
     return path, model.float()
+
+
+def encoder_directory(path: Path, architecture: str, **config: Any) -> tuple[Path, nn.Module]:
+    """`make_encoder` with a tokenizer of words beside it."""
+    path, model = make_encoder(path, architecture, **config)
+    write_directory(path, word_tokenizer(), {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"})
+    return path, model
+
+
+def write_sentence_files(path: Path, *, mode: str = "pooling_mode_mean_tokens", max_len: int = 40, **more: Any) -> None:
+    """What makes a model directory one of sentence-transformers: pooled in one mode, normalised, texts of max_len."""
+    kinds = ("Transformer", "Pooling", "Normalize")
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    (path / "modules.json").write_text(json.dumps(modules))
+    (path / "1_Pooling").mkdir(exist_ok=True)
+    pooling = {"word_embedding_dimension": 48, "pooling_mode_cls_token": False, mode: True, **more}
+    (path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_len, "do_lower_case": False}))
 
 
 def reference(model: Any, ids: Sequence[int], types: Sequence[int]) -> tuple[Tensor, Tensor | None]:

@@ -102,9 +102,14 @@ class Tokenizer:
         own = self._library.num_special_tokens_to_add(other is not None)
         if max_len is not None and max_len <= own:
             raise RequestError(f"a prompt cannot be cut to {max_len} tokens: {own} are the tokenizer's own; allow more")
-        library = self._library if max_len is None else self._cut_to(max_len)
+        library = self._library if max_len is None or other is None else self._cut_to(max_len)
         try:
-            found = library.encode(text, other)
+            if max_len is None or other is not None:
+                found = library.encode(text, other)
+            else:
+                found = library.encode(text, add_special_tokens=False)
+                found.truncate(max_len - own)
+                found = library.post_process(found)
         except (TypeError, UnicodeEncodeError) as error:
             raise RequestError(f"the prompt is not valid Unicode text: {error}") from error
         return found.ids, found.type_ids
