@@ -12,31 +12,28 @@ from typer.testing import CliRunner
 from tritium import __version__
 from tritium.cli.main import app
 
+COMPILED = "--dtype --scheme --device --max-model-len"
+PLANNED = f"{COMPILED} --max-num-seqs --max-num-batched-tokens --kv-cache-memory"
+OPENED = f"{PLANNED} --num-threads --plugin"
+CHOSEN = "--max-tokens --min-tokens --temperature --top-k --top-p --min-p --seed --stop --ignore-eos"
 FLAGS = {
-    "build": "MODEL --arch --disable-pass --dtype --dummy-weights --json --max-model-len --output --plugin --tune "
-    "--scheme --unquantized --certificate --max-mean-kl",
+    "build": f"MODEL --arch --dummy-weights --output --plugin --json {COMPILED} --unquantized --disable-pass --tune "
+    "--certificate --max-mean-kl",
     "refit": "CHECKPOINT ENGINE --json",
     "inspect": "ENGINE --decode --html --json --no-timing --num-tokens --plugin",
     "diff": "FIRST SECOND --json --plugin",
     "bisect": "ENGINE --json --max-kl --max-ratio --model --num-tokens --plugin",
     "tune": "ENGINE --deny --effort --export --import --json --num-threads --plugin",
-    "run": "MODEL --dtype --ignore-eos --input --json --kv-cache-memory --max-model-len --max-num-batched-tokens "
-    "--max-num-seqs --max-tokens --min-p --min-tokens --num-threads --output --plugin --prompt --seed "
-    "--stop --temperature --top-k --top-p",
-    "chat": "MODEL --dtype --json --kv-cache-memory --max-model-len --max-tokens --min-p --num-threads --plugin "
-    "--seed --stop --system --temperature --top-k --top-p",
-    "serve": "MODEL --api-key --drain-seconds --dtype --host --json --kv-cache-memory --max-model-len "
-    "--max-num-batched-tokens --max-num-seqs --max-queue --num-threads --port --seed --served-model-name "
-    "--stall-seconds",
-    "plan": "MODEL --arch --dtype --json --kv-cache-memory --max-model-len --max-num-batched-tokens --max-num-seqs "
-    "--memory",
-    "eval": "MODEL --dtype --json --kv-cache-memory --max-model-len --max-num-batched-tokens --max-num-seqs "
-    "--max-tokens --num-threads --plugin --scheme --stride --text --window",
+    "run": f"MODEL --prompt --input --output --json {CHOSEN} {OPENED}",
+    "chat": f"MODEL --system --json {CHOSEN} {OPENED}",
+    "serve": f"MODEL --api-key --drain-seconds --host --json --max-queue --port --seed --served-model-name "
+    f"--stall-seconds {PLANNED} --num-threads",
+    "plan": f"MODEL --arch --json --memory {PLANNED}",
+    "eval": f"MODEL --json --max-tokens --stride --text --window {OPENED}",
     "cache list": "--json",
     "cache prune": "--days --json",
-    "bench throughput": "MODEL --arch --dtype --dummy-weights --input-len --json --kv-cache-memory --max-model-len "
-    "--max-num-batched-tokens --max-num-seqs --num-prompts --num-threads --output-len --plugin "
-    "--scheme --seed --temperature",
+    "bench throughput": "MODEL --arch --dummy-weights --num-prompts --input-len --output-len --temperature --seed "
+    f"--json {OPENED}",
 }
 
 
@@ -94,6 +91,7 @@ WRONG: dict[str, tuple[list[str], str, str]] = {
     "input alone": (["run", ".", "--input", "y"], "ConfigError", "belong together"),
     "a wrong temperature": (["run", ".", "--prompt", "x", "--temperature", "nan"], "RequestError", "temperature"),
     "a wrong top-p": (["chat", ".", "--top-p", "1.5"], "RequestError", "top_p"),
+    "a wrong device": (["chat", ".", "--device", "tpu"], "ConfigError", "cpu, cuda, not 'tpu'"),
     "a wrong dtype": (["run", ".", "--prompt", "x", "--dtype", "int4"], "ConfigError", "int4"),
     "an unknown shape": (
         ["build", "--arch", "lama-3-8b", "--dummy-weights", "--output", "x"],

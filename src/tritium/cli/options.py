@@ -1,6 +1,12 @@
-"""The flags that commands share, each declared once."""
+"""The flags that commands share, each declared once, and the groups that they come in.
 
-from collections.abc import Mapping
+A command names the groups that it takes (`takes`) and gets, for each, a mapping of the flags that the user gave: for
+the others the library's own defaults hold.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,17 +14,34 @@ from typing import Annotated, Any
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+Given = Mapping[str, Any]  # the flags of a group that the user gave
 Model = Annotated[str, typer.Argument(help="Engine directory, Hugging Face model directory, or hub id.")]
+OptionalModel = Annotated[str | None, typer.Argument(help="Engine or model directory, or hub id.")]
 
 # how a model is compiled
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16; auto is the checkpoint's own.")]
 Scheme = Annotated[
-    str | None, typer.Option(help="Keep weights in 8 or 4 bits: w8a8, w8a16, w4a16_g128, w4a8_g32 or w4a8_g128.")
+    str | None,
+    typer.Option(
+        help="Keep weights in 8 or 4 bits: w8a8, w8a16, w4a16_g128, w4a8_g32 or w4a8_g128; with --device cuda: fp8."
+    ),
 ]
+Device = Annotated[str | None, typer.Option(help="cpu, or cuda for an NVIDIA GPU; default cpu.")]
 MaxModelLen = Annotated[int | None, typer.Option(help="Longest prompt plus output, in tokens.")]
 Arch = Annotated[str | None, typer.Option(help="A well-known shape instead of a model, e.g. llama-3.2-1b.")]
 DummyWeights = Annotated[bool, typer.Option("--dummy-weights", help="Random weights; needs no download.")]
 
+Unquantized = Annotated[
+    list[str] | None, typer.Option(help="A tensor that the scheme leaves as it is; * and ? match. May be repeated.")
+]
+DisabledPasses = Annotated[
+    list[str] | None, typer.Option("--disable-pass", help="Leave out an optional pass. May be repeated.")
+]
+Tune = Annotated[str | None, typer.Option(help="Time kernels for this machine: none, quick or full.")]
+Certificate = Annotated[str | None, typer.Option(help="Compare with the checkpoint in fp32: none, quick or full.")]
+MaxMeanKL = Annotated[
+    float | None, typer.Option("--max-mean-kl", help="Nats that this may differ, in place of the scheme's bound.")
+]
 Plugins = Annotated[
     list[str] | None,
     typer.Option("--plugin", help="Ops and kernels of your own, as module:name. May be repeated."),
@@ -41,6 +64,15 @@ Seed = Annotated[int | None, typer.Option(help="Makes the draws repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the output. May be repeated.")]
 IgnoreEos = Annotated[bool | None, typer.Option("--ignore-eos", help="Do not stop at the model's end token.")]
 
+# how it is served
+Host = Annotated[str | None, typer.Option(help="Address to listen at; 0.0.0.0 for every one.")]
+Port = Annotated[int | None, typer.Option(help="Port to listen at; 0 takes a free one.")]
+ApiKey = Annotated[str | None, typer.Option(help="Clients must send it; better: $TRITIUM_API_KEY.")]
+ServedModelName = Annotated[str | None, typer.Option(help="What clients call the model.")]
+MaxQueue = Annotated[int | None, typer.Option(help="Unfinished requests accepted at most.")]
+DrainSeconds = Annotated[int | None, typer.Option(help="How long requests may go on after SIGTERM.")]
+StallSeconds = Annotated[int | None, typer.Option(help="Without progress for so long is unhealthy.")]
+
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt. May be repeated.")]
 Input = Annotated[Path | None, typer.Option(help='JSON lines: {"id", "prompt" or "messages", sampling options}.')]
 Output = Annotated[
@@ -52,9 +84,72 @@ Output = Annotated[
 EngineOutput = Annotated[Path, typer.Option("--output", help="The engine directory to write.")]
 
 
-def given(**options: object) -> dict[str, object]:
-    """The options that the user gave; for the others the library's own defaults hold."""
-    return {name: value for name, value in options.items() if value is not None}
+Group = Mapping[str, Any]  # the names of flags, as keyword arguments, and their declarations
+
+COMPILED: Group = {"dtype": Dtype, "scheme": Scheme, "device": Device, "max_model_len": MaxModelLen}
+BUILT: Group = {
+    **COMPILED,
+    "unquantized": Unquantized,
+    "disabled_passes": DisabledPasses,
+    "tune": Tune,
+    "certificate": Certificate,
+    "max_mean_kl": MaxMeanKL,
+}
+BATCHED: Group = {"max_num_seqs": MaxNumSeqs, "max_num_batched_tokens": MaxNumBatchedTokens}
+PLANNED: Group = {**COMPILED, **BATCHED, "kv_cache_memory": KVCacheMemory}
+SERVED: Group = {**PLANNED, "num_threads": NumThreads, "seed": Seed}
+OPENED: Group = {**PLANNED, "num_threads": NumThreads, "plugins": Plugins}
+MEASURED: Group = {**OPENED, "seed": Seed}
+CHOSEN: Group = {
+    "max_tokens": MaxTokens,
+    "min_tokens": MinTokens,
+    "temperature": Temperature,
+    "top_k": TopK,
+    "top_p": TopP,
+    "min_p": MinP,
+    "seed": Seed,
+    "stop": Stop,
+    "ignore_eos": IgnoreEos,
+}
+
+LISTENING: Group = {
+    "host": Host,
+    "port": Port,
+    "api_key": ApiKey,
+    "served_model_name": ServedModelName,
+    "max_queue": MaxQueue,
+    "drain_seconds": DrainSeconds,
+    "stall_seconds": StallSeconds,
+}
+
+
+def takes(**groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command groups of flags. A group arrives as the argument of its name: the flags that were given."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+        flags = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=declaration)
+            for group in groups.values()
+            for name, declaration in group.items()
+        ]
+        kept = [parameter for name, parameter in own.parameters.items() if name not in groups]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            for name, group in groups.items():
+                given = {flag: values.pop(flag) for flag in group}
+                values[name] = {flag: _value(value) for flag, value in given.items() if value not in (None, [])}
+            command(**values)
+
+        run.__signature__ = own.replace(parameters=[*kept, *flags])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _value(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def fields_of(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
