@@ -33,7 +33,7 @@ from transformers.initialization import no_init_weights
 
 import tritium
 from tritium import LLM, SamplingParams, build
-from tritium.cli.throughput import assert_lengths, processor, random_prompts
+from tritium.cli.measuring import assert_lengths, processor, random_prompts
 from tritium.config import available_threads
 from tritium.engine.plan import Step
 from tritium.kernels.kernel import Kernel

@@ -34,6 +34,8 @@ FLAGS = {
     "cache prune": "--days --json",
     "bench throughput": "MODEL --arch --dummy-weights --num-prompts --input-len --output-len --temperature --seed "
     f"--json {OPENED}",
+    "bench latency": "MODEL --arch --dummy-weights --num-prompts --input-len --output-len --concurrency --rate "
+    f"--temperature --seed --json {OPENED}",
 }
 
 
@@ -108,6 +110,8 @@ WRONG: dict[str, tuple[list[str], str, str]] = {
         "--window must be 2 or more, not 1",
     ),
     "nothing to measure": (["bench", "throughput"], "ConfigError", "name a model"),
+    "two loads": (["bench", "latency", "m", "--rate", "2", "--concurrency", "3"], "ConfigError", "give one of them"),
+    "no rate": (["bench", "latency", "m", "--rate", "0"], "ConfigError", "above 0, up to 1e+06, not 0.0"),
     "random weights for a model": (["bench", "throughput", "m", "--dummy-weights"], "ConfigError", "--arch"),
 }
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tritium.cli.main import app
-from tritium.cli.throughput import assert_lengths, percentiles, random_prompts
+from tritium.cli.measuring import assert_lengths, percentiles, random_prompts
 from tritium.errors import ConfigError, EngineError
 from tritium.runtime.outputs import CompletionOutput, RequestOutput
 
