@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tritium.errors import EngineError
+from tritium.runtime.decoder_worker import DecoderWorker
 from tritium.runtime.engine_loop import EngineLoop
 from tritium.runtime.engine_process import EngineProcess, serve
 from tritium.runtime.make_request import RequestMaker
@@ -40,7 +41,7 @@ class Harness:
         self._buffer = FrameBuffer()
         self._bodies: list[bytes] = []
         loop = EngineLoop(make_scheduler(), self.executor, seed=0)
-        self._process = EngineProcess(self.its, loop, RequestMaker(None, (3,), "engine"))
+        self._process = EngineProcess(self.its, DecoderWorker(loop, RequestMaker(None, (3,), "engine")))
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
