@@ -69,9 +69,7 @@ def run(
     with asyncio.Runner() as runner, opened(model, arch, config, is_dummy=is_dummy) as llm:
         resolved = resolved_config(llm)
         say_config(describe(resolved), is_json=is_json)
-        result = runner.run(
-            measure(llm, **sizes, **load, temperature=temperature, seed=config.get("seed", 0))  # type: ignore[arg-type]
-        )
+        result = runner.run(measure(llm, **sizes, **load, temperature=temperature, seed=config.get("seed", 0)))
         result |= {**provenance(llm), "config": {**resolved, **sizes, **load, "temperature": temperature}}
     if is_json:
         print_json(result)
