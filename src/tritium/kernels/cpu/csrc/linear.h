@@ -12,9 +12,8 @@
 #pragma once
 #include <algorithm>
 #include <type_traits>
-#include <utility>
 
-#include "softmax.h"
+#include "transpose.h"
 
 namespace tritium {
 
@@ -66,21 +65,29 @@ template <class T> inline void prefetch(const T* panel) {
     __builtin_prefetch(reinterpret_cast<const char*>(panel) + kAhead + i);
 }
 
+// What to ask for during a chain: from `from` on, `per_k` bytes further with each element of K.
+struct Ahead { const char* from; int64_t per_k; };
+template <class T> inline void prefetch(Ahead ahead, int64_t k) {
+  for (int64_t i = 0; i < kPanel * static_cast<int64_t>(sizeof(T)); i += kLine)
+    __builtin_prefetch(ahead.from + k * ahead.per_k + i, 0, 2);
+}
+
 // sums[r] += x[r] . panel over [begin, end) of K; x lies as [K, R]. Two steps of K at once for a pair of bf16.
 template <int R, class T>
-inline void chain(const T* panel, const float* x, int64_t num_k, f32xw (&sums)[R][kAcross]) {
+inline void chain(const T* panel, const float* x, int64_t num_k, Ahead ahead, f32xw (&sums)[R][kAcross]) {
+#pragma GCC unroll 4  // the loop's own instructions would take some of the turns of a multiply-add's port
   for (int64_t k = 0; k < num_k; ++k) {
     f32xw w[kAcross];
     load_panel(panel + k * kPanel, w);
-    prefetch(panel + k * kPanel);
+    prefetch<T>(ahead, k);
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < kAcross; ++i) sums[r][i] = fma(splat_wide(x[k * R + r]), w[i], sums[r][i]);
   }
 }
 template <int R>
-inline void chain(const bf16* panel, const float* x, int64_t num_k, f32xw (&sums)[R][kAcross]) {
+inline void chain(const bf16* panel, const float* x, int64_t num_k, Ahead ahead, f32xw (&sums)[R][kAcross]) {
   for (int64_t k = 0; k < num_k; k += 2) {
-    prefetch(panel + k * kPanel), prefetch(panel + (k + 1) * kPanel);
+    prefetch<bf16>(ahead, k), prefetch<bf16>(ahead, k + 1);
     for (int i = 0; i < kAcross; ++i) {
       u32xw pairs;
       std::memcpy(&pairs, panel + k * kPanel + i * 2 * kWide, sizeof(pairs));
@@ -94,9 +101,9 @@ inline void chain(const bf16* panel, const float* x, int64_t num_k, f32xw (&sums
 }
 #if defined(__AVX512BF16__)
 template <int R>
-inline void chain(const bf16* panel, const uint32_t* x, int64_t num_k, f32xw (&sums)[R][kAcross]) {
+inline void chain(const bf16* panel, const uint32_t* x, int64_t num_k, Ahead ahead, f32xw (&sums)[R][kAcross]) {
   for (int64_t pair = 0; pair < num_k / 2; ++pair) {
-    prefetch(panel + 2 * pair * kPanel), prefetch(panel + (2 * pair + 1) * kPanel);
+    prefetch<bf16>(ahead, 2 * pair), prefetch<bf16>(ahead, 2 * pair + 1);
     __m512bh w[kAcross];
     for (int i = 0; i < kAcross; ++i) w[i] = (__m512bh)_mm512_loadu_si512(panel + 2 * (pair * kPanel + i * kWide));
     for (int r = 0; r < R; ++r) {
@@ -108,30 +115,72 @@ inline void chain(const bf16* panel, const uint32_t* x, int64_t num_k, f32xw (&s
 }
 #endif
 
-// totals [R, kPanel] += each of a block's chains.
+// totals [R, kPanel], zero at first, += each of a block's chains.
 template <int R, class T, class A>
-void add_block(const T* panel, const A* x, int64_t num_k, float* totals) {
+void add_block(const T* panel, const A* x, int64_t num_k, bool is_first, Ahead ahead, float* totals) {
   for (int64_t k = 0; k < num_k; k += kChain) {
     f32xw sums[R][kAcross] = {};
-    chain<R>(panel + k * kPanel, x + k * R / kPerUnit<T>, std::min(kChain, num_k - k), sums);
+    chain<R>(panel + k * kPanel, x + k * R / kPerUnit<T>, std::min(kChain, num_k - k),
+             Ahead{ahead.from + k * ahead.per_k, ahead.per_k}, sums);
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < kAcross; ++i) {
         float* total = totals + r * kPanel + i * kWide;
-        store_wide(total, load_wide(total) + sums[r][i]);
+        store_wide(total, is_first && k == 0 ? sums[r][i] : load_wide(total) + sums[r][i]);
       }
   }
 }
 
 template <class T, class A, int... R>
-inline void add_block(int num_rows, const T* panel, const A* x, int64_t num_k, float* totals,
+inline void add_block(int num_rows, const T* panel, const A* x, int64_t num_k, bool is_first, Ahead ahead, float* totals,
                       std::integer_sequence<int, R...>) {
-  using Function = void (*)(const T*, const A*, int64_t, float*);
+  using Function = void (*)(const T*, const A*, int64_t, bool, Ahead, float*);
   static constexpr Function functions[] = {add_block<R + 1, T, A>...};
-  functions[num_rows - 1](panel, x, num_k, totals);
+  functions[num_rows - 1](panel, x, num_k, is_first, ahead, totals);
 }
 template <class T, class A>
-inline void add_block(int num_rows, const T* panel, const A* x, int64_t num_k, float* totals) {
-  add_block(num_rows, panel, x, num_k, totals, std::make_integer_sequence<int, kMostRows>{});
+inline void add_block(int num_rows, const T* panel, const A* x, int64_t num_k, bool is_first, Ahead ahead, float* totals) {
+  add_block(num_rows, panel, x, num_k, is_first, ahead, totals, std::make_integer_sequence<int, kMostRows>{});
+}
+
+// ---- activations of one group, packed as [K, rows] in units
+
+// kWide units of a row.
+inline u32xw load_units(const float* x) { return bit_cast<u32xw>(load_wide(x)); }
+inline u32xw load_units(const f16* x) { return bit_cast<u32xw>(load_wide(x)); }
+inline u32xw load_units(const bf16* x) {
+  if constexpr (!kHasDot) return bit_cast<u32xw>(load_wide(x));
+  u32xw pairs;
+  std::memcpy(&pairs, x, sizeof(pairs));
+  return pairs;
+}
+
+// rows[r]: `num_in` elements each. What lies between num_in and `padded` is zero.
+template <class T> void pack_group(const T* const* rows, int64_t count, int64_t num_in, int64_t padded, Activation<T>* to) {
+  using A = Activation<T>;
+  constexpr int64_t kRun = kPerUnit<T>;
+  const int64_t num_units = padded / kRun;
+  int64_t u = 0;
+  for (; (u + kWide) * kRun <= num_in; u += kWide) {
+    u32xw x[kWide] = {};
+    for (int64_t r = 0; r < count; ++r) x[r] = load_units(rows[r] + u * kRun);
+    transpose(x);
+    for (int i = 0; i < kWide; ++i) {  // whole vectors: what one writes behind its rows, the next one overwrites
+      A* at = to + (u + i) * count;
+      const bool is_inside = (u + i) * count + kWide <= num_units * count;
+      std::memcpy(at, &x[i], is_inside ? sizeof(x[i]) : static_cast<size_t>(count) * sizeof(A));
+    }
+  }
+  for (; u < num_units; ++u)
+    for (int64_t r = 0; r < count; ++r) {
+      const T* x = rows[r] + u * kRun;
+      if constexpr (std::is_same<A, float>::value) {
+        to[u * count + r] = u < num_in ? to_float(*x) : 0.0f;
+      } else {
+        A pair = 0;
+        if (u * kRun < num_in) std::memcpy(&pair, x, static_cast<size_t>(std::min(kRun, num_in - u * kRun)) * sizeof(T));
+        to[u * count + r] = pair;
+      }
+    }
 }
 
 }  // namespace tritium

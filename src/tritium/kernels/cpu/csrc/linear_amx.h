@@ -40,10 +40,19 @@ inline void configure_tiles(int64_t num_rows) {
   _tile_loadconfig(&config);
 }
 
-// sums [num_rows, kPanel] of one group and one panel, continued over num_k more of K, or begun. Meanwhile `lines` cache
-// lines from `next` on are brought into L2, as many as the group's share of what the next panel needs.
+// Row `index` of a group into its place; what lies between num_in and `padded` is zero.
+inline void amx_pack(const bf16* x, int64_t index, int64_t num_in, int64_t padded, bf16* to) {
+  to += index * kTileK;  // the second tile of a step follows the first
+  for (int64_t k = 0; k < padded; k += kTileK, to += kGroup * kTileK) {
+    const int64_t count = std::min(kTileK, num_in - k);
+    if (count < kTileK) std::memset(to, 0, kTileK * sizeof(bf16));
+    std::memcpy(to, x + k, static_cast<size_t>(count) * sizeof(bf16));
+  }
+}
+
+// sums [num_rows, kPanel] of one group and one panel, continued over num_k more of K, or begun.
 inline void amx_group(const bf16* panel, const bf16* x, int64_t num_k, bool is_tall, bool is_first, float* sums,
-                      const char* next, int64_t lines_per_step) {
+                      Ahead ahead) {
   constexpr int64_t kStep = kTileK * kPanel, kTile = kTileRows * kTileK;
   constexpr int64_t kStride = kPanel * 2 * sizeof(bf16), kSumStride = kPanel * sizeof(float);
   if (is_first) {
@@ -61,7 +70,8 @@ inline void amx_group(const bf16* panel, const bf16* x, int64_t num_k, bool is_t
   }
   for (int64_t step = 0; step < num_k / kTileK; ++step) {
     const bf16 *w = panel + step * kStep, *a = x + step * 2 * kTile;
-    for (int64_t i = 0; i < lines_per_step; ++i, next += 64) __builtin_prefetch(next, 0, 2);
+    for (int64_t i = 0; i < ahead.per_k * kTileK; i += kLine)
+      __builtin_prefetch(ahead.from + step * kTileK * ahead.per_k + i, 0, 2);
     _tile_loadd(6, w, kStride);
     _tile_loadd(4, a, 64);
     _tile_dpbf16ps(0, 4, 6);

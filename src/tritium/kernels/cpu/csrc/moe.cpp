@@ -58,41 +58,28 @@ template <class T> class Product {
 #if defined(__AMX_BF16__)
     if constexpr (kIsBf16<T>)
       if (is_on_amx<T>()) {
-        for (int64_t r = 0; r < g.count; ++r) {
-          bf16* to = tiles(index) + (r / kTileRows * kTileRows + r % kTileRows) * kTileK;
-          const bf16* x = row(g.first + r);
-          for (int64_t k = 0; k < padded_; k += kTileK, to += kGroup * kTileK) {
-            const int64_t count = std::min(kTileK, num_in_ - k);
-            if (count < kTileK) std::memset(to, 0, kTileK * sizeof(bf16));
-            std::memcpy(to, x + k, static_cast<size_t>(count) * sizeof(bf16));
-          }
-        }
+        for (int64_t r = 0; r < g.count; ++r) amx_pack(row(g.first + r), r, num_in_, padded_, tiles(index));
         return;
       }
 #endif
-    A* to = units(g);
-    constexpr int64_t kRun = kPerUnit<T>;
-    for (int64_t r = 0; r < g.count; ++r) {
-      const T* x = row(g.first + r);
-      for (int64_t k = 0; k < padded_ / kRun; ++k) to[k * g.count + r] = unit(x + k * kRun, num_in_ - k * kRun);
-    }
+    const T* rows[kMostRows];
+    for (int64_t r = 0; r < g.count; ++r) rows[r] = row(g.first + r);
+    pack_group(rows, g.count, num_in_, padded_, units(g));
   }
 
   // sums [g.count, kPanel] of one panel of the expert's outputs. configured: for how many rows AMX's tiles are set up.
   void multiply(const Group& g, [[maybe_unused]] int64_t index, int64_t p, float* sums,
                 [[maybe_unused]] int64_t& configured) const {
     const T* panel = weights_ + (g.expert * num_panels_ + p) * kPanel * padded_;
+    const Ahead ahead{reinterpret_cast<const char*>(panel) + kAhead, kPanel * static_cast<int64_t>(sizeof(T))};
 #if defined(__AMX_BF16__)
     if constexpr (kIsBf16<T>)
       if (is_on_amx<T>()) {
         if (configured != g.count) configure_tiles(configured = g.count);
-        return amx_group(panel, tiles(index), padded_, g.count > kTileRows, true, sums, nullptr, 0);
+        return amx_group(panel, tiles(index), padded_, g.count > kTileRows, true, sums, ahead);
       }
 #endif
-    std::fill_n(sums, g.count * kPanel, 0.0f);
-    for (int64_t k = 0; k < padded_; k += kBlock)
-      add_block(static_cast<int>(g.count), panel + k * kPanel, units(g) + k * g.count / kPerUnit<T>,
-                std::min(kBlock, padded_ - k), sums);
+    add_block(static_cast<int>(g.count), panel, units(g), padded_, true, ahead, sums);
   }
 
  private:
@@ -100,16 +87,6 @@ template <class T> class Product {
 #if defined(__AMX_BF16__)
   bf16* tiles(int64_t index) const { return reinterpret_cast<bf16*>(packed_) + index * kGroup * padded_; }
 #endif
-  static A unit(const T* x, int64_t count) {
-    if constexpr (std::is_same<A, float>::value) {
-      return count > 0 ? to_float(*x) : 0.0f;
-    } else {
-      A pair = 0;
-      if (count > 0) std::memcpy(&pair, x, static_cast<size_t>(std::min<int64_t>(count, 2)) * sizeof(T));
-      return pair;
-    }
-  }
-
   const T* weights_;
   const int64_t num_in_, padded_, num_panels_;
   char* packed_;
