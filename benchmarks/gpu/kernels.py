@@ -21,40 +21,44 @@ from tritium.kernels.kernel import LaunchContext
 FP8, BF16 = torch.float8_e4m3fn, torch.bfloat16
 # name, sequences, context, query heads, kv heads, head size, kv dtype, page
 DECODES = (
-    ("llama-3 128/128 fp8", 1024, 192, 32, 8, 128, FP8, 16),
-    ("llama-3 128/128 fp8 page 64", 1024, 192, 32, 8, 128, FP8, 64),
-    ("llama-3 128/128 bf16", 1024, 192, 32, 8, 128, BF16, 16),
-    ("llama-3 2048/128 fp8", 256, 2112, 32, 8, 128, FP8, 16),
-    ("llama-2 128/128 fp8", 1024, 192, 32, 32, 128, FP8, 16),
-    ("gpt-j 128/128 fp8", 1024, 192, 16, 16, 256, FP8, 16),
-    ("gpt-j 2048/128 fp8", 192, 2112, 16, 16, 256, FP8, 16),
+    ("llama-3 128/128 fp8", 2048, 192, 32, 8, 128, FP8, 64),
+    ("llama-3 128/128 fp8 page 16", 1024, 192, 32, 8, 128, FP8, 16),
+    ("llama-3 128/128 bf16", 1024, 192, 32, 8, 128, BF16, 64),
+    ("llama-3 2048/128 fp8", 256, 2112, 32, 8, 128, FP8, 64),
+    ("llama-2 128/128 fp8", 1024, 192, 32, 32, 128, FP8, 64),
+    ("gpt-j 128/128 fp8", 1024, 192, 16, 16, 256, FP8, 64),
+    ("gpt-j 2048/128 fp8", 192, 2112, 16, 16, 256, FP8, 64),
+    ("llama-3 one sequence of 256 fp8", 1, 256, 32, 8, 128, FP8, 64),
 )
 # name, sequences, new tokens each, query heads, kv heads, head size, kv dtype, page
 PREFILLS = (
-    ("llama-3 prompts of 128", 16, 128, 32, 8, 128, BF16, 16),
-    ("llama-3 prompts of 2048", 2, 2048, 32, 8, 128, BF16, 16),
-    ("gpt-j prompts of 2048 fp8", 2, 2048, 16, 16, 256, FP8, 16),
+    ("llama-3 prompts of 128 fp8", 16, 128, 32, 8, 128, FP8, 64),
+    ("llama-3 prompts of 2048 bf16", 2, 2048, 32, 8, 128, BF16, 64),
+    ("llama-3 prompts of 2048 fp8", 2, 2048, 32, 8, 128, FP8, 64),
+    ("gpt-j prompts of 2048 fp8", 2, 2048, 16, 16, 256, FP8, 64),
 )
-GQA_TACTICS = tuple(
-    DecodeTactic(form="dot", tile=tile, num_warps=warps, num_stages=stages, is_split_q=split)
-    for tile, warps, stages in ((64, 4, 2), (64, 4, 3), (128, 4, 2), (128, 8, 2), (32, 2, 3), (64, 2, 3))
-    for split in (False, True)
+FP8_TACTICS = tuple(
+    DecodeTactic(form="fp8", tile=0, num_warps=warps, num_stages=blocks)
+    for warps, blocks in ((1, 8), (1, 12), (2, 4), (2, 6), (4, 2), (4, 3), (8, 1))
+)
+GQA_TACTICS = (
+    DecodeTactic(form="dot", tile=64, num_warps=2, num_stages=3),
+    DecodeTactic(form="dot", tile=64, num_warps=4, num_stages=3),
+    DecodeTactic(form="dot", tile=64, num_warps=4, num_stages=2),
+    *FP8_TACTICS,
 )
 MHA_TACTICS = (
-    *(
-        DecodeTactic(form="vector", tile=tile, num_warps=warps, num_stages=stages)
-        for tile, warps, stages in ((16, 4, 3), (32, 4, 2), (32, 4, 3), (32, 8, 3), (16, 2, 3), (64, 8, 2))
-    ),
-    DecodeTactic(form="dot", tile=64, num_warps=4, num_stages=3, is_split_q=True),
-    DecodeTactic(form="dot", tile=64, num_warps=8, num_stages=2, is_split_q=True),
+    DecodeTactic(form="vector", tile=16, num_warps=2, num_stages=3),
+    DecodeTactic(form="vector", tile=32, num_warps=4, num_stages=2),
+    *FP8_TACTICS,
 )
-PREFILL_TACTICS = (
-    PrefillTactic(block_m=128, tile=64, num_warps=8, num_stages=2),
-    PrefillTactic(block_m=128, tile=64, num_warps=8, num_stages=3),
-    PrefillTactic(block_m=128, tile=32, num_warps=4, num_stages=3),
-    PrefillTactic(block_m=64, tile=64, num_warps=4, num_stages=2),
-    PrefillTactic(block_m=64, tile=32, num_warps=4, num_stages=2),
-)
+PREFILL_TACTICS = tuple(
+    PrefillTactic(block_m=block_m, tile=tile, num_warps=warps, num_stages=stages)
+    for block_m, tile, warps, stages in (
+        (128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 2), (128, 64, 4, 3), (128, 32, 4, 3), (64, 64, 4, 2),
+        (64, 64, 4, 3), (64, 32, 4, 2), (256, 64, 8, 2), (128, 32, 8, 2),
+    )
+)  # fmt: skip
 
 
 def median_ms(run: Callable[[], object], repeats: int = 9) -> float:
@@ -131,7 +135,7 @@ def decode_rows() -> Iterator[dict[str, Any]]:
         args, context = problem(sequences, 1, length, heads, kv_heads, size, dtype, page)
         num_bytes = 2 * sequences * length * kv_heads * size * dtype.itemsize
         for tactic in GQA_TACTICS if heads > kv_heads else MHA_TACTICS:
-            if tactic.is_split_q and dtype != FP8:
+            if tactic.form == "fp8" and dtype != FP8:
                 continue
             row = time_tactic(args, context, 1, decode=tactic)
             yield {"case": name, **row, **({"tbps": num_bytes / row["ms"] / 1e9} if "ms" in row else {})}

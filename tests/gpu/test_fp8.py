@@ -9,6 +9,7 @@ from tritium import ops
 from tritium.kernels.kernel import resolve
 from tritium.kernels.table import KERNELS
 from tritium.ops.fp8 import FP8, quantize_fp8
+from tritium.testing.attention_problems import Problem
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -41,11 +42,12 @@ def test_rows_and_scales_are_the_ops(op: str, width: int) -> None:
         assert torch.equal(outputs[2], expected[2])
 
 
-@pytest.mark.parametrize("num_tokens", [1, 7, 64, 1000])
+@pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 16, 64, 1000])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_a_linear_is_the_ops(num_tokens: int, has_bias: bool) -> None:
-    x, x_scales = quantize_fp8(torch.randn(num_tokens, 512, device="cuda"))
-    weight, scales = quantize_fp8(torch.randn(768, 512, device="cuda"))
+@pytest.mark.parametrize("num_k", [16, 528, 4096, 14336])
+def test_a_linear_is_the_ops(num_tokens: int, has_bias: bool, num_k: int) -> None:
+    x, x_scales = quantize_fp8(torch.randn(num_tokens, num_k, device="cuda"))
+    weight, scales = quantize_fp8(torch.randn(768, num_k, device="cuda"))
     args: dict[str, Any] = {"x": x, "x_scales": x_scales, "weight_NK": weight, "weight_scales": scales.view(1, -1)}
     bias = torch.randn(768, device="cuda", dtype=torch.bfloat16) if has_bias else None
     args |= {"bias": bias, "dtype": "bfloat16"}
@@ -86,3 +88,32 @@ def test_the_cache_takes_fp8_and_attention_reads_it() -> None:
         attention.bind(args, [out], LaunchContext(num_decodes=1))()
         wanted = ops.op_named("paged_attention").reference(**args).float()
         assert (out.float() - wanted).norm() <= 0.006 * wanted.norm()
+
+
+FORMS = [(0, 0.0, False), (37, 0.0, False), (0, 20.0, False), (0, 0.0, True), (70, 20.0, True)]
+
+
+@pytest.mark.parametrize("page", [8, 16, 64, 128])
+@pytest.mark.parametrize("shape", [(8, 2, 128), (4, 4, 128), (8, 8, 256), (16, 2, 64), (6, 2, 256)], ids=str)
+@pytest.mark.parametrize("has_splits", [False, True])
+def test_attention_over_an_fp8_cache_is_right_and_blind_to_what_is_not_seen(
+    shape: tuple[int, int, int], page: int, has_splits: bool
+) -> None:
+    from tritium.kernels.gpu import attention
+    from tritium.kernels.kernel import LaunchContext
+
+    contexts = [1, 2, 8, 31, 32, 33, 64, 100, 250, *([5] * (0 if has_splits else 260))]
+    for window, softcap, has_slopes in FORMS:
+        slopes = torch.linspace(0.1, 0.5, shape[0]) if has_slopes else None
+        problem = Problem.draw(contexts, *shape, torch.bfloat16, window=window, softcap=softcap, slopes=slopes)
+        for part in (problem.k, problem.v):
+            part[:] = [x.to(FP8).to(torch.bfloat16) for x in part]
+        args = problem.args([(i, (1, context)) for i, context in enumerate(contexts)], block_size=page)
+        args["cache_layer"] = args["cache_layer"].to(FP8)
+        args = {name: a.cuda() if isinstance(a, torch.Tensor) else a for name, a in args.items()}
+        assert attention.fits_fp8_kernel(args)
+        out = torch.full_like(args["q_TNH"], float("nan"))
+        attention.bind(args, [out], LaunchContext(num_decodes=len(contexts)))()
+        for i, context in enumerate(contexts[:10]):
+            want = problem.dense(i, (1, context), torch.float32)
+            assert (out[i].cpu().float() - want[0]).norm() <= 0.004 * want.norm()  # bf16's rounding of the result

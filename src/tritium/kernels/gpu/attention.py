@@ -1,7 +1,8 @@
 """paged_attention: a launch for sequences of one token, one for chunks of prompts; tactics and layout checks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,21 +12,22 @@ from tritium.errors import KernelError
 from tritium.kernels.gpu.attention_decode import decode_dot_kernel, decode_vector_kernel, join_splits_kernel
 from tritium.kernels.gpu.attention_prefill import prefill_kernel
 from tritium.kernels.gpu.copies import need_dense
+from tritium.kernels.gpu.cuda import can_convert_fp8, launcher
 from tritium.kernels.kernel import LaunchContext, Thunk
 
-_SPLITS = 8
+_SPLITS = 16
 _SPLIT_BELOW = 264  # programs: two an SM of an H100; fewer leave the context to be read by a part of the machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeTactic:
-    """form: "vector" or "dot"; tile: keys a step; is_split_q: fp8 dots with q as two fp8 numbers (fp8 keys only)."""
+    """form: "vector" or "dot" in Triton, with `tile` keys a step; "fp8" in CUDA C++, whose warps are their own programs
+    and whose `num_stages` is how many blocks an SM shall hold at once."""
 
     form: str
     tile: int
     num_warps: int
     num_stages: int
-    is_split_q: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,29 @@ def decode_tactic(group: int, head_size: int, q_dtype: torch.dtype, kv_dtype: to
         return DecodeTactic(form="vector", tile=16, num_warps=2, num_stages=3)
     if q_dtype == torch.float32:
         return DecodeTactic(form="dot", tile=32, num_warps=4, num_stages=1)
-    if kv_dtype.itemsize == 1:
-        return DecodeTactic(form="dot", tile=64, num_warps=2, num_stages=3, is_split_q=True)
-    return DecodeTactic(form="dot", tile=64, num_warps=4, num_stages=3)
+    return DecodeTactic(form="dot", tile=64, num_warps=2 if kv_dtype.itemsize == 1 else 4, num_stages=3)
+
+
+def fp8_tactic(head_size: int) -> DecodeTactic:
+    """As `decode_tactic`, of the kernel in CUDA C++."""
+    return DecodeTactic(form="fp8", tile=4096 // head_size, num_warps=4, num_stages=2 if head_size == 256 else 3)
+
+
+def fits_fp8_kernel(args: Mapping[str, Any]) -> bool:
+    """csrc/decode_fp8.cu can run it: an e4m3 cache, up to 8 query heads a kv head, 16-byte rows."""
+    q, cache = args["q_TNH"], args["cache_layer"]
+    num_heads, head_size = q.shape[1:]
+    num_kv_heads, page = cache.shape[2:4]
+    is_aligned = q.data_ptr() % 16 == 0 and q.stride(0) % 8 == 0 and q.stride(1) % 8 == 0
+    return (
+        cache.dtype == torch.float8_e4m3fn
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and head_size in (64, 128, 256)
+        and num_heads // num_kv_heads <= 8
+        and page % 8 == 0
+        and is_aligned
+        and can_convert_fp8(q.device)
+    )
 
 
 def prefill_tactic(head_size: int, q_dtype: torch.dtype) -> PrefillTactic:
@@ -82,7 +104,8 @@ def bind(
     num_heads, head_size = q.shape[1:]
     num_kv_heads, page = cache.shape[2:4]
     group = num_heads // num_kv_heads
-    decode = decode or decode_tactic(group, head_size, q.dtype, cache.dtype)
+    is_fp8 = fits_fp8_kernel(args)
+    decode = decode or (fp8_tactic(head_size) if is_fp8 else decode_tactic(group, head_size, q.dtype, cache.dtype))
     prefill = prefill or prefill_tactic(head_size, q.dtype)
     head_block = max(16, triton.next_power_of_2(head_size))
     strides = (q.stride(0), q.stride(1), out.stride(0), out.stride(1), cache.stride(0), table.stride(0), args["scale"])
@@ -97,41 +120,87 @@ def bind(
     }
     decode_shape = {**shape, "TILE": decode.tile, "num_warps": decode.num_warps, "num_stages": decode.num_stages}
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
+    is_half = cache.element_size() == 1
     if decode.form == "dot":
-        is_split = decode.is_split_q and cache.element_size() == 1
-        columns = max(16, triton.next_power_of_2(group) * (2 if is_split else 1))
-        decode_shape |= {"GROUP": group, "COLUMNS": columns, "SPLIT_Q": is_split, "PRECISION": precision}
+        columns = max(16, triton.next_power_of_2(group))
+        decode_shape |= {"GROUP": group, "COLUMNS": columns, "IS_HALF": is_half, "PRECISION": precision}
     decode_kernel = decode_dot_kernel if decode.form == "dot" else decode_vector_kernel
     prefill_shape = {
         **shape,
         "GROUP": group,
         "BLOCK_M": prefill.block_m,
         "TILE": prefill.tile,
+        "IS_HALF": is_half,
         "PRECISION": precision,
         "num_warps": prefill.num_warps,
         "num_stages": prefill.num_stages,
     }
     most_split = min(table.shape[0], _SPLIT_BELOW // num_kv_heads)
-    partials = torch.empty((most_split, num_heads, _SPLITS, head_block + 2), dtype=torch.float32, device=q.device)
+    partials = _scratch(most_split * num_heads * _SPLITS * (head_block + 2), q.device)
     join_strides = (num_heads, out.stride(0), out.stride(1))
+
+    if decode.form == "fp8":
+        launch = _fp8_launch(args, out, partials, slopes_or_any, shape, group, decode)
+    else:
+
+        def launch(sequences: int, splits: int) -> None:
+            tensors = (q, cache, out, partials, slopes_or_any, table, *counters)
+            decode_kernel[(sequences, num_kv_heads, splits)](*tensors, *strides, **decode_shape, SPLITS=splits)
 
     def thunk() -> None:
         sequences = context.num_decodes
         if 0 < sequences <= most_split:
-            grid = (sequences, num_kv_heads, _SPLITS)
-            tensors = (q, cache, out, partials, slopes_or_any, table, *counters)
-            decode_kernel[grid](*tensors, *strides, **decode_shape, SPLITS=_SPLITS)
+            launch(sequences, _SPLITS)
             join_splits_kernel[(sequences, num_heads)](
                 partials, out, counters[0], counters[2], *join_strides,
                 HEAD_SIZE=head_size, HEAD_BLOCK=head_block, SPLITS=_SPLITS, num_warps=4,
             )  # fmt: skip
         elif sequences:
-            grid = (sequences, num_kv_heads, 1)
-            tensors = (q, cache, out, partials, slopes_or_any, table, *counters)
-            decode_kernel[grid](*tensors, *strides, **decode_shape, SPLITS=1)
+            launch(sequences, 1)
         if context.num_prefills:
             tiles = context.num_prefill_tokens // prefill.block_m + context.num_prefills
             tensors = (q, cache, out, slopes_or_any, table, *counters)
             prefill_kernel[(num_heads, tiles)](*tensors, *strides, **prefill_shape)
 
     return thunk
+
+
+def _fp8_launch(
+    args: Mapping[str, Any],
+    out: torch.Tensor,
+    partials: torch.Tensor,
+    slopes: torch.Tensor,
+    shape: Mapping[str, Any],
+    group: int,
+    tactic: DecodeTactic,
+) -> Callable[[int, int], None]:
+    """Launches csrc/decode_fp8.cu for so many sequences, each context in so many parts."""
+    q, cache, table = args["q_TNH"], args["cache_layer"], args["block_table_SB"]
+    counters = [args[name] for name in ("cu_seqlens_q", "context_lens_S", "batch_counts")]
+    strides = (q.stride(0), q.stride(1), out.stride(0), out.stride(1), cache.stride(0), table.stride(0))
+    constants = {
+        "IS_BF16": q.dtype == torch.bfloat16,
+        "KV_HEADS": shape["NUM_KV_HEADS"],
+        "GROUP": group,
+        **{name: shape[name] for name in ("HEAD_SIZE", "HEAD_BLOCK", "PAGE", "WINDOW", "SOFTCAP", "HAS_SLOPES")},
+        "WARPS": tactic.num_warps,
+        "MIN_CTAS": tactic.num_stages,
+    }
+    tensors = (q, cache, out, partials, slopes, table, *counters)
+    launches = {
+        splits: launcher(
+            "decode_fp8", constants, (*tensors, *strides, splits, float(args["scale"])), threads=32 * tactic.num_warps
+        )
+        for splits in (1, _SPLITS)
+    }
+
+    def launch(sequences: int, splits: int) -> None:
+        launches[splits](-(-sequences * shape["NUM_KV_HEADS"] * splits // tactic.num_warps))
+
+    return launch
+
+
+@cache
+def _scratch(num_elements: int, device: torch.device) -> torch.Tensor:
+    """fp32 memory that all layers share, for steps are launched one after the other."""
+    return torch.empty(num_elements, dtype=torch.float32, device=device)

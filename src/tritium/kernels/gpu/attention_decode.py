@@ -1,9 +1,7 @@
 """paged_attention for sequences of one new token: one program per sequence, kv head and part of the context.
 
-Layout: cache [block, 2, kv head, PAGE, HEAD_SIZE]; a tile of TILE keys may span pages, so each key looks its page up.
 Two forms. `dot`: tokens are the rows of S^T = K q^T on the tensor cores, the group's query heads its columns (at least
-16); with fp8 keys q is split into two fp8 numbers, hi + lo, in columns of their own, so that K needs no conversion.
-`vector`: no tensor cores; for one query head a kv head, where 15 of 16 columns would be padding.
+16). `vector`: no tensor cores; for one query head a kv head, where 15 of 16 columns would be padding.
 With SPLITS > 1 a program takes a part of the tiles and leaves a partial result, which a second kernel joins.
 Sums in fp32; softmax in base 2, online. ALiBi adds slope * (key's position - query's) to a score.
 """
@@ -11,30 +9,7 @@ Sums in fp32; softmax in base 2, online. ALiBi adds slope * (key's position - qu
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def scores_in_base_2(score, scale, SOFTCAP: tl.constexpr):
-    """Raw dot products as exponents of 2, soft-capped if asked for."""
-    if SOFTCAP > 0.0:
-        x = score * (scale / SOFTCAP)
-        return (2.0 * tl.sigmoid(2.0 * x) - 1.0) * (SOFTCAP * LOG2_E)
-    return score * (scale * LOG2_E)
-
-
-@triton.jit
-def key_range(context, split, WINDOW: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr):
-    """First key that is seen, and where this program's tiles begin and end."""
-    first = 0
-    if WINDOW > 0:
-        first = tl.maximum(context - WINDOW, 0)
-    begin, end = first // TILE * TILE, context
-    if SPLITS > 1:
-        part = tl.cdiv(tl.cdiv(context - begin, TILE), SPLITS) * TILE
-        begin = begin + split * part
-        end = tl.minimum(begin + part, context)
-    return first, begin, end
+from tritium.kernels.gpu.attention_tile import LOG2_E, in_half, key_range, load_tile, scores_in_base_2
 
 
 @triton.jit
@@ -43,7 +18,7 @@ def decode_dot_kernel(
     stride_q_token, stride_q_head, stride_out_token, stride_out_head, stride_block, stride_table, scale,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr, HEAD_SIZE: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    SPLIT_Q: tl.constexpr, SPLITS: tl.constexpr, HAS_SLOPES: tl.constexpr, PRECISION: tl.constexpr,
+    IS_HALF: tl.constexpr, SPLITS: tl.constexpr, HAS_SLOPES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     s, h, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if s >= tl.load(counts_ptr + 3):
@@ -52,46 +27,27 @@ def decode_dot_kernel(
     context = tl.load(context_ptr + s)
     first, begin, end = key_range(context, split, WINDOW, TILE, SPLITS)
     d, t, g = tl.arange(0, HEAD_BLOCK), tl.arange(0, TILE), tl.arange(0, COLUMNS)
-    # SPLIT_Q: columns [0, COLUMNS / 2) are hi, the rest lo
-    member = g % (COLUMNS // 2) if SPLIT_Q else g
-    is_q = (member < GROUP)[None, :] & (d < HEAD_SIZE)[:, None]
-    head = h * GROUP + member
+    is_q = (g < GROUP)[None, :] & (d < HEAD_SIZE)[:, None]
+    head = h * GROUP + g
     q = tl.load(q_ptr + row * stride_q_token + head[None, :] * stride_q_head + d[:, None], mask=is_q, other=0.0)
-    dtype: tl.constexpr = q.dtype
     if HAS_SLOPES:
-        slope = tl.load(slopes_ptr + head, mask=member < GROUP, other=0.0) * LOG2_E
-    if SPLIT_Q:
-        q32 = q.to(tl.float32)
-        largest = tl.max(tl.max(tl.abs(q32), 0), 0)
-        shrink = tl.where(largest > 0.0, 256.0 / largest, 1.0)
-        q32 = q32 * shrink
-        hi = q32.to(cache_ptr.dtype.element_ty)
-        lo = (q32 - hi.to(tl.float32)).to(cache_ptr.dtype.element_ty)
-        q8 = tl.where((g < COLUMNS // 2)[None, :], hi, lo)
-        scale = scale / shrink
+        slope = tl.load(slopes_ptr + head, mask=g < GROUP, other=0.0) * LOG2_E
+    if IS_HALF:
+        q, largest = in_half(q, 0)
+        scale = (scale * largest)[None, :]
+    dtype: tl.constexpr = q.dtype
     m = tl.full([COLUMNS], -float("inf"), tl.float32)
     norm = tl.zeros([COLUMNS], tl.float32)
     acc = tl.zeros([HEAD_BLOCK, COLUMNS], tl.float32)
-    is_d = (d < HEAD_SIZE)[None, :]
+    is_d = d < HEAD_SIZE
     for start in range(begin, end, TILE):
         key = start + t
         is_key = (key >= first) & (key < end)
-        if PAGE % TILE == 0:  # a tile lies in one page: one look-up, and offsets in 32 bits
-            page = tl.load(table_ptr + s * stride_table + start // PAGE).to(tl.int64)
-            tile_ptr = cache_ptr + page * stride_block + (h * PAGE + start % PAGE) * HEAD_SIZE
-            place = tile_ptr + (t * HEAD_SIZE)[:, None] + d[None, :]
-        else:
-            page = tl.load(table_ptr + s * stride_table + key // PAGE, mask=is_key, other=0).to(tl.int64)
-            place = cache_ptr + (page * stride_block + (h * PAGE + key % PAGE) * HEAD_SIZE)[:, None] + d[None, :]
-        is_in = is_key[:, None] & is_d
-        k = tl.load(place, mask=is_in, other=0.0)
-        v = tl.load(place + NUM_KV_HEADS * PAGE * HEAD_SIZE, mask=is_in, other=0.0)
-        if SPLIT_Q:
-            both = tl.dot(k, q8)
-            joined = tl.sum(tl.reshape(both, [TILE, 2, COLUMNS // 2]), 1)
-            score = tl.reshape(tl.broadcast_to(joined[:, None, :], [TILE, 2, COLUMNS // 2]), [TILE, COLUMNS])
-        else:
-            score = tl.dot(k.to(dtype), q, input_precision=PRECISION)
+        k, v = load_tile(
+            cache_ptr, table_ptr + s * stride_table, start, t, is_key, h, d, is_d, stride_block,
+            NUM_KV_HEADS, HEAD_SIZE, PAGE, TILE,
+        )  # fmt: skip
+        score = tl.dot(k.to(dtype), q, input_precision=PRECISION)
         score = scores_in_base_2(score, scale, SOFTCAP)
         if HAS_SLOPES:
             score += slope[None, :] * (key - context + 1)[:, None]
@@ -137,17 +93,11 @@ def decode_vector_kernel(
     for start in range(begin, end, TILE):
         key = start + t
         is_key = (key >= first) & (key < end)
-        if PAGE % TILE == 0:  # a tile lies in one page: one look-up, and offsets in 32 bits
-            page = tl.load(table_ptr + s * stride_table + start // PAGE).to(tl.int64)
-            tile_ptr = cache_ptr + page * stride_block + (h * PAGE + start % PAGE) * HEAD_SIZE
-            place = tile_ptr + (t * HEAD_SIZE)[:, None] + d[None, :]
-        else:
-            page = tl.load(table_ptr + s * stride_table + key // PAGE, mask=is_key, other=0).to(tl.int64)
-            place = cache_ptr + (page * stride_block + (h * PAGE + key % PAGE) * HEAD_SIZE)[:, None] + d[None, :]
-        is_in = is_key[:, None] & is_d[None, :]
-        k = tl.load(place, mask=is_in, other=0.0).to(tl.float32)
-        v = tl.load(place + NUM_KV_HEADS * PAGE * HEAD_SIZE, mask=is_in, other=0.0).to(tl.float32)
-        score = scores_in_base_2(tl.sum(k * q[None, :], 1), scale, SOFTCAP)
+        k, v = load_tile(
+            cache_ptr, table_ptr + s * stride_table, start, t, is_key, h, d, is_d, stride_block,
+            NUM_KV_HEADS, HEAD_SIZE, PAGE, TILE,
+        )  # fmt: skip
+        score = scores_in_base_2(tl.sum(k.to(tl.float32) * q[None, :], 1), scale, SOFTCAP)
         if HAS_SLOPES:
             score += slope * (key - context + 1)
         score = tl.where(is_key, score, -float("inf"))
@@ -155,7 +105,7 @@ def decode_vector_kernel(
         p = tl.exp2(score - new_m)
         alpha = tl.exp2(m - new_m)
         norm = norm * alpha + tl.sum(p, 0)
-        acc = acc * alpha + p[:, None] * v
+        acc = acc * alpha + p[:, None] * v.to(tl.float32)
         m = new_m
     total = tl.sum(acc, 0)
     if SPLITS > 1:

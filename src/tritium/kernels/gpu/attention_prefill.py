@@ -8,7 +8,40 @@ Keys are read from the pages, where kv_store has put this step's too. Sums in fp
 import triton
 import triton.language as tl
 
-from tritium.kernels.gpu.attention_decode import LOG2_E, scores_in_base_2
+from tritium.kernels.gpu.attention_tile import LOG2_E, in_half, load_tile, scores_in_base_2
+
+
+@triton.jit
+def _attend(
+    acc, norm, m, q, cache_ptr, table_row_ptr, start, end, first, position, slope, scale, h, stride_block,
+    NUM_KV_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, HEAD_BLOCK: tl.constexpr, PAGE: tl.constexpr,
+    TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, HAS_SLOPES: tl.constexpr,
+    PRECISION: tl.constexpr, IS_MASKED: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys more; not IS_MASKED: every row sees all of them."""
+    t, d = tl.arange(0, TILE), tl.arange(0, HEAD_BLOCK)
+    key = start + t
+    is_key = (key >= first) & (key < end) if IS_MASKED else t < TILE
+    k, v = load_tile(
+        cache_ptr, table_row_ptr, start, t, is_key, h, d, d < HEAD_SIZE, stride_block,
+        NUM_KV_HEADS, HEAD_SIZE, PAGE, TILE,
+    )  # fmt: skip
+    score = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION)
+    score = scores_in_base_2(score, scale, SOFTCAP)
+    if HAS_SLOPES:
+        score += slope * (key[None, :] - position[:, None])
+    if IS_MASKED:
+        is_seen = key[None, :] <= position[:, None]
+        if WINDOW > 0:
+            is_seen = is_seen & (key[None, :] > position[:, None] - WINDOW)
+        score = tl.where(is_seen, score, -float("inf"))
+    new_m = tl.maximum(m, tl.max(score, 1))
+    safe_m = tl.where(new_m == -float("inf"), 0.0, new_m)  # a window may hide a whole tile from a row
+    p = tl.exp2(score - safe_m[:, None])
+    alpha = tl.exp2(m - safe_m)
+    norm = norm * alpha + tl.sum(p, 1)
+    acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * alpha[:, None], input_precision=PRECISION)
+    return acc, norm, new_m
 
 
 @triton.jit
@@ -17,7 +50,7 @@ def prefill_kernel(
     stride_q_token, stride_q_head, stride_out_token, stride_out_head, stride_block, stride_table, scale,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, HEAD_BLOCK: tl.constexpr,
     PAGE: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    HAS_SLOPES: tl.constexpr, PRECISION: tl.constexpr,
+    IS_HALF: tl.constexpr, HAS_SLOPES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     n, tile = tl.program_id(0), tl.program_id(1)
     num_sequences, num_decodes = tl.load(counts_ptr), tl.load(counts_ptr + 3)
@@ -38,14 +71,16 @@ def prefill_kernel(
         return
     context = tl.load(context_ptr + low)
     h = n // GROUP
-    m_index, d, t = tl.arange(0, BLOCK_M), tl.arange(0, HEAD_BLOCK), tl.arange(0, TILE)
+    m_index, d = tl.arange(0, BLOCK_M), tl.arange(0, HEAD_BLOCK)
     q_row = first_row + m_index
     is_row, is_d = q_row < q_len, d < HEAD_SIZE
     position = context - q_len + q_row
     token = (q_start + q_row).to(tl.int64)
     q_place = q_ptr + token[:, None] * stride_q_token + n * stride_q_head + d[None, :]
     q = tl.load(q_place, mask=is_row[:, None] & is_d[None, :], other=0.0)
-    dtype: tl.constexpr = q.dtype
+    if IS_HALF:
+        q, largest = in_half(q, 1)
+        scale = (scale * largest)[:, None]
     m = tl.full([BLOCK_M], -float("inf"), tl.float32)
     norm = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_BLOCK], tl.float32)
@@ -54,33 +89,25 @@ def prefill_kernel(
         first = tl.maximum(context - q_len + first_row - WINDOW + 1, 0)
     begin = first // TILE * TILE
     end = tl.minimum(context - q_len + first_row + BLOCK_M, context)
-    for start in range(begin, end, TILE):
-        key = start + t
-        is_key = (key >= first) & (key < end)
-        if PAGE % TILE == 0:  # a tile lies in one page: one look-up, and offsets in 32 bits
-            page = tl.load(table_ptr + low * stride_table + start // PAGE).to(tl.int64)
-            tile_ptr = cache_ptr + page * stride_block + (h * PAGE + start % PAGE) * HEAD_SIZE
-            place = tile_ptr + (t * HEAD_SIZE)[:, None] + d[None, :]
-        else:
-            page = tl.load(table_ptr + low * stride_table + key // PAGE, mask=is_key, other=0).to(tl.int64)
-            place = cache_ptr + (page * stride_block + (h * PAGE + key % PAGE) * HEAD_SIZE)[:, None] + d[None, :]
-        is_in = is_key[:, None] & is_d[None, :]
-        k = tl.load(place, mask=is_in, other=0.0).to(dtype)
-        v = tl.load(place + NUM_KV_HEADS * PAGE * HEAD_SIZE, mask=is_in, other=0.0).to(dtype)
-        score = scores_in_base_2(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, SOFTCAP)
-        if HAS_SLOPES:
-            score += tl.load(slopes_ptr + n) * LOG2_E * (key[None, :] - position[:, None])
-        is_seen = key[None, :] <= position[:, None]
-        if WINDOW > 0:
-            is_seen = is_seen & (key[None, :] > position[:, None] - WINDOW)
-        score = tl.where(is_seen, score, -float("inf"))
-        new_m = tl.maximum(m, tl.max(score, 1))
-        safe_m = tl.where(new_m == -float("inf"), 0.0, new_m)  # a window may hide a whole tile from a row
-        p = tl.exp2(score - safe_m[:, None])
-        alpha = tl.exp2(m - safe_m)
-        norm = norm * alpha + tl.sum(p, 1)
-        acc = acc * alpha[:, None] + tl.dot(p.to(dtype), v, input_precision=PRECISION)
-        m = new_m
+    slope = 0.0
+    if HAS_SLOPES:
+        slope = tl.load(slopes_ptr + n) * LOG2_E
+    table_row_ptr = table_ptr + low * stride_table
+    diagonal = begin  # the first tile that some row does not see whole
+    if WINDOW == 0:
+        diagonal = (context - q_len + first_row + 1) // TILE * TILE
+    for start in range(begin, diagonal, TILE):
+        acc, norm, m = _attend(
+            acc, norm, m, q, cache_ptr, table_row_ptr, start, end, first, position, slope, scale, h,
+            stride_block, NUM_KV_HEADS, HEAD_SIZE, HEAD_BLOCK, PAGE, TILE, WINDOW, SOFTCAP, HAS_SLOPES, PRECISION,
+            IS_MASKED=False,
+        )  # fmt: skip
+    for start in range(diagonal, end, TILE):
+        acc, norm, m = _attend(
+            acc, norm, m, q, cache_ptr, table_row_ptr, start, end, first, position, slope, scale, h,
+            stride_block, NUM_KV_HEADS, HEAD_SIZE, HEAD_BLOCK, PAGE, TILE, WINDOW, SOFTCAP, HAS_SLOPES, PRECISION,
+            IS_MASKED=True,
+        )  # fmt: skip
     out = (acc / norm[:, None]).to(out_ptr.dtype.element_ty)
     out_place = out_ptr + token[:, None] * stride_out_token + n * stride_out_head + d[None, :]
     tl.store(out_place, out, mask=is_row[:, None] & is_d[None, :])

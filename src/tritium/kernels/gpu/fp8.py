@@ -14,8 +14,11 @@ import triton.language as tl
 
 from tritium.kernels.gpu.activations import act
 from tritium.kernels.gpu.copies import need_dense
+from tritium.kernels.gpu.cuda import can_convert_fp8, launcher
 from tritium.kernels.gpu.norms import normalised, row_tactic
 from tritium.kernels.kernel import Thunk
+
+FEW_ROWS = 16
 
 
 @triton.jit
@@ -114,12 +117,35 @@ def bind_gated_activation(args: Mapping[str, Any], outputs: Sequence[torch.Tenso
 
 
 def bind_linear(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
-    """ops.linear_fp8 into outputs[0], with cuBLASLt's fast accumulation.
+    """ops.linear_fp8 into outputs[0]: up to `FEW_ROWS` rows by csrc/linear_fp8.cu, more by cuBLASLt, summing fast.
 
-    A bias is added by itself: with row-wise scales cuBLASLt refuses one at some numbers of rows (torch 2.11, H200).
+    A bias is added by itself behind cuBLASLt: with row-wise scales it refuses one at some numbers of rows (torch 2.11).
     """
     out, bias = outputs[0], args["bias"]
     x, weight = args["x"], args["weight_NK"].t()
+    if x.shape[0] <= FEW_ROWS and can_convert_fp8(x.device):
+        return bind_few_rows(args, out)
     scales = (args["x_scales"], args["weight_scales"])
     product = partial(torch._scaled_mm, x, weight, *scales, out_dtype=out.dtype, use_fast_accum=True, out=out)
     return product if bias is None else lambda: product().add_(bias)
+
+
+def bind_few_rows(args: Mapping[str, Any], out: torch.Tensor, *, warps: int = 8, depth: int = 8) -> Thunk:
+    """ops.linear_fp8 for up to 16 rows. warps: that share the sums of 16 outputs; depth: chunks each has in flight.
+
+    Reads the weight at the memory's rate, where cuBLASLt takes tiles of 128 rows (H200: 0.6-2.2 TB/s).
+    """
+    x, weight, bias = args["x"], args["weight_NK"], args["bias"]
+    need_dense(x=x[0], weight_NK=weight, out=out[0])
+    num_rows, num_k = x.shape
+    constants = {
+        "IS_BF16": out.dtype == torch.bfloat16,
+        "TILES": -(-num_rows // 8),
+        "WARPS": warps,
+        "DEPTH": min(depth, -(-num_k // (64 * warps))),
+        "HAS_BIAS": bias is not None,
+    }
+    tensors = (x, args["x_scales"], weight, args["weight_scales"], out if bias is None else bias, out)
+    sizes = (x.stride(0), out.stride(0), num_rows, num_k)
+    run = launcher("linear_fp8", constants, (*tensors, *sizes), threads=32 * warps)
+    return partial(run, weight.shape[0] // 16)
