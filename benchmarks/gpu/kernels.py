@@ -33,7 +33,6 @@ DECODES = (
 # name, sequences, new tokens each, query heads, kv heads, head size, kv dtype, page
 PREFILLS = (
     ("llama-3 prompts of 128 fp8", 16, 128, 32, 8, 128, FP8, 64),
-    ("llama-3 prompts of 2048 bf16", 2, 2048, 32, 8, 128, BF16, 64),
     ("llama-3 prompts of 2048 fp8", 2, 2048, 32, 8, 128, FP8, 64),
     ("gpt-j prompts of 2048 fp8", 2, 2048, 16, 16, 256, FP8, 64),
 )
@@ -55,8 +54,7 @@ MHA_TACTICS = (
 PREFILL_TACTICS = tuple(
     PrefillTactic(block_m=block_m, tile=tile, num_warps=warps, num_stages=stages)
     for block_m, tile, warps, stages in (
-        (128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 2), (128, 64, 4, 3), (128, 32, 4, 3), (64, 64, 4, 2),
-        (64, 64, 4, 3), (64, 32, 4, 2), (256, 64, 8, 2), (128, 32, 8, 2),
+        (128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 2), (64, 64, 4, 3), (128, 32, 8, 2), (128, 128, 8, 2),
     )
 )  # fmt: skip
 

@@ -52,7 +52,7 @@ def prefill_kernel(
     PAGE: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     IS_HALF: tl.constexpr, HAS_SLOPES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    n, tile = tl.program_id(0), tl.program_id(1)
+    n, tile = tl.program_id(0), tl.num_programs(1) - 1 - tl.program_id(1)  # a prompt's last tiles, the longest, first
     num_sequences, num_decodes = tl.load(counts_ptr), tl.load(counts_ptr + 3)
     base = tl.load(cu_seqlens_ptr + num_decodes)
     low, high = num_decodes, num_sequences  # low's tiles begin at or before this one, high's after it

@@ -130,7 +130,7 @@ def bind_linear(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thu
     return product if bias is None else lambda: product().add_(bias)
 
 
-def bind_few_rows(args: Mapping[str, Any], out: torch.Tensor, *, warps: int = 8, depth: int = 8) -> Thunk:
+def bind_few_rows(args: Mapping[str, Any], out: torch.Tensor, *, warps: int = 0, depth: int = 4) -> Thunk:
     """ops.linear_fp8 for up to 16 rows. warps: that share the sums of 16 outputs; depth: chunks each has in flight.
 
     Reads the weight at the memory's rate, where cuBLASLt takes tiles of 128 rows (H200: 0.6-2.2 TB/s).
@@ -138,6 +138,7 @@ def bind_few_rows(args: Mapping[str, Any], out: torch.Tensor, *, warps: int = 8,
     x, weight, bias = args["x"], args["weight_NK"], args["bias"]
     need_dense(x=x[0], weight_NK=weight, out=out[0])
     num_rows, num_k = x.shape
+    warps = warps or (16 if num_rows <= 8 else 8)  # the fastest on an H200 (benchmarks/gpu/linears.py)
     constants = {
         "IS_BF16": out.dtype == torch.bfloat16,
         "TILES": -(-num_rows // 8),

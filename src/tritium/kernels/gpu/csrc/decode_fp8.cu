@@ -47,17 +47,19 @@ __device__ __forceinline__ void load_keys(Tile& k, const u8* const (&place)[LOOK
             k.x[j * CHUNKS + i] = load_once(key_at(place, j * 8) + g * HEAD_SIZE + i * 64 + c * 16, j * 8 + g < left);
 }
 
-// A thread's words of V: [pair of column tiles][4 keys][WORDS], keys 2c, 2c + 1 of each column tile.
-__device__ __forceinline__ void load_values(Tile& v, const u8* const (&place)[LOOKUPS], int g, int c, int left) {
+// A thread's words of V: [pair of column tiles][4 keys][WORDS], keys 2c, 2c + 1 of each column tile. Keys before
+// `hidden`, which a window leaves out, are zeros: what they hold must not meet a probability of 0.
+__device__ __forceinline__ void load_values(Tile& v, const u8* const (&place)[LOOKUPS], int g, int c, int hidden,
+                                            int left) {
     const i64 to_v = (i64)KV_HEADS * PAGE * HEAD_SIZE;
 #if HEAD_SIZE == 64
     u32* words = reinterpret_cast<u32*>(v.x);
 #pragma unroll
     for (int i = 0; i < COLUMNS * 2; i++) {
-        int t = i / 2 * 8 + i % 2;
+        const int t = i / 2 * 8 + i % 2 + 2 * c;
         const u8* from = key_at(place, i / 2 * 8) + (i % 2 + 2 * c) * HEAD_SIZE + to_v + g * 8;
         u32 a = 0, b = 0;
-        if (t + 2 * c < left)
+        if (t < left && (WINDOW == 0 || t >= hidden))
             asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(a), "=r"(b) : "l"(from));
         words[i * 2] = a;
         words[i * 2 + 1] = b;
@@ -67,8 +69,9 @@ __device__ __forceinline__ void load_values(Tile& v, const u8* const (&place)[LO
     for (int i = 0; i < COLUMNS * 2; i++)
 #pragma unroll
         for (int e = 0; e < HEAD_SIZE / 128; e++) {
+            const int t = i / 2 * 8 + i % 2 + 2 * c;
             const u8* from = key_at(place, i / 2 * 8) + (i % 2 + 2 * c) * HEAD_SIZE + to_v + e * 128 + g * 16;
-            v.x[i * (HEAD_SIZE / 128) + e] = load_once(from, i / 2 * 8 + i % 2 + 2 * c < left);
+            v.x[i * (HEAD_SIZE / 128) + e] = load_once(from, t < left && (WINDOW == 0 || t >= hidden));
         }
 #endif
 }
@@ -99,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_CTAS)
     if (begin < end) {
         look_up(place, cache, row, stride_block, h, begin, end);
         load_keys(k, place, g, c, end - begin);
-        load_values(v, place, g, c, end - begin);
+        load_values(v, place, g, c, first - begin, end - begin);
     }
 
     // q: rows of heads; a thread's columns of step i of chunk n are d = 64 n + 16 c + 4 i + {0, 1} and {2, 3}
@@ -204,7 +207,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_CTAS)
                 const u32 z = __byte_perm(t0, t1, 0x7362), r = __byte_perm(t2, t3, 0x7362);
                 mma(o[w * 2 + 1], half2_low(z), half2_high(z), half2_low(r), half2_high(r), pb[u * 2], pb[u * 2 + 1]);
             }
-        load_values(v, next_place, g, c, end - next);
+        load_values(v, next_place, g, c, first - next, end - next);
 #pragma unroll
         for (int i = 0; i < LOOKUPS; i++) place[i] = next_place[i];
     }
