@@ -9,8 +9,8 @@ same random weights, and measures, in turn, in every round:
     ours_N      tritium, N requests submitted at once     theirs_N     transformers, one batch of N, without padding
 
 Prompts are distinct random tokens, lengths are forced and asserted; time runs from the first submit to the last token.
-Reported: output tokens/s, and the median and range of the ratios over rounds and starts. After the last round, one more
-run of ours_N with a clock around every kernel gives attention's share; that run is in no other number.
+Reported: output tokens/s, and the median and range of the ratios over rounds and starts. In the last start, one more
+run of ours_N with a clock around every kernel gives each op's share; that run is in no other number.
 """
 
 import argparse
@@ -42,7 +42,6 @@ from tritium.models.presets import PRESETS
 from tritium.weights.dummy import DummySource
 from tritium.weights.source import TensorSpec
 
-ATTENTION = "paged_attention"
 RATIOS = {
     "ours_1 / theirs_1": ("ours_1", "theirs_1"),
     "ours_N / ours_1": ("ours_N", "ours_1"),
@@ -75,14 +74,18 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("measure", "profile"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def run_child(options: argparse.Namespace, index: int) -> dict[str, Any]:
     """One start."""
     print(f"start {index + 1} of {options.starts}", file=sys.stderr, flush=True)
-    child = subprocess.run([sys.executable, *sys.argv, "--child"], stdout=subprocess.PIPE, text=True)
+    child = subprocess.run(
+        [sys.executable, *sys.argv, "--child", "profile" if index + 1 == options.starts else "measure"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     if child.returncode:
         raise SystemExit(f"start {index + 1} failed with exit code {child.returncode}")
     return json.loads(child.stdout.splitlines()[-1])
@@ -138,11 +141,12 @@ def alternate(llm: LLM, theirs: nn.Module, options: argparse.Namespace) -> dict[
             seconds[name].append(sides[name](options.output_len))
             print(f"  {name:<9} {seconds[name][-1]:8.2f} s", file=sys.stderr, flush=True)
     hits = llm.stats.num_prefix_hit_tokens
+    is_profiled = options.child == "profile"
     return {
         "seconds": seconds,
         "prefix_hit_tokens": hits,
         "first_tokens_equal": first_tokens_equal(llm, theirs, take(1)[0]),
-        "kernel_seconds": profile(llm, lambda: sides["ours_N"](options.output_len)),
+        "kernel_seconds": profile(llm, lambda: sides["ours_N"](options.output_len)) if is_profiled else None,
     }
 
 
@@ -190,8 +194,8 @@ def profile(llm: LLM, run: Callable[[], float]) -> dict[str, float]:
     seconds: Counter[str] = Counter()
     bind = executor._binder.bind
 
-    def timed_bind(step: Step, kernel: Kernel, sizes: Any) -> Callable[[], None]:
-        return partial(timed, step.op, bind(step, kernel, sizes))
+    def timed_bind(step: Step, kernel: Kernel, *sizes_and_tactic: Any) -> Callable[[], None]:
+        return partial(timed, step.op, bind(step, kernel, *sizes_and_tactic))
 
     def timed(op: str, thunk: Callable[[], object]) -> None:
         start = time.perf_counter()
@@ -215,7 +219,7 @@ def summarise(starts: list[dict[str, Any]], options: argparse.Namespace) -> dict
     ratios = {
         name: [a / b for a, b in zip(rates[over], rates[under], strict=True)] for name, (over, under) in RATIOS.items()
     }
-    shares = [start["kernel_seconds"].get(ATTENTION, 0.0) / start["kernel_seconds"]["total"] for start in starts]
+    seconds = starts[-1]["kernel_seconds"]
     return {
         "config": {name: value for name, value in vars(options).items() if name not in ("child", "out")},
         "versions": {
@@ -229,7 +233,7 @@ def summarise(starts: list[dict[str, Any]], options: argparse.Namespace) -> dict
         "first_tokens_equal": [start["first_tokens_equal"] for start in starts],
         "output_tokens_per_second": {name: spread(values) for name, values in rates.items()},
         "ratios": {name: spread(values) for name, values in ratios.items()},
-        "attention_share": spread(shares),
+        "shares": {op: value / seconds["total"] for op, value in sorted(seconds.items(), key=lambda item: -item[1])},
         "starts": starts,
     }
 
@@ -251,8 +255,9 @@ def describe(result: dict[str, Any]) -> list[str]:
         lines.append(f"  {name:<18} {values['median']:9.2f} tokens/s  [{values['min']:.2f}, {values['max']:.2f}]")
     for name, values in result["ratios"].items():
         lines.append(f"  {name:<18} {values['median']:9.2f}           [{values['min']:.2f}, {values['max']:.2f}]")
-    share = result["attention_share"]
-    lines.append(f"  {ATTENTION} {100 * share['median']:.1f} % of ours_N  [{share['min']:.3f}, {share['max']:.3f}]")
+    lines.append(
+        "of ours_N: " + ", ".join(f"{op} {share:.1%}" for op, share in result["shares"].items() if op != "total")
+    )
     return lines
 
 
