@@ -15,7 +15,18 @@ LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": 24, "num_threads": 1}
 
 @pytest.mark.parametrize(
     "name",
-    ["qwen3", "gemma2", "stablelm", "phi3", "phi3-longrope", "gpt_neox", "gpt_neox-sequential", "opt", "opt-post-norm"],
+    [
+        "qwen3",
+        "gemma2",
+        "stablelm",
+        "stablelm-qk-norm",
+        "phi3",
+        "phi3-longrope",
+        "gpt_neox",
+        "gpt_neox-sequential",
+        "opt",
+        "opt-post-norm",
+    ],
 )
 def test_an_answer_of_32_tokens_is_that_of_transformers(name, tmp_path):
     path = make_checkpoint(tmp_path / "model", name, seed=1)

@@ -23,7 +23,7 @@ PERTURBED = (
     *("gemma2", "gemma2-no-caps", "stablelm", "stablelm-biased-tied", "gpt2", "gpt2-untied", "gptj", "gptj-tied"),
     *("phi3", "gpt_neox", "gpt_neox-sequential", "opt", "opt-post-norm", "opt-untied"),
     *("falcon", "falcon-grouped", "falcon-grouped-one-norm", "falcon-alibi", "bloom", "bloom-untied"),
-    *("mixtral", "qwen3_moe", "qwen3_moe-not-normed", "gemma3", "stablelm-parallel"),
+    *("mixtral", "qwen3_moe", "qwen3_moe-not-normed", "gemma3", "stablelm-parallel", "stablelm-qk-norm"),
 )
 
 LIVELY = {"bloom": 1, "gemma3": 4}  # seeds of models that do not soon turn in circles, as small ones like to

@@ -38,6 +38,7 @@ PARAMETERS = {  # in millions, as the model cards say; embeddings counted once w
     "phi-3-medium-4k": 13960,
     "stablelm-3b": 2795,
     "stablelm-2-1.6b": 1645,
+    "stablelm-2-12b": 12143,
     "gpt2": 124,
     "gpt2-medium": 355,
     "gpt2-large": 774,

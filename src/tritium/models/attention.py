@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tritium import ops
 from tritium.models.config import ModelConfig
-from tritium.models.parts import NORMS, Linear
+from tritium.models.parts import Linear, make_head_norm
 
 
 class Attention(nn.Module):
@@ -36,8 +36,8 @@ class Attention(nn.Module):
         self.register_buffer("alibi_slopes", slopes_N, persistent=False)
         self.has_qk_norm = config.has_qk_norm
         if self.has_qk_norm:
-            self.q_norm = NORMS[config.norm](config.head_size, config.norm_eps)
-            self.k_norm = NORMS[config.norm](config.head_size, config.norm_eps)
+            self.q_norm = make_head_norm(config, config.num_heads)
+            self.k_norm = make_head_norm(config, config.num_kv_heads)
 
     def forward(self, x_TD: Tensor, cos_sin: Tensor | None) -> Tensor:
         q_TNH, k_TKH, v_TKH = self.project(x_TD)

@@ -49,6 +49,7 @@ class ModelConfig:
     rope_local: that of windowed layers, where it is another.
     attention_scales: per layer; None means head_size ** -0.5.
     has_qk_norm: each head's queries and keys go through such a norm too, before they are rotated.
+    has_norm_per_head: that is a layer norm without bias, which has a weight of its own for each head.
     is_gated: the MLP is act(gate(x)) * up(x), else act(up(x)).
     has_embedding_norm: embeddings go through a norm before the first layer.
     experts: None: every layer has an MLP.
@@ -89,6 +90,7 @@ class ModelConfig:
     attention_scales: tuple[float, ...] | None = None
     has_qkv_bias: bool = False
     has_qk_norm: bool = False
+    has_norm_per_head: bool = False
     has_output_bias: bool = False
     has_mlp_bias: bool = False
     has_lm_head_bias: bool = False

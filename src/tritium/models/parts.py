@@ -4,6 +4,7 @@ Take a part, subclass it, or write your own in plain PyTorch. D model, F interme
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tritium import ops
@@ -57,6 +58,19 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class HeadsLayerNorm(nn.Module):
+    """(x - mean) / std of each head of x_TNH, times that head's weight, in fp32, cast once."""
+
+    def __init__(self, num_heads: int, size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_heads, size))
+        self.eps = eps
+
+    def forward(self, x_TNH: Tensor) -> Tensor:
+        normed_TNH = F.layer_norm(x_TNH.to(torch.float32), (x_TNH.shape[-1],), None, None, self.eps)
+        return (normed_TNH * self.weight.to(torch.float32)).to(x_TNH.dtype)
 
 
 class GatedMLP(nn.Module):
@@ -133,6 +147,13 @@ NORMS: dict[str, type[nn.Module]] = {
 def make_norm(config: ModelConfig) -> nn.Module:
     """The norm that `config.norm` names."""
     return NORMS[config.norm](config.hidden_size, config.norm_eps)
+
+
+def make_head_norm(config: ModelConfig, num_heads: int) -> nn.Module:
+    """The norm of queries or keys, of which there are `num_heads`."""
+    if config.has_norm_per_head:
+        return HeadsLayerNorm(num_heads, config.head_size, config.norm_eps)
+    return NORMS[config.norm](config.head_size, config.norm_eps)
 
 
 def make_mlp(config: ModelConfig, layer: int, mlp_class: type[nn.Module] | None = None) -> nn.Module:

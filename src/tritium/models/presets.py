@@ -83,8 +83,10 @@ def _gemma2(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: i
     }
 
 
-def _stablelm(layers: int, hidden: int, intermediate: int, heads: int, **more: Any) -> dict[str, Any]:
-    shape = _llama(layers, hidden, intermediate, heads, heads)
+def _stablelm(
+    layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int = 32, **more: Any
+) -> dict[str, Any]:
+    shape = _llama(layers, hidden, intermediate, heads, kv_heads)
     del shape["rms_norm_eps"]
     return shape | {
         "architectures": ["StableLmForCausalLM"],
@@ -226,6 +228,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "phi-3-medium-4k": _phi3(40, 5120, 17_920, 40, 10),
     "stablelm-3b": _stablelm(32, 2560, 6912, 32, vocab_size=50_304),
     "stablelm-2-1.6b": _stablelm(24, 2048, 5632, 32, vocab_size=100_352, use_qkv_bias=True),
+    "stablelm-2-12b": _stablelm(
+        40, 5120, 13_824, 32, 8, vocab_size=100_352, qk_layernorm=True, use_parallel_residual=True
+    ),
     "gpt2": _gpt2(12, 768, 12),
     "gpt2-medium": _gpt2(24, 1024, 16),
     "gpt2-large": _gpt2(36, 1280, 20),

@@ -215,6 +215,7 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
     "phi3-longrope-partial": PHI3 | _longrope(6) | {"partial_rotary_factor": 0.75, "tie_word_embeddings": True},
     "stablelm": STABLELM,
     "stablelm-parallel": STABLELM | {"use_parallel_residual": True},
+    "stablelm-qk-norm": STABLELM | {"use_parallel_residual": True, "qk_layernorm": True},
     "stablelm-linear": STABLELM | {"rope_scaling": {"type": "linear", "factor": 4.0}},
     "stablelm-biased-tied": STABLELM
     | {"use_qkv_bias": True, "partial_rotary_factor": 0.5, "tie_word_embeddings": True},

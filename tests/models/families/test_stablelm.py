@@ -40,12 +40,18 @@ def test_attention_and_mlp_stand_side_by_side_where_the_file_says_so():
     assert models.parse_config(STABLELM | {"use_parallel_residual": True}, "config").block == "parallel"
 
 
+def test_queries_and_keys_have_norms_by_head_where_the_file_says_so():
+    assert not models.parse_config(STABLELM, "config").has_qk_norm
+    config = models.parse_config(STABLELM | {"qk_layernorm": True}, "config")
+    assert config.has_qk_norm and config.has_norm_per_head
+    attention = models.Attention(config, 0)
+    assert attention.q_norm.weight.shape == (config.num_heads, config.head_size)
+    assert attention.k_norm.weight.shape == (config.num_kv_heads, config.head_size)
+
+
 @pytest.mark.parametrize(
     ("fields", "name"),
-    [
-        ({"qk_layernorm": True}, "qk_layernorm"),
-        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "rope_scaling.type"),
-    ],
+    [({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "rope_scaling.type")],
 )
 def test_what_no_block_does_is_refused(fields, name):
     assert f"field '{name}' is" in error_of(STABLELM | fields, UnsupportedModel)

@@ -84,6 +84,19 @@ class RowsFrom:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """A weight with a row for each head, which the checkpoint keeps head by head (StableLM's norms of q and k)."""
+
+    path: str
+
+    def recipe(self, name: str, shape: tuple[int, ...], config: ModelConfig) -> Recipe:
+        """[heads, H] from `path`.0.weight, `path`.1.weight, ..."""
+        stem, _, leaf = name.rpartition(".")
+        rows = (Checkpoint(f"{stem}.{head}.{leaf}", shape[1:]) for head in range(shape[0]))
+        return Concat(tuple(Reshape(row, (1, *shape[1:])) for row in rows), 0)
+
+
+@dataclass(frozen=True)
 class Experts:
     """A weight of all experts, which the checkpoint keeps expert by expert, each as `parts` one below the other."""
 
