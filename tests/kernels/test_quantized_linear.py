@@ -22,13 +22,15 @@ from tritium.testing.kernel_cases import run
 KERNEL, EAGER = (next(k for k in KERNELS if k.name == f"{name}.quantized_linear") for name in ("cpu", "eager"))
 LEVELS = {
     "native": "-march=native",
+    "native without amx": "-march=native -mno-amx-tile -mno-amx-bf16 -mno-amx-int8",
     "avx512": "-march=x86-64-v4",
     "avx2": "-march=x86-64-v3",
     "sse": "-march=x86-64-v2",
 }
 CPU_FLAGS = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
-HERE = [n for n in LEVELS if n in ("native", "sse") or {"avx512": "avx512f", "avx2": "avx2"}[n] in CPU_FLAGS]
-FULL = ("avx512", "sse")
+NEEDS = {"avx512": "avx512f", "avx2": "avx2", "native without amx": "amx_int8"}
+HERE = [n for n in LEVELS if n not in NEEDS or NEEDS[n] in CPU_FLAGS]
+FULL = ("avx512", "sse", "native without amx")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMATS = (INT8, WeightFormat("int4", 32), WeightFormat("int4", 128))
 EACH_FORMAT = pytest.mark.parametrize("weight_format", FORMATS, ids=lambda kept: kept.name)
@@ -37,13 +39,17 @@ ROWS = (*range(1, 33), 64, 100, 257)
 
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.full] * (n in FULL)) for n in HERE])
 def level(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The linear kernels compiled for one level stand in for the library."""
+    """The linear kernels compiled for one level stand in for the library, which is the native level itself."""
+    if request.param == "native":
+        yield request.param
+        return
     sources = tmp_path_factory.mktemp("csrc")
     for path in (*build.SOURCE_DIR.glob("*.h"), *build.SOURCE_DIR.glob("linear_quantized.cpp")):
         shutil.copy(path, sources)
     runtime = openmp.torch_runtime(openmp.loaded_runtimes())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "FLAGS", (*(f for f in build.FLAGS if f != "-march=native"), LEVELS[request.param]))
+        flags = [f for f in build.FLAGS if f != "-march=native"]
+        patch.setattr(build, "FLAGS", (*flags, *LEVELS[request.param].split()))
         patch.setattr(build, "SOURCE_DIR", sources)
         cache: Path = tmp_path_factory.mktemp("cache") / "kernels"
         compiled = ctypes.CDLL(str(build.library_path("g++", runtime, cache, progress=lambda _: None)))
@@ -106,6 +112,21 @@ def test_float_activations_are_as_exact_as_fp32_and_a_row_is_its_own(
             torch.set_num_threads(1 + num_rows % 2)
             part = run(KERNEL, {**args, "x": args["x"][:num_rows]}, (num_rows, num_out), dtype)
             assert torch.equal(part, whole[:num_rows]), f"{num_out} x {num_in}, {num_rows} rows"
+
+
+@pytest.mark.parametrize("is_int8", [True, False])
+@EACH_FORMAT
+def test_sums_that_wait_in_memory_for_the_rest_of_k_go_on_where_they_stopped(
+    level: str, weight_format: WeightFormat, is_int8: bool
+) -> None:
+    args = arguments(290, 34, 8192 + 128, weight_format, torch.bfloat16) | {"int8_activations": is_int8}
+    whole, expected = run(KERNEL, args, (290, 34), torch.bfloat16), ops.quantized_linear(**args)
+    if is_int8:
+        assert torch.equal(whole, expected)
+    torch.testing.assert_close(whole, expected, rtol=2**-8, atol=0.1)  # of outputs of about 100
+    for num_rows in (1, 40):
+        part = run(KERNEL, {**args, "x": args["x"][:num_rows]}, (num_rows, 34), torch.bfloat16)
+        assert torch.equal(part, whole[:num_rows])
 
 
 @pytest.mark.parametrize("is_int8", [True, False])

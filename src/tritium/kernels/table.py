@@ -133,7 +133,7 @@ KERNELS: tuple[Kernel, ...] = (
         target=f"{_CPU}.quantized:bind",
         supports=f"{_CPU}.quantized:supports",
         pack={"qweight": f"{_CPU}.quantized:pack_weight", "scales_NG": f"{_CPU}.quantized:pack_scales"},
-        numerics="int8 activations: exact sums by group, fp32 over groups; else fp32 chains over K",
+        numerics="int8 activations: exact sums by group, fp32 over groups; else fp32 chains, by machine",
     ),
     Kernel(
         name="eager.quantized_linear",

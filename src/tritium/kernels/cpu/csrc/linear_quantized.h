@@ -9,7 +9,10 @@
 // group's sum times its scale is added to the total in fp32, groups in order, and the total is multiplied by the row's
 // scale. Multiplied and added, not fused: so the bits are the same on every instruction set. Unsigned weights times signed
 // activations is what dot product instructions take; the offset's share, offset x sum(activations), comes off the sum.
-// With float activations the products are fused multiply-adds in fp32 in chains of kChain, as in linear.h.
+// With float activations the products are fused multiply-adds in fp32 in chains of kChain, as in linear.h, or, of bf16 on
+// AMX, as in linear_quantized_amx.h.
+//
+// Rows of int8 activations are computed several at a time and lie in groups: [K / 64, rows of the group, 64].
 #pragma once
 #include "linear.h"
 
@@ -65,23 +68,26 @@ inline i32xw dot(i32xw sum, u32xw w, const Quad& q) {
 }
 #endif
 
-// sums[r] += the integer products of `num_units` units; x holds quads as [quads, R].
-template <int kBits, int R>
-inline void dot_units(const uint32_t* panel, const uint32_t* x, int64_t num_units, i32xw (&sums)[R][kAcross]) {
-  for (int64_t u = 0; u < num_units; ++u) {
-    prefetch(reinterpret_cast<const float*>(panel + u * kPanel));
+inline uint32_t quad_at(const int8_t* x) { uint32_t q; std::memcpy(&q, x, 4); return q; }
+
+// sums[r] += the integer products of kPiece inputs: x holds row r's 64 * r further on.
+constexpr int64_t kPiece = 32;
+template <int kBits, int R> inline void dot_piece(const uint32_t* panel, const int8_t* x, i32xw (&sums)[R][kAcross]) {
+#pragma GCC unroll 1
+  for (int64_t u = 0; u < kPiece / kUnit<kBits>; ++u, panel += kPanel, x += kUnit<kBits>) {
+    prefetch(reinterpret_cast<const float*>(panel));
     u32xw w[kAcross];
-    for (int i = 0; i < kAcross; ++i) w[i] = load_units(panel + u * kPanel + i * kWide);
+    for (int i = 0; i < kAcross; ++i) w[i] = load_units(panel + i * kWide);
     if constexpr (kBits == 8) {
       for (int r = 0; r < R; ++r) {
-        const Quad q = quad(x[u * R + r]);
+        const Quad q = quad(quad_at(x + 64 * r));
         for (int i = 0; i < kAcross; ++i) sums[r][i] = dot(sums[r][i], w[i], q);
       }
     } else {
 #pragma GCC unroll 1
       for (int half = 0; half < 2; ++half)
         for (int r = 0; r < R; ++r) {
-          const Quad q = quad(x[(2 * u + half) * R + r]);
+          const Quad q = quad(quad_at(x + 64 * r + 4 * half));
           for (int i = 0; i < kAcross; ++i) sums[r][i] = dot(sums[r][i], (w[i] >> (4 * half)) & 0x0f0f0f0fu, q);
         }
     }
@@ -114,7 +120,7 @@ inline void load_scales(const bf16* p, f32xw (&s)[kAcross]) {
 // What one call of the loops below works on: R rows, one panel, all of K.
 template <int kBits> struct Work {
   const uint32_t* panel;
-  const void* x;              // quads [K / 4, R], or floats [K, R]
+  const void* x;              // int8 [K / 64, R, 64], or floats [K, R]
   const Scale<kBits>* scales;  // [groups, kPanel]
   const int32_t* offsets;     // [R, groups]: offset x sum(activations); null for floats
   int64_t num_groups, units_per_group;
@@ -122,11 +128,13 @@ template <int kBits> struct Work {
 };
 
 template <int R, int kBits> void run_integers(const Work<kBits>& work) {
-  const uint32_t* x = static_cast<const uint32_t*>(work.x);
-  const int64_t quads = work.units_per_group * kUnit<kBits> / 4;
-  for (int64_t g = 0; g < work.num_groups; ++g) {
+  const int8_t* x = static_cast<const int8_t*>(work.x);
+  const uint32_t* panel = work.panel;
+  const int64_t size = work.units_per_group * kUnit<kBits>;
+  for (int64_t g = 0, k = 0; g < work.num_groups; ++g) {
     i32xw sums[R][kAcross] = {};
-    dot_units<kBits, R>(work.panel + g * work.units_per_group * kPanel, x + g * quads * R, work.units_per_group, sums);
+    for (const int64_t end = k + size; k < end; k += kPiece, panel += kPiece / kUnit<kBits> * kPanel)
+      dot_piece<kBits, R>(panel, x + k / 64 * 64 * R + k % 64, sums);
     f32xw scales[kAcross];
     load_scales(work.scales + g * kPanel, scales);
     for (int r = 0; r < R; ++r)
