@@ -40,6 +40,7 @@ from tritium.graph import dump
 from tritium.graph.capture import TOKEN_INPUTS, Captured, InputSpec, capture
 from tritium.graph.foreign import Targets, registered
 from tritium.kernels.plugin import Plugin, load_plugins, plugin_ops
+from tritium.models.decoder import Decoder
 from tritium.models.encoder import Encoder
 from tritium.passes import pipeline
 from tritium.passes.encoder_pipeline import optimise_encoder
@@ -176,7 +177,7 @@ def compile_module(
     clock = clock or _Clock(None)
     with registered(plugin_ops(plugins)) as foreign:
         with clock.stage("capture"):
-            captured = capture(module, dtype=dtype, max_model_len=max_model_len)
+            captured = capture(module, dtype=dtype, max_model_len=max_model_len, blocks=_blocks(module))
         return _compile(captured, config, type(module).__name__, plugins, foreign, clock)
 
 
@@ -200,16 +201,7 @@ def _compile(
             raise captured.restriction
     with clock.stage("lower"):
         plan = pipeline.to_plan(optimised)
-    with clock.stage("kernels"):
-        plan = _with_kernels(plan, plugins, config.device)
-    return Compiled(
-        plan=plan,
-        graph_text=dump.to_text(optimised.graph),
-        graph_json=dump.to_json(optimised.graph),
-        constants=captured.constants | optimised.constants,
-        matches=optimised.matches,
-        weights=optimised.weights,
-    )
+    return _compiled(plan, captured, optimised, clock, plugins, config.device)
 
 
 def compile_stateless(module: nn.Module, inputs: ModuleInputs, *, clock: "_Clock | None" = None) -> Compiled:
@@ -232,7 +224,7 @@ def compile_encoder(module: nn.Module, config: BuildConfig, *, clock: "_Clock | 
     assert isinstance(module, Encoder)
     clock = clock or _Clock(None)
     with clock.stage("capture"):
-        captured = capture(module, inputs=ENCODER_INPUTS)
+        captured = capture(module, inputs=ENCODER_INPUTS, blocks=_blocks(module))
     with clock.stage("optimise"):
         optimised = optimise_encoder(
             captured.graph, captured.outputs, module.row_outputs, disabled=config.disabled_passes
@@ -242,9 +234,21 @@ def compile_encoder(module: nn.Module, config: BuildConfig, *, clock: "_Clock | 
     return _compiled(plan, captured, optimised, clock)
 
 
-def _compiled(plan: Plan, captured: Captured, optimised: OptimisedModule, clock: "_Clock") -> Compiled:
+def _blocks(module: nn.Module) -> str | None:
+    """The list of blocks, of which equal ones are captured once; None for code that is not ours."""
+    return "layers" if type(module).forward in (Decoder.forward, Encoder.forward) else None
+
+
+def _compiled(
+    plan: Plan,
+    captured: Captured,
+    optimised: OptimisedModule | pipeline.Optimised,
+    clock: "_Clock",
+    plugins: Sequence[Plugin] = (),
+    device: str = "cpu",
+) -> Compiled:
     with clock.stage("kernels"):
-        plan = _with_kernels(plan)
+        plan = _with_kernels(plan, plugins, device)
     return Compiled(
         plan=plan,
         graph_text=dump.to_text(optimised.graph),
@@ -255,11 +259,10 @@ def _compiled(plan: Plan, captured: Captured, optimised: OptimisedModule, clock:
     )
 
 
-def _with_kernels(plan: Plan, plugins: Sequence[Plugin] = (), device: str = "cpu") -> Plan:
+def _with_kernels(plan: Plan, plugins: Sequence[Plugin], device: str) -> Plan:
     """The plan with the kernel that each step is to run on `device`."""
-    chosen = choose_kernels(plan, plugins, device)
-    steps = (msgspec.structs.replace(step, kernel=kernel.name) for step, kernel in zip(plan.steps, chosen, strict=True))
-    return msgspec.structs.replace(plan, steps=tuple(steps))
+    chosen = zip(plan.steps, choose_kernels(plan, plugins, device), strict=True)
+    return msgspec.structs.replace(plan, steps=tuple(msgspec.structs.replace(s, kernel=k.name) for s, k in chosen))
 
 
 def _write(
@@ -365,8 +368,7 @@ def _compute_dtype(plan: Plan) -> str:
 
 
 def _config(config: BuildConfig | None, overrides: Mapping[str, Any]) -> BuildConfig:
-    if config is None:
-        return BuildConfig(**overrides)
+    config = BuildConfig() if config is None else config
     if not isinstance(config, BuildConfig):
         raise ConfigError(f"config must be a BuildConfig, not {type(config).__name__}")
     return dataclasses.replace(config, **overrides)

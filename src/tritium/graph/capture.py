@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from tritium.errors import CaptureError
 from tritium.graph.annotate import annotate, fixed_sizes, symbolic_sizes
 from tritium.graph.conditions import holds_for_every_length
+from tritium.graph.stamp import Unequal, choose, only_captured, stamp
 
 EXAMPLE_TOKENS = 8  # T = 1 would be specialised on
 
@@ -66,12 +67,15 @@ def capture(
     is_by_name: bool = False,
     learned: Collection[str] = (),
     max_model_len: int | None = None,
+    blocks: str | None = None,
 ) -> Captured:
     """Export `module` with a dynamic number of tokens; floating parameters are taken as `dtype` when given.
 
     inputs: what forward takes, in order. is_by_name: by these names, else by place, whatever forward calls them.
     learned: names of buffers whose values are weights, which other weights may replace; the others are constants.
     max_model_len: tokens that a sequence has at most; code that cuts a table to the input's length relies on it.
+    blocks: the module's list of blocks, each of which reads only what the one before it gives and what is made before
+        all: equal ones are then captured once and copied (stamp.py). The graph is the same, and sooner there.
     The module is left as it was. Raises `CaptureError` when it cannot be exported.
     """
     example = {
@@ -86,7 +90,8 @@ def capture(
     restriction = None
     buffers = module.named_buffers(remove_duplicate=False)
     constants = {name: buffer for name, buffer in buffers if not buffer.is_meta and name not in learned}
-    with _as_meta(module, dtype), torch.no_grad():
+    stamping = None if blocks is None else choose(module, blocks)
+    with _as_meta(module, dtype), only_captured(module, stamping), torch.no_grad():
         try:
             try:
                 exported = _export(module, args, shapes, kwargs)
@@ -102,6 +107,13 @@ def capture(
     made = {name: t for name, t in exported.constants.items() if isinstance(t, torch.Tensor) and not t.is_meta}
     constants |= {name: t for name, t in made.items() if name not in learned}
     annotate(graph, symbolic_sizes(tokens, max_model_len))
+    if stamping is not None:
+        try:
+            graph = stamp(graph, stamping)
+        except Unequal:
+            return capture(
+                module, dtype=dtype, inputs=inputs, is_by_name=is_by_name, learned=learned, max_model_len=max_model_len
+            )
     for node in graph.nodes:
         if node.op == "placeholder" and node.meta["name"] in constants:
             node.meta["value"] = constants[node.meta["name"]]

@@ -51,8 +51,8 @@ class Decoder(nn.Module):
         """logits_TV for ids and positions (int64) of one sequence, position i + 1 after position i."""
         x_TD = self.embed(input_ids_T, positions_T)
         cos_sin, cos_sin_local = self.rotations(positions_T)
-        for layer, window in zip(self.layers, self.config.windows, strict=True):
-            x_TD = layer(x_TD, cos_sin_local if window else cos_sin)
+        for name, layer in self.layers.named_children():  # by name: capture may leave equal layers out
+            x_TD = layer(x_TD, cos_sin_local if self.config.windows[int(name)] else cos_sin)
         if self.norm is not None:
             x_TD = self.norm(x_TD)
         if self.project_out is not None:
