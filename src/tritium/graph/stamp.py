@@ -82,6 +82,8 @@ def only_captured(module: nn.Module, stamping: Stamping | None) -> Iterator[None
 def stamp(graph: fx.Graph, stamping: Stamping) -> fx.Graph:
     """The graph of all blocks, from an annotated one of those captured. Raises `Unequal`."""
     parts = _split(graph, stamping)
+    if len({len(part.results) for part in parts.values()}) != 1:
+        raise Unequal("blocks give different numbers of results")
     samples = {kind: _sample(parts, stamping, kind) for kind in set(stamping.kinds)}
     again = _Copy(graph, stamping, parts, samples).graph(stamping.captured)
     if [node.name for node in again.nodes] != [node.name for node in graph.nodes]:
@@ -215,17 +217,22 @@ class _Copy:
         """The copy; a block is taken as it was captured, or from the sample of its kind."""
         self._placeholders(blocks)
         given: list[fx.Node] = []
-        last = self.parts[self.stamping.captured[-1]].results
         inside = {node for part in self.parts.values() for node in part.calls}
         for node in self.old.nodes:
             if node is self.parts[0].calls[0]:
                 for block in blocks:
                     given = self._block(block, given)
+                self.outer |= zip(self.parts[self.stamping.captured[-1]].results, given, strict=True)
             if node.op != "placeholder" and node not in inside:
-                known = self.outer | dict(zip(last, given, strict=False))
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n, known=known: _found(known, n))
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._outside)
                 self.outer[node] = self._add(node, args, kwargs, node.meta["source"])
         return self.new
+
+    def _outside(self, node: fx.Node) -> fx.Node:
+        """The copy of what a call before or behind the blocks reads."""
+        if node not in self.outer:
+            raise Unequal(f"{node.name} is read behind the blocks, and is not of the last one")
+        return self.outer[node]
 
     def _placeholders(self, blocks: Sequence[int]) -> None:
         """In the order of a full capture: all weights of a block together, in the place of the first."""
@@ -280,10 +287,3 @@ class _Copy:
         if node.op == "call_function":
             new.meta["covers"] = (new.name,)
         return new
-
-
-def _found(known: Mapping[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
-    """The copy of `node`, which what follows the blocks reads."""
-    if node not in known:
-        raise Unequal(f"{node.name} is read behind the blocks, and is not of the last one")
-    return known[node]
