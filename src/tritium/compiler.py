@@ -34,7 +34,8 @@ from tritium.engine.manifest import Manifest
 from tritium.engine.plan import Plan
 from tritium.engine.recipe_file import weight_specs
 from tritium.engine.serialise import replace_text, staged, write_engine
-from tritium.errors import CaptureError, ConfigError, EngineError
+from tritium.engine_weights import engine_recipes, stored_formats, unread_tensors
+from tritium.errors import CaptureError, ConfigError
 from tritium.example_inputs import ExampleInputs, ModuleInputs, read_example_inputs
 from tritium.graph import dump
 from tritium.graph.capture import TOKEN_INPUTS, Captured, InputSpec, capture
@@ -47,15 +48,14 @@ from tritium.passes.encoder_pipeline import optimise_encoder
 from tritium.passes.lower import lower_encoder, lower_module
 from tritium.passes.module_pipeline import OptimisedModule, optimise_module
 from tritium.passes.tables import check_tables
+from tritium.quant.schemes import WeightFormat
 from tritium.resolve import Model, ResolvedModel, Weights, learned_buffers, resolve_model, resolve_stateless
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.tuner.timing_cache import TimingCache
 from tritium.tuner.tune import tune_engine
 from tritium.weights import bind, recipes
 from tritium.weights.dummy import DummySource, is_kept_of_dummies
-from tritium.weights.fit import checkpoint_leaves
 from tritium.weights.recipe_json import to_json
-from tritium.weights.source import TensorSpec, WeightSource, dtype_name
 
 STAGES = ("resolve", "capture", "optimise", "lower", "kernels", "write", "certify", "tune")
 DUMMY_SEED = 0
@@ -122,6 +122,7 @@ def build(
             compiled = compile_encoder(resolved.module, config, clock=clock)
         else:
             known: Any = {"dtype": resolved.dtype, "max_model_len": resolved.max_model_len, "plugins": own}
+            known["stored"] = stored_formats(resolved.recipes, resolved.source)
             compiled = compile_module(resolved.module, config, **known, clock=clock)
         check_tables(compiled.plan, resolved.max_model_len)
     else:
@@ -171,18 +172,28 @@ def compile_module(
     dtype: torch.dtype | None = None,
     max_model_len: int | None = None,
     plugins: Sequence[Plugin] = (),
+    stored: Mapping[str, WeightFormat] | None = None,
     clock: "_Clock | None" = None,
 ) -> Compiled:
-    """Capture, optimise and lower `module` and choose its kernels; touches no weight and no file."""
+    """Capture, optimise and lower `module` and choose its kernels; touches no weight and no file.
+
+    stored: the module's tensors that the checkpoint keeps quantised, and how.
+    """
     clock = clock or _Clock(None)
     with registered(plugin_ops(plugins)) as foreign:
         with clock.stage("capture"):
             captured = capture(module, dtype=dtype, max_model_len=max_model_len, blocks=_blocks(module))
-        return _compile(captured, config, type(module).__name__, plugins, foreign, clock)
+        return _compile(captured, config, type(module).__name__, plugins, foreign, stored or {}, clock)
 
 
 def _compile(
-    captured: Captured, config: BuildConfig, name: str, plugins: Sequence[Plugin], foreign: Targets, clock: "_Clock"
+    captured: Captured,
+    config: BuildConfig,
+    name: str,
+    plugins: Sequence[Plugin],
+    foreign: Targets,
+    stored: Mapping[str, WeightFormat],
+    clock: "_Clock",
 ) -> Compiled:
     with clock.stage("optimise"):
         optimised = pipeline.optimise(
@@ -191,6 +202,7 @@ def _compile(
             foreign=foreign,
             scheme=config.scheme,
             unquantized=config.unquantized,
+            stored=stored if config.device == "cpu" else {},
         )
         if not optimised.kv_groups:
             raise CaptureError(
@@ -275,9 +287,7 @@ def _write(
     profile: OptimizationProfile | None,
 ) -> Path:
     specs = weight_specs(compiled.plan)
-    trees = {name: _recipe(name, resolved.recipes, compiled) for name in specs}
-    for name in _inner_constants(trees):  # they are no weights, but a refit needs them
-        specs[name], trees[name] = _spec(compiled.constants[name]), recipes.Constant(name)
+    trees, specs = engine_recipes(specs, resolved.recipes, compiled.weights, compiled.constants)
     is_dummy = resolved.source is None
     if is_dummy:  # the runtime generates what comes from a checkpoint; constants and what is quantised are kept
         specs = {name: spec for name, spec in specs.items() if is_kept_of_dummies(trees[name])}
@@ -307,7 +317,7 @@ def _write(
         bos_token_id=resolved.bos_token_id,
         eos_token_ids=resolved.eos_token_ids,
         dummy_seed=DUMMY_SEED if is_dummy else None,
-        ignored_tensors=_unread(trees, resolved.source),
+        ignored_tensors=unread_tensors(trees, resolved.source),
         plugins=_used(plugins, compiled.plan),
         build=dataclasses.asdict(config),
         versions={"tritium": tritium.__version__, "torch": str(torch.__version__)},
@@ -328,37 +338,10 @@ def _write(
     )
 
 
-def _recipe(name: str, known: Mapping[str, recipes.Recipe], compiled: Compiled) -> recipes.Recipe:
-    """The weight's recipe over the checkpoint; a tensor made in the model's code is a constant."""
-    if name in known:
-        return known[name]
-    if (tree := compiled.weights.get(name)) is not None and tree != recipes.Constant(name):
-        return recipes.map_checkpoint(tree, lambda leaf: _recipe(leaf.name, known, compiled))
-    if name in compiled.constants:
-        return recipes.Constant(name)
-    raise EngineError(f"weight {name!r} of the plan is neither a parameter nor a buffer of the model")
-
-
 def _used(plugins: Sequence[Plugin], plan: Plan) -> dict[str, str]:
     """The versions of the plugins that a step needs, for its op or its kernel."""
     named = {name.partition(".")[0] for step in plan.steps for name in (step.op, step.kernel)}
     return {plugin.name: plugin.version for plugin in plugins if plugin.name in named}
-
-
-def _inner_constants(trees: Mapping[str, recipes.Recipe]) -> list[str]:
-    """Constants that are only parts of other weights."""
-    found = dict.fromkeys(leaf for tree in trees.values() for leaf in recipes.leaves(tree))
-    return [leaf.name for leaf in found if isinstance(leaf, recipes.Constant) and leaf.name not in trees]
-
-
-def _unread(trees: Mapping[str, recipes.Recipe], source: WeightSource | None) -> tuple[str, ...]:
-    """The tensors of the checkpoint that no weight is made of."""
-    read = checkpoint_leaves(trees.values())
-    return tuple(name for name in (source.names if source is not None else ()) if name not in read)
-
-
-def _spec(tensor: torch.Tensor) -> TensorSpec:
-    return TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))
 
 
 def _compute_dtype(plan: Plan) -> str:

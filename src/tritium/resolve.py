@@ -19,9 +19,10 @@ from tritium.models.encoder_config import EncoderConfig
 from tritium.models.sentence_transformers import SentenceConfig, read_sentence_config
 from tritium.text.tokenizer import Tokenizer
 from tritium.text.tokenizer_files import read_eos_token_ids
+from tritium.weights.checkpoint_files import open_checkpoint
+from tritium.weights.gguf_source import GgufSource
 from tritium.weights.hub import model_directory
 from tritium.weights.recipes import Cast, Checkpoint, Recipe
-from tritium.weights.safetensors import SafetensorsSource
 from tritium.weights.source import DictSource, ModuleSource, WeightSource, dtype_name
 
 Model = str | Path | nn.Module | ModelConfig | EncoderConfig
@@ -68,14 +69,15 @@ def resolve_model(model: Model, config: BuildConfig, weights: Weights) -> Resolv
     if isinstance(model, nn.Module):
         return _from_module(model, config, weights)
     if isinstance(model, (str, Path)):
-        return _from_directory(model_directory(model), str(model), config, weights)
+        path = model_directory(model)
+        return (_from_directory if path.is_dir() else _from_gguf)(path, str(model), config, weights)
     raise ConfigError(
         f"model must be a directory, a hub id, an nn.Module or a ModelConfig, not {type(model).__name__}: {model!r}"
     )
 
 
 def _from_directory(model_dir: Path, origin: str, config: BuildConfig, weights: Weights) -> ResolvedModel:
-    source = _source(weights) or (None if weights == "dummy" else SafetensorsSource(model_dir))
+    source = _source(weights) or (None if weights == "dummy" else open_checkpoint(model_dir))
     encoder = models.read_encoder_config(model_dir, dtype=config.dtype, source=source)
     if encoder is not None:
         return _encoder(encoder, config, source, model_dir, origin)
@@ -93,6 +95,28 @@ def _from_directory(model_dir: Path, origin: str, config: BuildConfig, weights: 
         model_dir=model_dir,
         bos_token_id=bos,
         eos_token_ids=eos,
+    )
+
+
+def _from_gguf(path: Path, origin: str, config: BuildConfig, weights: Weights) -> ResolvedModel:
+    """A .gguf file. Its tokenizer is the tokenizer.json beside it."""
+    file = GgufSource(path)
+    source = _source(weights) or (None if weights == "dummy" else open_checkpoint(path))
+    described = models.read_gguf_config(file, dtype=config.dtype, max_model_len=config.max_model_len)
+    module = models.create(described)
+    bos, eos = models.gguf_special_tokens(file)
+    own_bos, own_eos = _special_tokens(path.parent, described.vocab_size)
+    return ResolvedModel(
+        module=module,
+        name=path.stem,
+        architecture=described.family,
+        origin=origin,
+        max_model_len=described.max_model_len or described.default_model_len,
+        recipes=models.weight_recipes(module, described, source=source),
+        source=source,
+        model_dir=path.parent,
+        bos_token_id=bos if own_bos is None else own_bos,
+        eos_token_ids=own_eos or eos,
     )
 
 

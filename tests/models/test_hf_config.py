@@ -152,7 +152,6 @@ def test_a_contradiction_names_the_field_and_its_value(fields, message):
     ("config", "message"),
     [
         (LLAMA | {"hidden_act": "xielu"}, "field 'hidden_act' is 'xielu'"),
-        (LLAMA | {"quantization_config": {"quant_method": "gptq"}}, "field 'quantization_config'"),
         (LLAMA | {"partial_rotary_factor": 0.5}, "field 'partial_rotary_factor' is 0.5"),
         (GPT2 | {"add_cross_attention": True}, "field 'add_cross_attention' is True"),
         (QWEN2 | {"use_mrope": True}, "field 'use_mrope' is True"),

@@ -28,7 +28,7 @@ from tritium.errors import CheckpointError, EngineError
 KEY_LENGTH = 16
 MODEL_FILE_SUFFIXES = (".json", ".jinja", ".safetensors", ".model", ".txt")
 MAX_SIDE_FILE = 64 << 20  # bytes; other files (a text corpus, say) do not belong to a model
-COMPILER_PARTS = ("ops", "graph", "passes", "models", "weights", "engine/plan.py", "compiler.py", "resolve.py")
+COMPILER_PARTS = ("ops", "graph", "passes", "models", "weights", "quant", "engine/plan.py", "compiler.py", "resolve.py")
 
 
 class CachedEngine(NamedTuple):
@@ -96,31 +96,39 @@ def build_lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _file_hashes(model_dir: Path) -> list[tuple[str, str]]:
+def _file_hashes(model: Path) -> list[tuple[str, str]]:
     """(name, sha256) of each file that belongs to the model, by name; large ones from the memo when unchanged."""
     memo_path = engines_dir() / "hashes.json"
     memo = _read_memo(memo_path)
     hashes = []
     is_new = False
-    for path in sorted([*model_dir.iterdir(), *model_dir.glob("[0-9]_*/config.json")]):  # sentence-transformers' parts
+    for path in sorted(_model_files(model)):
         info = path.stat()
-        is_weights = path.suffix == ".safetensors"
-        if not stat.S_ISREG(info.st_mode) or path.suffix not in MODEL_FILE_SUFFIXES:
+        if not stat.S_ISREG(info.st_mode):
             continue
-        if not is_weights and info.st_size > MAX_SIDE_FILE:
+        if path != model and path.suffix != ".safetensors" and info.st_size > MAX_SIDE_FILE:
             continue
         identity = f"{path.resolve()}|{info.st_size}|{info.st_mtime_ns}|{info.st_ino}"
         if identity not in memo:
             memo[identity] = record(path).sha256
             is_new = True
-        hashes.append((str(path.relative_to(model_dir)), memo[identity]))
+        hashes.append((str(path.relative_to(model if model.is_dir() else model.parent)), memo[identity]))
     if not hashes:
-        raise CheckpointError(f"{model_dir} holds no model: expected config.json and *.safetensors")
+        raise CheckpointError(f"{model} holds no model: expected config.json and *.safetensors")
     if is_new:
         partial = memo_path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")  # a name no one else writes
         partial.write_bytes(msgspec.json.encode(memo))
         partial.rename(memo_path)
     return hashes
+
+
+def _model_files(model: Path) -> list[Path]:
+    """What may belong to a model directory, or to a .gguf file: its tokenizer and configuration lie beside it."""
+    if model.is_dir():
+        parts = model.glob("[0-9]_*/config.json")  # of sentence-transformers
+        return [path for path in (*model.iterdir(), *parts) if path.suffix in MODEL_FILE_SUFFIXES]
+    beside = (path for path in model.parent.iterdir() if path.suffix in MODEL_FILE_SUFFIXES)
+    return [model, *(path for path in beside if path.suffix != ".safetensors")]
 
 
 def _read_memo(path: Path) -> dict[str, str]:

@@ -49,7 +49,8 @@ def _is_length_compiled_in(model_dir: Path, max_model_len: int) -> bool:
     if (model_dir / "sentence_bert_config.json").is_file():
         return True  # it may say a shorter length than the model's
     try:
-        config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+        folder = model_dir if model_dir.is_dir() else model_dir.parent
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):

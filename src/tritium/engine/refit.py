@@ -18,11 +18,11 @@ from tritium.engine.plan import Plan
 from tritium.engine.serialise import WEIGHTS_NAME, replace_weights
 from tritium.errors import ConfigError
 from tritium.weights.bind import bind
+from tritium.weights.checkpoint_files import open_checkpoint
 from tritium.weights.fit import check_fit
 from tritium.weights.hub import model_directory
 from tritium.weights.recipe_source import RecipeSource
 from tritium.weights.recipes import Recipe
-from tritium.weights.safetensors import SafetensorsSource
 from tritium.weights.source import DictSource, TensorSpec, WeightSource, dtype_name
 
 Progress = Callable[[int, int], None]
@@ -33,7 +33,7 @@ def open_source(source: Any) -> tuple[WeightSource, str]:
     if isinstance(source, Mapping):
         return DictSource(source), "a state dict"
     if isinstance(source, (str, Path)):
-        return SafetensorsSource(model_directory(source)), str(source)
+        return open_checkpoint(model_directory(source)), str(source)
     raise ConfigError(
         f"new weights must be a state dict, a checkpoint directory or a hub id, not {type(source).__name__}: "
         f"{str(source)[:80]}"

@@ -14,6 +14,7 @@ from tritium.models.create import create, create_encoder
 from tritium.models.decoder import Decoder
 from tritium.models.encoder import Encoder
 from tritium.models.encoder_config import EncoderConfig
+from tritium.models.gguf_config import gguf_special_tokens, read_gguf_config
 from tritium.models.hf_config import parse_config, read_config, read_encoder_config
 from tritium.models.parts import (
     MLP,
@@ -56,9 +57,11 @@ __all__ = [
     "constants",
     "create",
     "create_encoder",
+    "gguf_special_tokens",
     "parse_config",
     "preset",
     "read_config",
     "read_encoder_config",
+    "read_gguf_config",
     "weight_recipes",
 ]

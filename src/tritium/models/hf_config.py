@@ -29,7 +29,6 @@ def read_encoder_config(
     family = find_encoder(fields)
     if family is None:
         return None
-    fields.refuse("quantization_config", ({},), "quantised checkpoints are not supported; use the original weights")
     has_pooler = source is not None and any(name.endswith("pooler.dense.weight") for name in source.names)
     found = family.read(fields, has_pooler=has_pooler)
     try:
@@ -86,7 +85,6 @@ def parse_config(
         raise CheckpointError(f"{where}: is a JSON {type(data).__name__}, expected an object; {RESTORE}")
     fields = Fields(data, where)
     family = find_family(fields)
-    fields.refuse("quantization_config", ({},), "quantised checkpoints are not supported; use the original weights")
     found = family.read(fields)
     compute_dtype = _stored_dtype(fields, source) if dtype == "auto" else dtype
     try:

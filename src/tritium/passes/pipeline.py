@@ -3,7 +3,7 @@
 The order is the design: a comment stands wherever a position matters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,7 +29,7 @@ from tritium.passes.lower import lower
 from tritium.passes.merge_gate_up import merge_gate_up
 from tritium.passes.merge_parallel import merge_parallel
 from tritium.passes.merge_qkv import merge_qkv
-from tritium.passes.quantize import quantize
+from tritium.passes.quantize import keep_stored, quantize
 from tritium.passes.quantize_fp8 import quantize_linears_fp8, store_fp8
 from tritium.passes.recognise import recognise
 from tritium.passes.recognise_attention import read_shared_heads, recognise_attention
@@ -39,7 +39,7 @@ from tritium.passes.recognise_rotary import recognise_rotary
 from tritium.passes.recognise_scores import recognise_scores
 from tritium.passes.result import PassResult
 from tritium.passes.views import canonicalise_views
-from tritium.quant.schemes import FP8, scheme_named
+from tritium.quant.schemes import FP8, WeightFormat, scheme_named
 from tritium.weights.recipes import Recipe
 
 Rewrite = Callable[[fx.Graph], PassResult]
@@ -117,10 +117,12 @@ def optimise(
     foreign: Targets | None = None,
     scheme: str | None = None,
     unquantized: Sequence[str] = (),
+    stored: Mapping[str, WeightFormat] | None = None,
 ) -> Optimised:
     """Run the pipeline on a captured graph, in place. `after` is called with it after each pass (tests, dumps).
 
     foreign: the ops of plugins. scheme: how linears are quantised; unquantized: names of weights that are not.
+    stored: weights that the checkpoint keeps quantised; without a scheme they stay so.
 
     Raises `CaptureError` when the graph is outside the vocabulary or not token-local, `ConfigError` for a name in
     `disabled` that is no optional pass.
@@ -143,8 +145,11 @@ def optimise(
     run(BATCH)
     run(MERGE)
     chosen = scheme_named(scheme) if scheme is not None else None
-    if chosen is not None and chosen.weight != FP8:  # after merging: a merged linear is quantised as one, part by part
+    # after merging: a merged linear is quantised as one, part by part
+    if chosen is not None and chosen.weight != FP8:
         run([Pass(name="quantize", run=partial(quantize, scheme=chosen, left_out=unquantized))])
+    if chosen is None and stored:
+        run([Pass(name="keep_stored", run=partial(keep_stored, stored=stored))])
     result, kv_groups = insert_kv(graph)
     matches["insert_kv"] = result.num_matches
     run(FUSE)

@@ -5,9 +5,13 @@ Replaces with: `tritium.quantized_linear(x, qweight, scales, bias)` by the schem
     `scales(w)`, for a concatenation those of its parts. The linear that makes the logits takes the scheme's format for
     the head, and so does one whose inputs are no multiple of the group. Runs after merging. Bits change; by how much,
     the scheme decides.
+
+`keep_stored` matches those linears alone whose weight the checkpoint keeps quantised in a format that kernels take, and
+replaces them in the same way by that format, with activations as they are: what the recipes then give is what the
+checkpoint has.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -19,7 +23,7 @@ from tritium.graph.edit import arguments, insert, output_node, replace
 from tritium.graph.spec import spec_of
 from tritium.passes.merging import LINEAR
 from tritium.passes.result import PassResult
-from tritium.quant.schemes import QuantScheme, WeightFormat
+from tritium.quant.schemes import FP8, QuantScheme, WeightFormat
 from tritium.quant.weights import DTYPES, SCALE_DTYPES
 from tritium.weights.recipes import Checkpoint, Concat, Quantized, Recipe, Scales, leaves
 
@@ -41,7 +45,8 @@ def quantize(graph: fx.Graph, *, scheme: QuantScheme, left_out: Sequence[str] = 
             continue
         num_in = int(spec_of(weight).shape[1])  # type: ignore[arg-type]
         is_grouped = num_in % (scheme.weight.group_size or 1) == 0
-        _replace(node, scheme.weight if is_grouped and node is not head else scheme.head, scheme)
+        chosen = scheme.weight if is_grouped and node is not head else scheme.head
+        _replace(node, chosen, has_int8_activations=scheme.int8_activations)
         count += 1
     if not count:
         raise CaptureError(
@@ -51,7 +56,32 @@ def quantize(graph: fx.Graph, *, scheme: QuantScheme, left_out: Sequence[str] = 
     return PassResult(count)
 
 
-def _replace(node: fx.Node, weight_format: WeightFormat, scheme: QuantScheme) -> None:
+def keep_stored(graph: fx.Graph, *, stored: Mapping[str, WeightFormat]) -> PassResult:
+    """See the module's docstring. stored: formats by the names of the module's tensors."""
+    count = 0
+    for node in list(graph.nodes):
+        if node.target is not LINEAR or not is_weight(arguments(node)["weight_NK"]):
+            continue
+        found = _stored_format(recipe_of(arguments(node)["weight_NK"]), stored)
+        if found is not None and found != FP8:
+            _replace(node, found, has_int8_activations=False)
+            count += 1
+    return PassResult(count)
+
+
+def _stored_format(recipe: Recipe, stored: Mapping[str, WeightFormat]) -> WeightFormat | None:
+    """That of all parts, each of which is a whole weight of the module; None when they differ or one is plain."""
+    match recipe:
+        case Checkpoint(name=name):
+            return stored.get(name)
+        case Concat(parts=parts, dim=0):
+            formats = {_stored_format(part, stored) for part in parts}
+            return formats.pop() if len(formats) == 1 else None
+        case _:
+            return None
+
+
+def _replace(node: fx.Node, weight_format: WeightFormat, *, has_int8_activations: bool) -> None:
     a, graph = arguments(node), node.graph
     weight, spec = a["weight_NK"], spec_of(a["weight_NK"])
     kind, bits, group = weight_format.kind, weight_format.bits, weight_format.group_size
@@ -62,7 +92,7 @@ def _replace(node: fx.Node, weight_format: WeightFormat, scheme: QuantScheme) ->
     qweight = insert_weight(graph, f"{name}.{kind}", each_part(recipe, lambda p: Quantized(p, weight_format)), qspec)
     scales = insert_weight(graph, f"{name}.scales", each_part(recipe, lambda p: Scales(p, weight_format)), sspec)
     with graph.inserting_before(node):
-        args = (a["x"], qweight, scales, a["bias"], scheme.int8_activations)
+        args = (a["x"], qweight, scales, a["bias"], has_int8_activations)
         replace(node, insert(graph, QUANTIZED, args, spec_of(node), like=node, covers=[node]))
 
 

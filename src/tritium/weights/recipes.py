@@ -12,7 +12,8 @@ A recipe is a frozen expression tree. Passes rewrite trees, never tensors; bindi
     Sum(parts)                       parts added up in float32, rounded once to the first one's dtype
     Zeros(shape, dtype)              zeros: the bias of a linear that has none, beside one that has; a leaf
     Scales(of, format)               the scales by which a linear's weight is quantised (quant/weights.py)
-    Quantized(of, format)            its numbers by those scales, as `ops.quantized` or `ops.fp8` lays them out
+    Quantized(of, format)            its numbers by those scales, as `ops.quantized` or `ops.fp8` lays them out; where
+                                     a checkpoint keeps the weight in that format, these two are what it keeps
 
 Passes write trees over the model's own tensors: a leaf `Checkpoint` is one of its parameters, and `map_checkpoint` then
 puts in the tree of each. Trees are kept in the engine as JSON (`to_json`, `from_json`), so that new weights can be
@@ -30,6 +31,7 @@ from tritium.errors import CheckpointError, EngineError
 from tritium.quant.schemes import WeightFormat
 from tritium.quant.weights import DTYPES, SCALE_DTYPES, quantize_weight, scales_of
 from tritium.weights.source import FLOAT_DTYPES, TensorSpec, WeightSource, dtype_name
+from tritium.weights.stored import StoredWeight, stored_weight
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,12 @@ def evaluate(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tenso
             case Zeros(shape=shape, dtype=dtype):
                 return torch.zeros(shape, dtype=getattr(torch, dtype))
             case Scales(of=of, format=kept):
+                if (stored := _stored(of, kept, source)) is not None:
+                    return _rows(of, stored.scales())
                 return scales_of(value(of), kept)
             case Quantized(of=of, format=kept):
+                if (stored := _stored(of, kept, source)) is not None:
+                    return _rows(of, stored.numbers())
                 weight = value(of)
                 return quantize_weight(weight, scales_of(weight, kept), kept)
 
@@ -238,6 +244,45 @@ def infer(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tensor] 
             if isinstance(recipe, Scales):
                 return TensorSpec(dtype_name(SCALE_DTYPES[kept.kind]), (num_out, num_in // (group_size or num_in)))
             return TensorSpec(dtype_name(DTYPES[kept.kind]), (num_out, num_in * kept.bits // 8))
+
+
+def stored_format(recipe: Recipe, source: WeightSource) -> WeightFormat | None:
+    """The format in which the source keeps the outputs of a linear's weight, so that its numbers can be taken."""
+    leaf = _row_leaf(recipe)
+    stored = stored_weight(source, leaf.name) if leaf is not None else None
+    return stored.format if stored is not None else None
+
+
+def _stored(recipe: Recipe, kept: WeightFormat, source: WeightSource) -> StoredWeight | None:
+    """The weight as the source keeps it, when that is in this format: its numbers are taken as they are."""
+    if stored_format(recipe, source) != kept:
+        return None
+    leaf = _row_leaf(recipe)
+    assert leaf is not None
+    _leaf_spec(leaf, source)
+    return stored_weight(source, leaf.name)
+
+
+def _row_leaf(recipe: Recipe) -> Checkpoint | None:
+    """The tensor of which a tree takes whole outputs and nothing else."""
+    match recipe:
+        case Checkpoint():
+            return recipe
+        case Cast(of=of) | Slice(of=of, dim=0):
+            return _row_leaf(of)
+        case _:
+            return None
+
+
+def _rows(recipe: Recipe, values: Tensor) -> Tensor:
+    """The outputs that such a tree takes."""
+    match recipe:
+        case Slice(of=of, start=start, stop=stop):
+            return _rows(of, values)[start:stop]
+        case Cast(of=of):
+            return _rows(of, values)
+        case _:
+            return values
 
 
 def describe(recipe: Recipe) -> str:
