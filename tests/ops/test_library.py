@@ -59,6 +59,8 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
         "rms_norm_fp8": (x, torch.randn(D, dtype=dtype), 1e-5, 0.0, True),
         "add_rms_norm_fp8": (x, x * 2.0, torch.randn(D, dtype=dtype), 1e-5, 0.0, True),
         "gated_activation_fp8": (x, x * 2.0, "silu"),
+        "activation_fp8": (x, x[0], "gelu"),
+        "add_layer_norm_fp8": (x, x * 2.0, x[0], torch.randn(D, dtype=dtype), None, 1e-5),
     }
 
 

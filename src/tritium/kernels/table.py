@@ -74,7 +74,9 @@ KERNELS: tuple[Kernel, ...] = (
             ("rms_norm_fp8", "fp8", "bind_rms_norm", "fp8_rows", "fp32, e4m3"),
             ("add_rms_norm_fp8", "fp8", "bind_add_rms_norm", "fp8_rows", "fp32, e4m3"),
             ("gated_activation_fp8", "fp8", "bind_gated_activation", "fp8_gated", "fp32, e4m3"),
-            ("linear_fp8", "fp8", "bind_linear", "fp8_linear", "cuBLASLt, fast accumulation"),
+            ("activation_fp8", "fp8", "bind_activation", "fp8_rows", "fp32, e4m3"),
+            ("add_layer_norm_fp8", "fp8", "bind_add_layer_norm", "fp8_rows", "fp32, e4m3"),
+            ("linear_fp8", "fp8", "bind_linear", "fp8_linear", "cuBLASLt, fast accumulation; few rows: fp32"),
             ("paged_attention", "attention", "bind", "paged_attention", "fp32, split by the number of sequences"),
         )
     ),
@@ -187,6 +189,8 @@ KERNELS: tuple[Kernel, ...] = (
             "rms_norm_fp8",
             "add_rms_norm_fp8",
             "gated_activation_fp8",
+            "activation_fp8",
+            "add_layer_norm_fp8",
         )
     ),
     *(

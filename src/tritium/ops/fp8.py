@@ -7,6 +7,7 @@ the fused ones equal their parts one after the other, but that the row is quanti
 import torch
 
 from tritium.ops.activations import activation
+from tritium.ops.norms import layer_norm
 from tritium.ops.op import Op
 
 LARGEST = 448.0
@@ -61,6 +62,27 @@ def add_rms_norm_fp8(
 def gated_activation_fp8(gate: torch.Tensor, up: torch.Tensor, kind: str) -> Pair:
     """`quantize_fp8(gated_activation(gate, up, kind))`."""
     return quantize_fp8(activation(gate, kind).to(torch.float32) * up.to(torch.float32))
+
+
+def activation_fp8(x: torch.Tensor, bias: torch.Tensor | None, kind: str) -> Pair:
+    """`quantize_fp8(activation(x + bias, kind))`, the sum in fp32."""
+    h = x.to(torch.float32)
+    return quantize_fp8(activation(h if bias is None else h + bias.to(torch.float32), kind))
+
+
+def add_layer_norm_fp8(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    x_bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`quantize_fp8(layer_norm(x + residual + x_bias, weight, bias, eps))`, and the sum, rounded once to x's dtype."""
+    total = x.to(torch.float32) + residual.to(torch.float32)
+    total = (total if x_bias is None else total + x_bias.to(torch.float32)).to(x.dtype)
+    floats = (t if t is None else t.to(torch.float32) for t in (total, weight, bias))
+    return *quantize_fp8(layer_norm(*floats, eps)), total
 
 
 def _quantized(x: torch.Tensor, *_: object) -> Pair:
@@ -121,4 +143,27 @@ GATED_ACTIVATION_FP8 = Op(
     fake=_quantized,
     is_fused=True,
 )
-FP8_OPS = (QUANTIZE_FP8, LINEAR_FP8, RMS_NORM_FP8, ADD_RMS_NORM_FP8, GATED_ACTIVATION_FP8)
+ACTIVATION_FP8 = Op(
+    name="activation_fp8",
+    schema="activation_fp8(Tensor x, Tensor? bias, str kind) -> (Tensor, Tensor)",
+    reference=activation_fp8,
+    fake=_quantized,
+    is_fused=True,
+)
+ADD_LAYER_NORM_FP8 = Op(
+    name="add_layer_norm_fp8",
+    schema="add_layer_norm_fp8(Tensor x, Tensor residual, Tensor? x_bias, Tensor weight, Tensor? bias, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+    reference=add_layer_norm_fp8,
+    fake=_quantized_and_sum,
+    is_fused=True,
+)
+FP8_OPS = (
+    QUANTIZE_FP8,
+    LINEAR_FP8,
+    RMS_NORM_FP8,
+    ADD_RMS_NORM_FP8,
+    GATED_ACTIVATION_FP8,
+    ACTIVATION_FP8,
+    ADD_LAYER_NORM_FP8,
+)

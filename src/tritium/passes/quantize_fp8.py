@@ -3,8 +3,8 @@
 Matches: `tritium.linear(x, w, b)` over tokens with a weight of the graph whose sizes are multiples of 16; not the one
     whose result is the logits.
 Replaces with: `tritium.linear_fp8(*tritium.quantize_fp8(x), quantized(w), scales(w), b, dtype)`. Linears that read one
-    value share its quantisation. Where x is an `rms_norm`, `add_rms_norm` or `gated_activation` that only such linears
-    read, that op and the quantisation become one (`..._fp8`).
+    value share its quantisation. Where x is a norm, a sum's norm or an activation that only such linears read, that op
+    and the quantisation become one (`..._fp8`). A bias that such an op can add goes into it: `passes/move_biases.py`.
 Keys and values are stored in fp8, without scales: they are cut off at ±448.
 """
 
@@ -22,6 +22,7 @@ from tritium.graph.derived import insert_weight, is_weight, recipe_of
 from tritium.graph.edit import arguments, insert, output_node, replace
 from tritium.graph.spec import Spec, args_of, dtype_name, spec_of
 from tritium.passes.dead_code import remove_dead_code
+from tritium.passes.move_biases import move_biases
 from tritium.passes.quantize import each_part
 from tritium.passes.result import PassResult
 from tritium.quant import schemes
@@ -33,8 +34,11 @@ LINEAR = _OURS.linear.default
 FUSED: dict[Any, Any] = {
     _OURS.rms_norm.default: _OURS.rms_norm_fp8.default,
     _OURS.add_rms_norm.default: _OURS.add_rms_norm_fp8.default,
+    _OURS.add_layer_norm.default: _OURS.add_layer_norm_fp8.default,
+    _OURS.activation.default: _OURS.activation_fp8.default,
     _OURS.gated_activation.default: _OURS.gated_activation_fp8.default,
 }
+GIVE_SUM = (_OURS.add_rms_norm_fp8.default, _OURS.add_layer_norm_fp8.default)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def quantize_linears_fp8(graph: fx.Graph) -> PassResult:
         rows = _quantized(x, users)
         for node in users:
             _rewrite(node, rows)
-    remove_dead_code(graph)
+    remove_dead_code(graph)  # an op that became one with its quantisation reads nothing any more
+    move_biases(graph)
     return PassResult(len(linears))
 
 
@@ -82,13 +87,14 @@ def _quantized(x: fx.Node, users: list[fx.Node]) -> _Rows:
     maker = args_of(x)[0] if is_part else x
     is_only_read_here = set(x.users) == set(users)
     fused = FUSED.get(maker.target) if is_only_read_here and maker.op == "call_function" else None
-    if fused is _OURS.rms_norm_fp8.default and spec_of(x).rank != 2:
+    if fused is not None and spec_of(x).rank != 2:
         fused = None
     target = fused or _OURS.quantize_fp8.default
     source = maker if fused is not None else x
-    args = tuple(arguments(maker).values()) if fused is not None else (x,)
+    given = arguments(maker) if fused is not None else {"x": x}
+    args = tuple(given.get(a.name) for a in target._schema.arguments)  # x_bias, bias: none yet
     rows, scales = Spec(FP8, spec_of(x).shape), Spec(torch.float32, (spec_of(x).shape[0], 1))
-    specs = (rows, scales, spec_of(x)) if fused is _OURS.add_rms_norm_fp8.default else (rows, scales)
+    specs = (rows, scales, spec_of(x)) if fused in GIVE_SUM else (rows, scales)
     with x.graph.inserting_after(source):
         call = insert(x.graph, target, args, None, like=source, covers=[source] if fused is not None else [])
     call.meta["spec"] = specs

@@ -13,6 +13,7 @@ from tritium.kernels.gpu.attention_decode import decode_dot_kernel, decode_vecto
 from tritium.kernels.gpu.attention_prefill import prefill_kernel
 from tritium.kernels.gpu.copies import need_dense
 from tritium.kernels.gpu.cuda import can_convert_fp8, launcher
+from tritium.kernels.gpu.programmatic import launch_options
 from tritium.kernels.kernel import LaunchContext, Thunk
 
 _SPLITS = 16
@@ -137,6 +138,7 @@ def bind(
     }
     most_split = min(table.shape[0], _SPLIT_BELOW // num_kv_heads)
     partials = _scratch(most_split * num_heads * _SPLITS * (head_block + 2), q.device)
+    options = launch_options(q.device)
     join_strides = (num_heads, out.stride(0), out.stride(1))
 
     if decode.form == "fp8":
@@ -153,7 +155,7 @@ def bind(
             launch(sequences, _SPLITS)
             join_splits_kernel[(sequences, num_heads)](
                 partials, out, counters[0], counters[2], *join_strides,
-                HEAD_SIZE=head_size, HEAD_BLOCK=head_block, SPLITS=_SPLITS, num_warps=4,
+                HEAD_SIZE=head_size, HEAD_BLOCK=head_block, SPLITS=_SPLITS, num_warps=4, **options,
             )  # fmt: skip
         elif sequences:
             launch(sequences, 1)

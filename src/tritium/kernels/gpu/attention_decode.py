@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from tritium.kernels.gpu.attention_tile import LOG2_E, in_half, key_range, load_tile, scores_in_base_2
+from tritium.kernels.gpu.programmatic import begin
 
 
 @triton.jit
@@ -121,9 +122,10 @@ def decode_vector_kernel(
 @triton.jit
 def join_splits_kernel(
     partial_ptr, out_ptr, cu_seqlens_ptr, counts_ptr, num_heads, stride_out_token, stride_out_head,
-    HEAD_SIZE: tl.constexpr, HEAD_BLOCK: tl.constexpr, SPLITS: tl.constexpr,
+    HEAD_SIZE: tl.constexpr, HEAD_BLOCK: tl.constexpr, SPLITS: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program per sequence and query head: its SPLITS partial results as one."""
+    begin(IS_EARLY)
     s, n = tl.program_id(0), tl.program_id(1)
     if s >= tl.load(counts_ptr + 3):
         return

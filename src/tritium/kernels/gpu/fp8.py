@@ -15,7 +15,8 @@ import triton.language as tl
 from tritium.kernels.gpu.activations import act
 from tritium.kernels.gpu.copies import need_dense
 from tritium.kernels.gpu.cuda import can_convert_fp8, launcher
-from tritium.kernels.gpu.norms import normalised, row_tactic
+from tritium.kernels.gpu.norms import added, centred, normalised, row_tactic
+from tritium.kernels.gpu.programmatic import begin, launch_options
 from tritium.kernels.kernel import Thunk
 
 FEW_ROWS = 16
@@ -30,7 +31,8 @@ def _store_row(h, q_ptr, scales_ptr, row, d, width):
 
 
 @triton.jit
-def _quantize_kernel(x_ptr, q_ptr, scales_ptr, width, stride_x, BLOCK: tl.constexpr):
+def _quantize_kernel(x_ptr, q_ptr, scales_ptr, width, stride_x, BLOCK: tl.constexpr, IS_EARLY: tl.constexpr):
+    begin(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * stride_x + d, mask=d < width, other=0.0).to(tl.float32)
@@ -40,8 +42,9 @@ def _quantize_kernel(x_ptr, q_ptr, scales_ptr, width, stride_x, BLOCK: tl.conste
 @triton.jit
 def _rms_norm_kernel(
     x_ptr, weight_ptr, q_ptr, scales_ptr, width, stride_x, eps, weight_offset, CAST_BEFORE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * stride_x + d, mask=d < width, other=0.0).to(tl.float32)
@@ -52,23 +55,65 @@ def _rms_norm_kernel(
 @triton.jit
 def _add_rms_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, q_ptr, scales_ptr, total_ptr, width, stride_x, stride_residual, stride_total, eps,
-    weight_offset, CAST_BEFORE: tl.constexpr, BLOCK: tl.constexpr,
+    weight_offset, CAST_BEFORE: tl.constexpr, BLOCK: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     dtype = total_ptr.dtype.element_ty
-    x = tl.load(x_ptr + row * stride_x + d, mask=d < width, other=0.0).to(tl.float32)
-    total = x + tl.load(residual_ptr + row * stride_residual + d, mask=d < width, other=0.0).to(tl.float32)
-    total = total.to(dtype)
-    tl.store(total_ptr + row * stride_total + d, total, mask=d < width)
-    h = normalised(total.to(tl.float32), weight_ptr, d, width, eps, weight_offset, CAST_BEFORE, dtype)
+    total = added(x_ptr, residual_ptr, total_ptr, row, d, width, stride_x, stride_residual, stride_total)
+    h = normalised(total, weight_ptr, d, width, eps, weight_offset, CAST_BEFORE, dtype)
     _store_row(h, q_ptr, scales_ptr, row, d, width)
 
 
 @triton.jit
+def _add_layer_norm_kernel(
+    x_ptr, residual_ptr, x_bias_ptr, weight_ptr, bias_ptr, q_ptr, scales_ptr, total_ptr, width, stride_x,
+    stride_residual, stride_total, eps, HAS_X_BIAS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
+    IS_EARLY: tl.constexpr,
+):  # fmt: skip
+    begin(IS_EARLY)
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK)
+    is_in = d < width
+    total = tl.load(x_ptr + row * stride_x + d, mask=is_in, other=0.0).to(tl.float32)
+    total += tl.load(residual_ptr + row * stride_residual + d, mask=is_in, other=0.0).to(tl.float32)
+    if HAS_X_BIAS:
+        total += tl.load(x_bias_ptr + d, mask=is_in, other=0.0).to(tl.float32)
+    rounded = total.to(total_ptr.dtype.element_ty)
+    tl.store(total_ptr + row * stride_total + d, rounded, mask=is_in)
+    h = centred(rounded.to(tl.float32), weight_ptr, bias_ptr, d, width, eps, HAS_BIAS)
+    _store_row(h, q_ptr, scales_ptr, row, d, width)
+
+
+@triton.jit
+def _activation_kernel(
+    x_ptr, bias_ptr, q_ptr, scales_ptr, width, stride_x, KIND: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr, IS_EARLY: tl.constexpr,
+):  # fmt: skip
+    begin(IS_EARLY)
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * stride_x + d, mask=d < width, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        x += tl.load(bias_ptr + d, mask=d < width, other=0.0).to(tl.float32)
+    _store_row(tl.where(d < width, act(x, KIND), 0.0), q_ptr, scales_ptr, row, d, width)
+
+
+@triton.jit
 def _gated_activation_kernel(
-    gate_ptr, up_ptr, q_ptr, scales_ptr, width, stride_gate, stride_up, KIND: tl.constexpr, BLOCK: tl.constexpr
+    gate_ptr,
+    up_ptr,
+    q_ptr,
+    scales_ptr,
+    width,
+    stride_gate,
+    stride_up,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):
+    begin(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     gate = tl.load(gate_ptr + row * stride_gate + d, mask=d < width, other=0.0)
@@ -82,7 +127,15 @@ def bind_quantize(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> T
     x = args["x"]
     need_dense(x=x[0], rows=outputs[0], scales=outputs[1])
     width = x.shape[1]
-    return partial(_quantize_kernel[(x.shape[0],)], x, *outputs, width, x.stride(0), **row_tactic(width))
+    return partial(
+        _quantize_kernel[(x.shape[0],)],
+        x,
+        *outputs,
+        width,
+        x.stride(0),
+        **row_tactic(width),
+        **launch_options(x.device),
+    )
 
 
 def bind_rms_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
@@ -90,7 +143,7 @@ def bind_rms_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> T
     x, weight = args["x"], args["weight"]
     need_dense(x=x[0], weight=weight, rows=outputs[0], scales=outputs[1])
     literals = (x.shape[1], x.stride(0), args["eps"], args["weight_offset"])
-    tactic = row_tactic(x.shape[1])
+    tactic = row_tactic(x.shape[1]) | launch_options(x.device)
     kernel = _rms_norm_kernel[(x.shape[0],)]
     return partial(kernel, x, weight, *outputs, *literals, CAST_BEFORE=args["cast_before_weight"], **tactic)
 
@@ -101,7 +154,7 @@ def bind_add_rms_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) 
     need_dense(x=x[0], residual=residual[0], weight=weight, rows=outputs[0], scales=outputs[1], total=total[0])
     strides = (x.stride(0), residual.stride(0), total.stride(0))
     literals = (x.shape[1], *strides, args["eps"], args["weight_offset"])
-    tactic = row_tactic(x.shape[1])
+    tactic = row_tactic(x.shape[1]) | launch_options(x.device)
     kernel = _add_rms_norm_kernel[(x.shape[0],)]
     return partial(kernel, x, residual, weight, *outputs, *literals, CAST_BEFORE=args["cast_before_weight"], **tactic)
 
@@ -111,9 +164,47 @@ def bind_gated_activation(args: Mapping[str, Any], outputs: Sequence[torch.Tenso
     gate, up = args["gate"], args["up"]
     need_dense(gate=gate[0], up=up[0], rows=outputs[0], scales=outputs[1])
     sizes = (gate.shape[1], gate.stride(0), up.stride(0))
-    tactic = row_tactic(gate.shape[1])
+    tactic = row_tactic(gate.shape[1]) | launch_options(gate.device)
     kernel = _gated_activation_kernel[(gate.shape[0],)]
     return partial(kernel, gate, up, *outputs, *sizes, KIND=args["kind"], **tactic)
+
+
+def bind_activation(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.activation_fp8: rows into outputs[0], scales into outputs[1]."""
+    x, bias = args["x"], args["bias"]
+    need_dense(x=x[0], rows=outputs[0], scales=outputs[1])
+    tensors = (x, x if bias is None else bias, *outputs)
+    flags = {"KIND": args["kind"], "HAS_BIAS": bias is not None}
+    return partial(
+        _activation_kernel[(x.shape[0],)],
+        *tensors,
+        x.shape[1],
+        x.stride(0),
+        **flags,
+        **row_tactic(x.shape[1]),
+        **launch_options(x.device),
+    )
+
+
+def bind_add_layer_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.add_layer_norm_fp8: rows into outputs[0], scales into outputs[1], the sum into outputs[2]."""
+    x, residual, weight, total = args["x"], args["residual"], args["weight"], outputs[2]
+    need_dense(x=x[0], residual=residual[0], weight=weight, rows=outputs[0], scales=outputs[1], total=total[0])
+    parameters = [weight if p is None else p for p in (args["x_bias"], weight, args["bias"])]
+    sizes = (x.shape[1], x.stride(0), residual.stride(0), total.stride(0), args["eps"])
+    flags = {"HAS_X_BIAS": args["x_bias"] is not None, "HAS_BIAS": args["bias"] is not None}
+    kernel = _add_layer_norm_kernel[(x.shape[0],)]
+    return partial(
+        kernel,
+        x,
+        residual,
+        *parameters,
+        *outputs,
+        *sizes,
+        **flags,
+        **row_tactic(x.shape[1]),
+        **launch_options(x.device),
+    )
 
 
 def bind_linear(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:

@@ -39,6 +39,16 @@ def centred(x, weight_ptr, bias_ptr, d, width, eps, HAS_BIAS: tl.constexpr):
 
 
 @triton.jit
+def added(x_ptr, residual_ptr, total_ptr, row, d, width, stride_x, stride_residual, stride_total):
+    """The sum of a row of each, stored in total's dtype; that, in fp32."""
+    x = tl.load(x_ptr + row * stride_x + d, mask=d < width, other=0.0).to(tl.float32)
+    total = x + tl.load(residual_ptr + row * stride_residual + d, mask=d < width, other=0.0).to(tl.float32)
+    total = total.to(total_ptr.dtype.element_ty)
+    tl.store(total_ptr + row * stride_total + d, total, mask=d < width)
+    return total.to(tl.float32)
+
+
+@triton.jit
 def _rms_norm_kernel(
     x_ptr, weight_ptr, out_ptr, width, num_inner, stride_x, stride_x_inner, stride_out, stride_out_inner, eps,
     weight_offset, CAST_BEFORE: tl.constexpr, BLOCK: tl.constexpr,
@@ -75,11 +85,8 @@ def _add_rms_norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     dtype = out_ptr.dtype.element_ty
-    x = tl.load(x_ptr + row * stride_x + d, mask=d < width, other=0.0).to(tl.float32)
-    total = x + tl.load(residual_ptr + row * stride_residual + d, mask=d < width, other=0.0).to(tl.float32)
-    total = total.to(dtype)
-    tl.store(total_ptr + row * stride_total + d, total, mask=d < width)
-    h = normalised(total.to(tl.float32), weight_ptr, d, width, eps, weight_offset, CAST_BEFORE, dtype)
+    total = added(x_ptr, residual_ptr, total_ptr, row, d, width, stride_x, stride_residual, stride_total)
+    h = normalised(total, weight_ptr, d, width, eps, weight_offset, CAST_BEFORE, dtype)
     tl.store(out_ptr + row * stride_out + d, h.to(dtype), mask=d < width)
 
 
@@ -91,11 +98,8 @@ def _add_layer_norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     dtype = out_ptr.dtype.element_ty
-    x = tl.load(x_ptr + row * stride_x + d, mask=d < width, other=0.0).to(tl.float32)
-    total = x + tl.load(residual_ptr + row * stride_residual + d, mask=d < width, other=0.0).to(tl.float32)
-    total = total.to(dtype)
-    tl.store(total_ptr + row * stride_total + d, total, mask=d < width)
-    h = centred(total.to(tl.float32), weight_ptr, bias_ptr, d, width, eps, HAS_BIAS)
+    total = added(x_ptr, residual_ptr, total_ptr, row, d, width, stride_x, stride_residual, stride_total)
+    h = centred(total, weight_ptr, bias_ptr, d, width, eps, HAS_BIAS)
     tl.store(out_ptr + row * stride_out + d, h.to(dtype), mask=d < width)
 
 

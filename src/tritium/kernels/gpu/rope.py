@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from tritium.kernels.gpu.copies import need_dense
+from tritium.kernels.gpu.programmatic import begin, launch_options
 from tritium.kernels.kernel import Thunk
 
 
@@ -65,8 +66,9 @@ def _rope_kv_store_kernel(
     stride_block, stride_out_token, stride_out_head,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, PAIRS: tl.constexpr,
     INTERLEAVED: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
-    KV_BLOCK: tl.constexpr, KV_REST_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
+    KV_BLOCK: tl.constexpr, IS_EARLY: tl.constexpr, KV_REST_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
 ):  # fmt: skip
+    begin(IS_EARLY)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token)
     cos_sin_ptr += token * stride_angles
@@ -133,4 +135,5 @@ def bind_rope_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor])
         KV_REST_BLOCK=triton.next_power_of_2(max(1, num_kv_heads * rest)),
         V_BLOCK=triton.next_power_of_2(num_kv_heads * head_size),
         num_warps=4,
+        **launch_options(q.device),
     )
