@@ -21,11 +21,14 @@ import torch
 import tritium
 from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine.engine import Engine
+from tritium.engine.plan import Sizes
+from tritium.inspection.costs import Batch, step_cost
 from tritium.models.presets import preset
 from tritium.runtime.assemble import make_loop
 from tritium.runtime.engine_loop import EngineLoop
+from tritium.runtime.gpu.executor import GpuExecutor
 from tritium.runtime.outputs import StepOutput
-from tritium.runtime.request import Request
+from tritium.runtime.request import Request, RequestStatus
 from tritium.sampling_params import SamplingParams
 
 BLOCK_SIZE = 64  # a tile of keys lies in one block
@@ -77,17 +80,41 @@ def requests(row: Row, count: int, output_len: int, vocab_size: int, seed: int) 
 
 
 def run_all(loop: EngineLoop, batch: list[Request]) -> tuple[float, float, list[StepOutput]]:
-    """Seconds from the first submit to the last output, seconds of this process's CPU, outputs."""
+    """Seconds from the first submit to the last output, of these in which the host waited for the GPU; outputs."""
     outputs: list[StepOutput] = []
-    start, cpu = time.perf_counter(), time.process_time()
+    executor = loop._executor
+    assert isinstance(executor, GpuExecutor)
+    start, waited = time.perf_counter(), executor.seconds_waited
     for request in batch:
         loop.submit(request, outputs.append)
     while loop.has_work:
         loop.step()
-    return time.perf_counter() - start, time.process_time() - cpu, outputs
+    return time.perf_counter() - start, executor.seconds_waited - waited, outputs
 
 
-def profile_steps(loop: EngineLoop, batch: list[Request]) -> dict[str, Any]:
+def rates(engine: Engine, batch: list[Request], num_steps: int, kernel_ms: dict[str, list[float]]) -> dict[str, float]:
+    """TFLOP/s of the linears and TB/s of keys and values, over the steps that were profiled, all of single tokens."""
+    running = [request for request in batch if request.status is RequestStatus.RUNNING]
+    count = len(running)
+    context = sum(len(request.token_ids) for request in running) / count - num_steps / 2
+    sizes = Batch(sizes=Sizes(tokens=count, sequences=count, rows=count), context=round(context))
+    costs = [(step.op, step_cost(engine.plan, step, sizes)) for step in engine.plan.steps]
+    flops = sum(cost.flops for op, cost in costs if op in ("linear", "linear_fp8"))
+    num_bytes = sum(cost.num_bytes for op, cost in costs if op == "paged_attention")
+
+    def ms(*starts: str) -> float:
+        return sum(ms for name, (ms, _) in kernel_ms.items() if name.startswith(starts)) / num_steps
+
+    attention, linear = ms("decode_"), ms("nvjet", "linear_fp8", "void cublas", "cutlass")
+    return {
+        "sequences": count,
+        "mean_context": context,
+        "attention_tbps": num_bytes / attention / 1e9,
+        "linear_tflops": flops / linear / 1e9,
+    }
+
+
+def profile_steps(engine: Engine, loop: EngineLoop, batch: list[Request]) -> dict[str, Any]:
     """Milliseconds of GPU time by kernel over some steps of a full batch, largest first, and of wall time."""
     for request in batch:
         loop.submit(request, lambda output: None)
@@ -106,7 +133,8 @@ def profile_steps(loop: EngineLoop, batch: list[Request]) -> dict[str, Any]:
         wall = time.perf_counter() - start
     rows = sorted(profiler.key_averages(), key=lambda row: -row.self_device_time_total)
     kernels = {row.key[:90]: [round(row.self_device_time_total / 1000, 3), row.count] for row in rows[:14]}
-    return {"steps": num_steps, "wall_ms": 1000 * wall, "kernel_ms_and_calls": kernels}
+    found = rates(engine, batch, num_steps, kernels)
+    return {"steps": num_steps, "wall_ms": 1000 * wall, **found, "kernel_ms_and_calls": kernels}
 
 
 def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
@@ -132,7 +160,7 @@ def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
     seconds = []
     for repeat in range(repeats):
         steps = loop.scheduler.stats.num_steps
-        elapsed, cpu_seconds, outputs = run_all(
+        elapsed, waited, outputs = run_all(
             loop, requests(row, row.num_requests, row.output_len, vocab_size, 2 + repeat)
         )
         lengths = {len(out.token_ids) for out in outputs}
@@ -145,7 +173,7 @@ def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
         steps = loop.scheduler.stats.num_steps - steps
     best = row.num_requests * row.output_len / min(seconds)
     profile = profile_steps(
-        loop, requests(row, min(row.num_requests, row.max_num_seqs), row.output_len, vocab_size, 99)
+        engine, loop, requests(row, min(row.num_requests, row.max_num_seqs), row.output_len, vocab_size, 99)
     )
     loop.close()
     return {
@@ -155,7 +183,7 @@ def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
         "output_tokens_per_second": best,
         "steps": steps,
         "ms_per_step": 1000 * seconds[-1] / steps,
-        "host_ms_per_step": 1000 * cpu_seconds / steps,
+        "host_ms_per_step": 1000 * (seconds[-1] - waited) / steps,
         "load_seconds": load_seconds,
         "warm_up_seconds": warm_seconds,
         "plan_sha256": engine.manifest.files["plan.json"].sha256,
@@ -195,7 +223,8 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=1))
         print(
             "{name}: {output_tokens_per_second:,.0f} output tokens/s, {ms_per_step:.2f} ms a step, "
-            "host {host_ms_per_step:.2f} ms".format(name=name, **measured),
+            "host {host_ms_per_step:.2f} ms; decoding: linears {linear_tflops:.0f} TFLOP/s, "
+            "attention {attention_tbps:.2f} TB/s".format(name=name, **measured, **measured["profile"]),
             flush=True,
         )
         gc.collect()

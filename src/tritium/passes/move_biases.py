@@ -23,7 +23,7 @@ NORM = _OURS.add_layer_norm_fp8.default
 ADD = torch.ops.aten.add.Tensor
 SLICE = torch.ops.aten.slice.Tensor
 _BIAS = 4  # linear_fp8's argument
-_PLACES = {ACTIVATION: 1, NORM: 2}  # where an op takes a bias
+_PLACES: dict[object, int] = {ACTIVATION: 1, NORM: 2}  # where an op takes a bias
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def _taker(user: fx.Node, value: fx.Node, start: int, stop: int) -> _Taker | Non
 def _is_plain_sum(node: fx.Node) -> bool:
     """Of two values of the sum's own type and sizes, neither scaled."""
     terms = args_of(node)[:2]
-    alpha = node.kwargs.get("alpha", 1)
-    return alpha == 1 and all(isinstance(term, fx.Node) and spec_of(term) == spec_of(node) for term in terms)
+    is_plain = bool(node.kwargs.get("alpha", 1) == 1)
+    return is_plain and all(isinstance(term, fx.Node) and spec_of(term) == spec_of(node) for term in terms)
 
 
 def _range(node: fx.Node, width: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ and is not known to the host yet is -1 - slot; the GPU puts in the slot's last t
 """
 
 import logging
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +100,7 @@ class GpuExecutor:
         self._host_sampler = Sampler(plan.vocab_size, config.max_num_seqs)
         self._scorer = PromptScorer(plan.vocab_size, config.max_num_seqs)
         self._context = LaunchContext()
+        self._seconds_waited = 0.0
         try:
             self._inputs = DeviceInputs({**self._builder.inputs.tensors, **self._sampler.host}, self.device)
             self._sampler.attach(self._inputs.tensors)
@@ -127,6 +129,11 @@ class GpuExecutor:
                 f"{torch.cuda.get_device_name(self.device)} has {megabytes(free_now)} of {megabytes(total)} left, "
                 f"which is not enough; {self.memory.describe()}; give kv_cache_memory, or less max_num_batched_tokens"
             ) from error
+
+    @property
+    def seconds_waited(self) -> float:
+        """Of this thread, for the GPU, since the start: a step's time less its share of this is what the host does."""
+        return self._seconds_waited + self._inputs.seconds_waited
 
     def execute(self, batch: ScheduledBatch) -> list[SampledToken | RowError]:
         """Run the batch and wait; one entry per sampled sequence, in order: its token, or why it has none."""
@@ -169,7 +176,9 @@ class GpuExecutor:
             slots = torch.from_numpy(step.layout.row_slots).to(self.device)
             self._sampler.last_tokens[slots] = torch.tensor(ids, device=self.device)
             return tokens
+        start = time.perf_counter()
         step.event.synchronize()
+        self._seconds_waited += time.perf_counter() - start
         return [SampledToken(token) if token >= 0 else NO_NUMBERS for token in step.tokens.tolist()]
 
     def logits(self, step: LaunchedStep) -> torch.Tensor:

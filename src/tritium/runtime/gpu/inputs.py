@@ -6,6 +6,7 @@ tables is one range.
 """
 
 import math
+import time
 
 import numpy as np
 import torch
@@ -34,12 +35,15 @@ class DeviceInputs:
         self._areas = [(area, {n: self._view(area, n, t).numpy() for n, t in host.items()}) for area in areas]
         self._events = [torch.cuda.Event() for _ in range(_NUM_AREAS)]
         self._turn = 0
+        self.seconds_waited = 0.0  # for areas whose copy was not over
 
     def push(self, num_sequences: int) -> None:
         """Copy everything that a step with so many sequences reads, on the current stream, without waiting for it."""
         self._turn = (self._turn + 1) % _NUM_AREAS
         area, arrays = self._areas[self._turn]
+        start = time.perf_counter()
         self._events[self._turn].synchronize()
+        self.seconds_waited += time.perf_counter() - start
         for name in self._flat:
             np.copyto(arrays[name], self._host[name])
         for name in self._tables:
