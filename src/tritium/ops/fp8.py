@@ -81,8 +81,8 @@ def add_layer_norm_fp8(
     """`quantize_fp8(layer_norm(x + residual + x_bias, weight, bias, eps))`, and the sum, rounded once to x's dtype."""
     total = x.to(torch.float32) + residual.to(torch.float32)
     total = (total if x_bias is None else total + x_bias.to(torch.float32)).to(x.dtype)
-    floats = (t if t is None else t.to(torch.float32) for t in (total, weight, bias))
-    return *quantize_fp8(layer_norm(*floats, eps)), total
+    bias = None if bias is None else bias.to(torch.float32)
+    return *quantize_fp8(layer_norm(total.to(torch.float32), weight.to(torch.float32), bias, eps)), total
 
 
 def _quantized(x: torch.Tensor, *_: object) -> Pair:

@@ -45,8 +45,8 @@ def move_biases(graph: fx.Graph) -> int:
             continue
         for taker in takers:
             taken = _part(graph, bias, taker)
-            taker.node.args = _with(taker.node.args, _PLACES[taker.node.target], taken)
-        node.args = _with(node.args, _BIAS, None)
+            taker.node.update_arg(_PLACES[taker.node.target], taken)
+        node.update_arg(_BIAS, None)
         moved += 1
     return moved
 
@@ -129,7 +129,3 @@ def _part(graph: fx.Graph, bias: fx.Node, taker: _Taker) -> fx.Node:
         return bias
     spec = spec_of(bias).with_shape((taker.stop - taker.start,))
     return insert_weight(graph, f"{bias.meta['name']}.part", Slice(recipe_of(bias), 0, taker.start, taker.stop), spec)
-
-
-def _with(args: tuple[object, ...], place: int, value: object) -> tuple[object, ...]:
-    return (*args[:place], value, *args[place + 1 :])
