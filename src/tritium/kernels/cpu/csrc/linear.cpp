@@ -25,7 +25,7 @@ struct LinearPackArgs {
   int32_t is_gated;  // num_out counts gates and what they gate
 };
 
-constexpr int64_t kHalf = kPanel / 2;
+constexpr int64_t kHalf = kPanel / 2, kRowsAhead = 32;
 
 template <class T> class Linear {
  public:
@@ -52,6 +52,7 @@ template <class T> class Linear {
     const T* bias = a.bias == nullptr ? nullptr : static_cast<const T*>(a.bias) + first;
     for (int64_t r = 0; r < rows.size(); ++r) {
       T* out = static_cast<T*>(a.out) + (rows.begin + r) * a.num_out + first;
+      expect(out + kRowsAhead * a.num_out, width);
       for_vectors(width, [&](int64_t i, int64_t n) {
         f32x16 total = load16(sums + r * kPanel + i);
         if (bias != nullptr) total += load(bias + i, n);
@@ -61,11 +62,19 @@ template <class T> class Linear {
   }
 
  protected:
+  // Asks to own the lines of coming outputs: rows lie far apart, and 3 GB/s of such lines are written without that, 10 to 30
+  // with it. fp32 with 768 inputs and 3,072 outputs gains 7 %; bf16 on AMX nothing.
+  static void expect(const T* out, int64_t count) {
+    if constexpr (sizeof(T) < sizeof(float)) return;
+    for (int64_t i = 0; i < count; i += kLine / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(out + i, 1);
+  }
+
   void finish_gated(int64_t p, Run rows, const float* sums) const {
     const int64_t first = p * kHalf, width = std::min(kHalf, a.num_out - first);
     const T* bias = static_cast<const T*>(a.bias);
     for (int64_t r = 0; r < rows.size(); ++r) {
       T* out = static_cast<T*>(a.out) + (rows.begin + r) * a.num_out + first;
+      expect(out + kRowsAhead * a.num_out, width);
       for_vectors(width, [&](int64_t i, int64_t n) {
         f32x16 gate = load(sums + r * kPanel + i, n), up = load(sums + r * kPanel + kHalf + i, n);
         if (bias != nullptr) gate += load(bias + first + i, n), up += load(bias + a.num_out + first + i, n);
@@ -108,7 +117,7 @@ template <class T> class VectorTiles : public Linear<T> {
 // Tiles of 32 rows: [K / 32, 2, 16, 32], each [16, 32] a tile.
 class AmxTiles : public Linear<bf16> {
  public:
-  static constexpr int64_t kGroupRows = kGroup, kStepK = kTileK, kPieceK = 512;
+  static constexpr int64_t kGroupRows = kGroup, kStepK = kTileK, kPieceK = 256;
   using Linear::Linear;
   AmxTiles(const AmxTiles&) = default;
   ~AmxTiles() { if (configured_ != 0) _tile_release(); }

@@ -8,7 +8,8 @@
 // Threads share the rows if there are enough: each then packs its own, into its own L2. Else they share the panels.
 //
 // `Tiles` is what computes, one copy for each thread:
-//   kGroupRows, kStepK                 most rows of a group; pieces of K are multiples of kStepK
+//   kGroupRows                         most rows of a group
+//   kPieceK, kStepK                    of K in a piece, about; pieces begin at multiples of kStepK
 //   start(count, g)                    the first row of group g of a block of `count` rows
 //   row_bytes()                        a packed row; group g of a block lies start(count, g) of them after the first
 //   pack(rows, to)                     the activations of one group
@@ -22,7 +23,8 @@
 
 namespace tritium {
 
-constexpr int64_t kBlockRows = 336;         // at most: 24 groups of 14
+constexpr int64_t kFewestRows = 336;        // of a block at most, however long they are: a panel's piece then serves enough of them
+constexpr int64_t kMostBlockRows = 1024;    // however short they are
 constexpr int64_t kRowsPerThread = 64;      // from here on threads share the rows
 constexpr int64_t kWaitingBytes = 8 << 20;  // of sums
 
@@ -46,10 +48,10 @@ inline Run part_of(Run all, int64_t i, int64_t n) {
 }
 inline int64_t parts_of(int64_t size, int64_t most) { return (size + most - 1) / most; }
 
-// Calls f for the parts of [0, size) of `most` at most, each but the last a multiple of `step` long.
-template <class F> inline void for_pieces(int64_t size, int64_t most, int64_t step, F f) {
-  const int64_t length = round_up(parts_of(size, parts_of(size, std::max(most, step))), step);
-  for (int64_t begin = 0; begin < size; begin += length) f(Run{begin, std::min(begin + length, size)});
+// Calls f for pieces of about `most`, equal ones but for the last, and each but the last a multiple of `step` long.
+template <class F> inline void for_pieces(Run all, int64_t most, int64_t step, F f) {
+  const int64_t length = round_up(parts_of(all.size(), parts_of(all.size(), std::max(most, step))), step);
+  for (int64_t begin = all.begin; begin < all.end; begin += length) f(Run{begin, std::min(begin + length, all.end)});
 }
 
 // A piece of a panel: K from `k.begin` on, at `weights`.
@@ -73,7 +75,8 @@ template <class Tiles> class Blocks {
       const int64_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
       if (by_rows) {
         const Run mine = part_of({0, num_rows_}, thread, num_threads);
-        const int64_t num_blocks = parts_of(mine.size(), kBlockRows);
+        const int64_t most_rows = std::clamp(activation_bytes() / tiles.row_bytes(), kFewestRows, kMostBlockRows);
+        const int64_t num_blocks = parts_of(mine.size(), most_rows);
         for (int64_t i = 0; i < num_blocks; ++i) {
           const Run rows = part_of(mine, i, num_blocks);
           char* packed = reserve_rows(rows.size(), own);
@@ -107,37 +110,42 @@ template <class Tiles> class Blocks {
     const auto reserve = [&](int64_t count) {
       return reinterpret_cast<float*>(waiting.reserve(static_cast<size_t>(count * panel_sums) * sizeof(float)));
     };
-    if (rows.size() * row_bytes <= activation_bytes()) {
-      float* sums = reserve(1);
-      for (int64_t p = panels.begin; p < panels.end; ++p)
-        for_pieces(num_k_, Tiles::kPieceK, Tiles::kStepK,
-                   [&](Run k) { multiply(tiles, rows, p, k, packed, sums, k.size() * panel_bytes_); });
-      return;
-    }
-    const int64_t most_k = activation_bytes() / rows.size() * num_k_ / row_bytes;
-    const int64_t most_panels = std::max<int64_t>(1, kWaitingBytes / (panel_sums * static_cast<int64_t>(sizeof(float))));
+    const bool fits = rows.size() * row_bytes <= activation_bytes();
+    const int64_t most_k = fits ? num_k_ : activation_bytes() / rows.size() * num_k_ / row_bytes;
+    const int64_t waiting_panels = kWaitingBytes / (panel_sums * static_cast<int64_t>(sizeof(float)));
+    const int64_t most_panels = fits ? panels.size() : std::max<int64_t>(1, waiting_panels);
+    float* sums = reserve(fits ? 1 : std::min(most_panels, panels.size()));
     for (int64_t first = panels.begin, end; first < panels.end; first = end) {
       end = std::min(first + most_panels, panels.end);
-      float* sums = reserve(end - first);
-      for_pieces(num_k_, most_k, Tiles::kStepK, [&](Run k) {
-        for (int64_t p = first; p < end; ++p)
-          multiply(tiles, rows, p, k, packed, sums + (p - first) * panel_sums, num_k_ * panel_bytes_);
+      for_pieces({0, num_k_}, most_k, Tiles::kStepK, [&](Run k) {
+        for (int64_t p = first; p < end; ++p) multiply(tiles, rows, p, k, packed, sums + (fits ? 0 : p - first) * panel_sums);
       });
     }
   }
 
-  // One piece of a panel and all groups of the block. The piece that comes after it begins `next` bytes on; each group asks
-  // for its share of that, and one group alone for what it needs itself soon.
-  void multiply(Tiles& tiles, Run rows, int64_t p, Run k, const char* packed, float* sums, int64_t next) const {
-    const char* weights = weights_ + (p * num_k_ + k.begin) * panel_bytes_;
-    const int64_t num_groups = this->num_groups(rows), per_k = parts_of(panel_bytes_, num_groups);
-    const char* ahead = weights + (num_groups == 1 ? kAhead : next);
-    for (int64_t g = 0; g < num_groups; ++g, ahead += k.size() * per_k) {
-      const Run part = group(rows, g);
-      float* own = sums + part.begin * kPanel;
-      tiles.multiply(Piece{p, k, weights}, packed + part.begin * tiles.row_bytes(), part.size(), own, Ahead{ahead, per_k});
-      if (k.end == num_k_) tiles.finish(p, {rows.begin + part.begin, rows.begin + part.end}, own);
-    }
+  // What `k` holds of a panel, piece by piece, for all groups of the block.
+  void multiply(Tiles& tiles, Run rows, int64_t p, Run k, const char* packed, float* sums) const {
+    const int64_t num_groups = this->num_groups(rows);
+    for_pieces(k, num_groups == 1 ? k.size() : Tiles::kPieceK, Tiles::kStepK, [&](Run piece) {
+      const char* weights = weights_ + (p * num_k_ + piece.begin) * panel_bytes_;
+      // Each group asks for its share of the next piece, of this panel or the next one; one group alone for its own weights.
+      const int64_t next = piece.end < k.end ? piece.size() : num_k_ - piece.begin + k.begin;
+      const int64_t per_k = parts_of(panel_bytes_, num_groups);
+      const char* ahead = weights + (num_groups == 1 ? kAhead : next * panel_bytes_);
+      Run done{};
+      for (int64_t g = 0; g < num_groups; ++g, ahead += piece.size() * per_k) {
+        const Run part = group(rows, g);
+        tiles.multiply(Piece{p, piece, weights}, packed + part.begin * tiles.row_bytes(), part.size(),
+                       sums + part.begin * kPanel, Ahead{ahead, per_k});
+        // One group late: it then runs beside the next one's products, and does not wait for its own.
+        if (piece.end == num_k_ && g > 0) finish(tiles, rows, p, done, sums);
+        done = part;
+      }
+      if (piece.end == num_k_) finish(tiles, rows, p, done, sums);
+    });
+  }
+  void finish(const Tiles& tiles, Run rows, int64_t p, Run part, const float* sums) const {
+    tiles.finish(p, {rows.begin + part.begin, rows.begin + part.end}, sums + part.begin * kPanel);
   }
 
   const Tiles& tiles_;

@@ -68,6 +68,11 @@ inline u16x16 truncate(u32x16 w) { return __builtin_convertvector(w, u16x16); }
 inline f32x16 widen(u16x16 h, bf16) { return bit_cast<f32x16>(extend(h) << 16); }
 
 inline u16x16 narrow(f32x16 x, bf16) {
+#if defined(__AVX512BF16__) && defined(__AVX512DQ__)
+  // The instruction takes subnormals for zero and keeps what NaN says: it is for the others.
+  if (__builtin_expect(_mm512_fpclass_ps_mask(bit_cast<__m512>(x), 0x81 | 0x20) == 0, 1))
+    return bit_cast<u16x16>(_mm512_cvtneps_pbh(bit_cast<__m512>(x)));
+#endif
   u32x16 w = bit_cast<u32x16>(x);
   u32x16 rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
   u32x16 result = (w & 0x7fffffff) > 0x7f800000 ? u32x16{} + 0x7fc0 : rounded;
