@@ -1,11 +1,13 @@
 """BERT-base shape, texts of mixed lengths: sequences/s of ours, transformers and ONNX Runtime on the same weights.
 
-python benchmarks/bench_encoder.py [--rounds 3] [--json FILE] [--sides ours-float32 transformers-bfloat16 ...]
+python benchmarks/bench_encoder.py [--rounds 5] [--json FILE] [--folder DIR] [--sides ours-float32 ...]
 
 32 texts of 8 to 256 random tokens, mean-pooled embeddings, which must agree. Each side runs in a process of its own,
 with the same number of threads, one after the other, `--rounds` times in turn. A peer takes the texts as one padded
 batch, and again sorted by length, as padded batches of 8: both are reported. ONNX Runtime is installed into a virtual
-environment in a temporary directory; its graph goes through its own BERT optimizer; it has no bfloat16 on CPUs.
+environment in a temporary directory, or in DIR, which then keeps it and the model; its graph goes through its own BERT
+optimizer; it has no bfloat16 on CPUs. Where FILE has rounds already, those of this run are added: a measurement may be
+made in pieces.
 """
 
 import argparse
@@ -150,8 +152,10 @@ def measure(side: str, model: Path, repeats: int) -> dict[str, Any]:
 
 def peer_python(folder: Path) -> str:
     """A virtual environment with ONNX Runtime that sees this one's packages behind its own."""
-    venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")
+    if Path(python).exists():
+        return python
+    venv.create(folder, with_pip=True)
     subprocess.run([python, "-m", "pip", "install", "-q", "onnxruntime", "onnx"], check=True)
     site = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
@@ -165,11 +169,12 @@ def peer_python(folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -177,12 +182,16 @@ def main() -> None:
         torch.set_num_threads(args.threads)
         print(json.dumps(measure(args.one, args.model, args.repeats)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "model"
-        make_model(model)
-        other = peer_python(Path(folder) / "venv") if any(side.startswith("onnx") for side in args.sides) else ""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        model = folder / "model"
+        if not model.exists():
+            make_model(model)
+        other = peer_python(folder / "venv") if any(side.startswith("onnx") for side in args.sides) else ""
         environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
         rates: dict[str, list[float]] = {}
+        if args.json and args.json.exists():
+            rates = json.loads(args.json.read_text())["rates"]
         answers = {}
         for _ in range(args.rounds):
             for side in args.sides:

@@ -20,7 +20,6 @@ namespace tritium {
 
 constexpr int kTile = 64;  // keys
 constexpr int kRows = 6;   // rows computed together at most
-constexpr int kLine = 64;  // bytes of a cache line
 
 struct Range { int begin, end; };  // keys of the tile that a row sees
 struct Bias { float slope; int32_t first; };  // a row adds slope * (first + i) to the score of the tile's key i

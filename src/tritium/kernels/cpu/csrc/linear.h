@@ -22,7 +22,6 @@ constexpr int kAcross = static_cast<int>(kPanel) / kWide;    // vectors in it
 constexpr int kMostRows = kWide == 16 ? 14 : kWide == 8 ? 6 : 3;  // rows x kAcross sums fill the registers
 constexpr int64_t kChain = 64;   // of K: longer chains round away more than torch's sums do, shorter ones cost time
 constexpr int64_t kTileK = 32;   // bf16 along K in an AMX tile
-constexpr int64_t kLine = 64;    // bytes of a cache line
 
 #if defined(__AVX512BF16__)
 constexpr bool kHasDot = true;

@@ -24,6 +24,7 @@ typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 constexpr int64_t kLanes = 16;
+constexpr int64_t kLine = 64;  // bytes of a cache line
 
 // Storage types: two bytes that no arithmetic is done on.
 struct bf16 { uint16_t bits; };
