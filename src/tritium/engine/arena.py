@@ -1,13 +1,15 @@
 """The memory plan: one byte offset for every temporary of a plan, computed once, with plain integers.
 
-Two temporaries share bytes only when no step needs both. Offsets are made for the largest batch; a smaller one uses the
-beginning of each place, so addresses never change while an engine runs.
+Two temporaries share bytes only when no step needs both, or when the step that writes the one reads the other for the
+last time and element by element (`IN_PLACE`): a residual sum takes the place of a summand. Offsets are made for the
+largest batch; a smaller one uses the beginning of each place, so addresses never change while an engine runs.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from tritium.engine.plan import Arg, Extent, Plan, Ref, Sizes, Step
+from tritium.engine.plan import Arg, Extent, Plan, Ref, Sizes, Step, Value
 from tritium.errors import EngineError
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector load
@@ -15,6 +17,15 @@ ITEM_SIZES = {
     "bool": 1, "uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8, "float16": 2, "bfloat16": 2, "float32": 4,
     "float64": 8, "float8_e4m3fn": 1, "complex64": 8,
 }  # fmt: skip
+
+# By op: which output may lie where which arguments do. Every kernel of these ops reads an element of the argument
+# before it writes that element of the output, and never after.
+IN_PLACE: dict[str, tuple[int, tuple[str, ...]]] = {
+    **{f"aten.{name}.Tensor": (0, ("self", "other")) for name in ("add", "sub", "mul", "div")},
+    **{f"aten.{name}.Scalar": (0, ("self",)) for name in ("add", "sub", "mul", "div")},
+    "add_rms_norm": (1, ("residual", "x")),
+    "add_layer_norm": (1, ("residual", "x")),
+}
 
 
 class Lifetime(NamedTuple):
@@ -34,11 +45,18 @@ class Arena(NamedTuple):
 def plan_arena(plan: Plan, largest: Sizes) -> Arena:
     """Place every temporary of `plan` for batches up to `largest`.
 
-    Large ones first, each at the lowest offset that is free during its whole life. Raises `EngineError` when a step
-    reads a temporary that no step before it has written.
+    Large ones first, each at the lowest offset that is free during its whole life; what is computed in place has its
+    argument's offset. Raises `EngineError` when a step reads a temporary that no step before it has written.
     """
     lifetimes = find_lifetimes(plan)
-    sizes = {v.name: _num_bytes(v.dtype, v.shape, largest) for v in plan.values if v.name in lifetimes}
+    owners = _in_place(plan, lifetimes)
+    for name, owner in owners.items():  # in the order of the steps: a place lives as long as its last value
+        lifetimes[owner] = Lifetime(lifetimes[owner].first, lifetimes[name].last)
+    sizes = {
+        v.name: _num_bytes(v.dtype, v.shape, largest)
+        for v in plan.values
+        if v.name in lifetimes and v.name not in owners
+    }
     placed: list[tuple[int, int, Lifetime]] = []  # offset, end, lifetime; sorted by offset
     offsets: dict[str, int] = {}
     for name in sorted(sizes, key=lambda n: (-sizes[n], lifetimes[n], n)):
@@ -53,7 +71,31 @@ def plan_arena(plan: Plan, largest: Sizes) -> Arena:
         offsets[name] = offset
         placed.append((offset, offset + size, life))
         placed.sort(key=lambda place: place[:2])
+    offsets |= {name: offsets[owner] for name, owner in owners.items()}
     return Arena(offsets, max((end for _, end, _ in placed), default=0))
+
+
+def _in_place(plan: Plan, lifetimes: Mapping[str, Lifetime]) -> dict[str, str]:
+    """By temporary that is computed in the place of another: the first that had this place."""
+    owners: dict[str, str] = {}
+    for index, step in enumerate(plan.steps):
+        output, arguments = IN_PLACE.get(step.op, (0, ()))
+        refs = [arg for name in arguments if isinstance(arg := step.args.get(name), Ref)]
+        for taken in [ref.value for ref in refs]:
+            is_last = taken in lifetimes and lifetimes[taken].last == index
+            if is_last and _are_alike(plan, taken, step.outputs[output]) and not _is_viewed(plan, step, taken):
+                owners[step.outputs[output]] = owners.get(taken, taken)
+                break
+    return owners
+
+
+def _are_alike(plan: Plan, *names: str) -> bool:
+    return len({(plan.value(name).dtype, plan.value(name).shape) for name in names}) == 1
+
+
+def _is_viewed(plan: Plan, step: Step, name: str) -> bool:
+    """True when the step reads a view of the value: perhaps other elements of it than it is about to write."""
+    return any(read != name and _root(plan.by_name, read) == name for read in _reads(step))
 
 
 def find_lifetimes(plan: Plan) -> dict[str, Lifetime]:
@@ -61,12 +103,10 @@ def find_lifetimes(plan: Plan) -> dict[str, Lifetime]:
 
     What the steps over sampled rows read of all tokens lives to the end: they may be run again, over other rows.
     """
-    values = {v.name: v for v in plan.values}
+    values = plan.by_name
 
     def base(name: str) -> str:
-        while values[name].kind == "view":
-            name = values[name].base
-        return name
+        return _root(values, name)
 
     lifetimes: dict[str, Lifetime] = {}
     for index, step in enumerate(plan.steps):
@@ -81,6 +121,13 @@ def find_lifetimes(plan: Plan) -> dict[str, Lifetime]:
         if name in lifetimes:
             lifetimes[name] = Lifetime(lifetimes[name].first, len(plan.steps))
     return lifetimes
+
+
+def _root(values: Mapping[str, Value], name: str) -> str:
+    """The value that a chain of views looks at."""
+    while values[name].kind == "view":
+        name = values[name].base
+    return name
 
 
 def _extend(lifetimes: dict[str, Lifetime], name: str, index: int, step: Step, *, is_temp: bool) -> None:
