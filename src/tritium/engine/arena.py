@@ -5,6 +5,8 @@ last time and element by element (`IN_PLACE`): a residual sum takes the place of
 largest batch; a smaller one uses the beginning of each place, so addresses never change while an engine runs.
 """
 
+import bisect
+import itertools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -43,24 +45,60 @@ class Arena(NamedTuple):
 
 
 def plan_arena(plan: Plan, largest: Sizes) -> Arena:
-    """Place every temporary of `plan` for batches up to `largest`.
+    """Place every temporary of `plan` for batches up to `largest`; what is computed in place has its argument's offset.
 
-    Large ones first, each at the lowest offset that is free during its whole life; what is computed in place has its
-    argument's offset. Raises `EngineError` when a step reads a temporary that no step before it has written.
+    Several orders are tried, with and without places that are shared so, until an arena is no larger than what one step
+    needs; else the smallest is taken. Raises `EngineError` when a step reads a temporary that no step has written.
     """
     lifetimes = find_lifetimes(plan)
-    owners = _in_place(plan, lifetimes)
-    for name, owner in owners.items():  # in the order of the steps: a place lives as long as its last value
-        lifetimes[owner] = Lifetime(lifetimes[owner].first, lifetimes[name].last)
-    sizes = {
-        v.name: _num_bytes(v.dtype, v.shape, largest)
-        for v in plan.values
-        if v.name in lifetimes and v.name not in owners
-    }
+    sizes = {v.name: _num_bytes(v.dtype, v.shape, largest) for v in plan.values if v.name in lifetimes}
+    sharings: tuple[dict[str, str], ...] = (
+        {},
+        _in_place(plan, lifetimes),
+        _in_place(plan, lifetimes, is_last_first=True),
+    )
+    lives = [_lives(lifetimes, owners) for owners in sharings]
+    least = min(_most_at_once(places, sizes, len(plan.steps)) for places in lives)
+    smallest: Arena | None = None
+    for is_longest_first in (False, True):
+        for owners, places in zip(sharings, lives, strict=True):
+            offsets, total = _place(places, sizes, is_longest_first=is_longest_first)
+            if smallest is None or total < smallest.total:
+                smallest = Arena(offsets | {name: offsets[owner] for name, owner in owners.items()}, total)
+            if total == least:
+                return smallest
+    assert smallest is not None
+    return smallest
+
+
+def _lives(lifetimes: Mapping[str, Lifetime], owners: Mapping[str, str]) -> dict[str, Lifetime]:
+    """How long each place is needed: as long as the last value that is computed in it."""
+    lives = {name: life for name, life in lifetimes.items() if name not in owners}
+    for name, owner in owners.items():  # in the order of the steps
+        lives[owner] = Lifetime(lives[owner].first, lifetimes[name].last)
+    return lives
+
+
+def _most_at_once(lives: Mapping[str, Lifetime], sizes: Mapping[str, int], num_steps: int) -> int:
+    """Bytes that are needed at one time, at most; time runs from the first step to behind the last."""
+    changes = [0] * (num_steps + 2)
+    for name, life in lives.items():
+        changes[life.first] += sizes[name]
+        changes[life.last + 1] -= sizes[name]
+    return max(itertools.accumulate(changes))
+
+
+def _place(lives: Mapping[str, Lifetime], sizes: Mapping[str, int], *, is_longest_first: bool) -> Arena:
+    """Each at the lowest offset that is free during its whole life."""
+
+    def order(name: str) -> tuple[int, Lifetime, str]:
+        steps = lives[name].last - lives[name].first + 1 if is_longest_first else 1
+        return -sizes[name] * steps, lives[name], name
+
     placed: list[tuple[int, int, Lifetime]] = []  # offset, end, lifetime; sorted by offset
     offsets: dict[str, int] = {}
-    for name in sorted(sizes, key=lambda n: (-sizes[n], lifetimes[n], n)):
-        life = lifetimes[name]
+    for name in sorted(lives, key=order):
+        life = lives[name]
         offset, size = 0, sizes[name]
         for start, end, other in placed:
             if other.last < life.first or life.last < other.first:
@@ -69,19 +107,21 @@ def plan_arena(plan: Plan, largest: Sizes) -> Arena:
                 break
             offset = max(offset, end)
         offsets[name] = offset
-        placed.append((offset, offset + size, life))
-        placed.sort(key=lambda place: place[:2])
-    offsets |= {name: offsets[owner] for name, owner in owners.items()}
+        bisect.insort(placed, (offset, offset + size, life), key=lambda place: place[:2])
     return Arena(offsets, max((end for _, end, _ in placed), default=0))
 
 
-def _in_place(plan: Plan, lifetimes: Mapping[str, Lifetime]) -> dict[str, str]:
-    """By temporary that is computed in the place of another: the first that had this place."""
+def _in_place(plan: Plan, lifetimes: Mapping[str, Lifetime], *, is_last_first: bool = False) -> dict[str, str]:
+    """By temporary that is computed in the place of another: the first that had this place.
+
+    is_last_first: where several arguments may give their place, the last named does.
+    """
     owners: dict[str, str] = {}
     for index, step in enumerate(plan.steps):
         output, arguments = IN_PLACE.get(step.op, (0, ()))
-        refs = [arg for name in arguments if isinstance(arg := step.args.get(name), Ref)]
-        for taken in [ref.value for ref in refs]:
+        for argument in reversed(arguments) if is_last_first else arguments:
+            arg = step.args.get(argument)
+            taken = arg.value if isinstance(arg, Ref) else ""
             is_last = taken in lifetimes and lifetimes[taken].last == index
             if is_last and _are_alike(plan, taken, step.outputs[output]) and not _is_viewed(plan, step, taken):
                 owners[step.outputs[output]] = owners.get(taken, taken)
