@@ -2,6 +2,7 @@
 
 Matches: `aten.view` or `aten.slice` of a cast; `aten.cat` of casts from one dtype to one dtype.
 Replaces with: the cast of the view, slice or concatenation. A cast never passes arithmetic: that would change results.
+    Nor a view that only puts sizes of 1 in front: those move down past casts (leading_ones.py).
 """
 
 from typing import Any
@@ -38,10 +39,16 @@ def _moved(node: fx.Node) -> tuple[Any, ...] | None:
     moves = (
         node.target in (aten.view.default, aten.slice.Tensor) and len(node.all_input_nodes) == 1
     )  # sizes are numbers
-    if moves and args[0].target is CAST:
+    if moves and args[0].target is CAST and not _adds_leading_ones(node):
         return (args_of(args[0])[0], *args[1:])
     if node.target is aten.cat.default and all(t.target is CAST for t in args[0]):
         inputs = [args_of(t)[0] for t in args[0]]
         if len({spec_of(x).dtype for x in inputs}) == 1:
             return (inputs, *args[1:])
     return None
+
+
+def _adds_leading_ones(node: fx.Node) -> bool:
+    shape, before = spec_of(node).shape, spec_of(args_of(node)[0]).shape
+    added = len(shape) - len(before)
+    return node.target is aten.view.default and added > 0 and shape == (1,) * added + before

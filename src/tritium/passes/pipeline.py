@@ -17,7 +17,7 @@ from tritium.graph.foreign import Targets
 from tritium.graph.grammar import verify, verify_captured
 from tritium.graph.locality import prove_token_local
 from tritium.passes.canonicalise import canonicalise
-from tritium.passes.dead_code import remove_dead_code, remove_duplicates
+from tritium.passes.dead_code import remove_duplicates
 from tritium.passes.fold_constants import constants_of, fold_constants
 from tritium.passes.fold_weights import fold_weights
 from tritium.passes.fuse_add_norm import fuse_add_norm
@@ -69,8 +69,7 @@ class Optimised:
 
 
 NORMALISE = (
-    Pass(name="canonicalise", run=canonicalise),
-    Pass(name="remove_dead_code", run=remove_dead_code),  # before matching: asserts gone, their inputs go too
+    Pass(name="canonicalise", run=canonicalise),  # leaves nothing that is dead: asserts gone, their inputs go too
     Pass(name="remove_duplicates", run=remove_duplicates),  # before matching: a pattern names each value once
     Pass(
         name="fold_constants", run=fold_constants, is_required=False
@@ -83,10 +82,8 @@ NORMALISE = (
     Pass(name="canonicalise_rotary", run=canonicalise),
     Pass(name="remove_duplicates_rotary", run=remove_duplicates),
     Pass(name="recognise_products", run=recognise_products),
-    Pass(name="recognise", run=recognise),
-    Pass(name="canonicalise_recognised", run=canonicalise),
-    Pass(name="remove_duplicates_again", run=remove_duplicates),  # each layer recognised its own rope_cos_sin
-    Pass(name="remove_dead_code_again", run=remove_dead_code),  # before the proof: it looks at live nodes only
+    Pass(name="recognise", run=recognise),  # leaves nothing dead: the proof looks at live nodes only
+    Pass(name="remove_duplicates_again", run=remove_duplicates),  # one op in two spellings is two of one op
 )
 # Between them stands the proof: recognised attention is exempt from it, everything else must be token-local.
 # gather_sampled_rows stands before insert_kv, because it looks for stateless attention.

@@ -8,7 +8,7 @@ Replaces with: `tritium.attention(q, k, v, scale)` on [T, N, H] values between p
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -43,8 +43,10 @@ def read_shared_heads(graph: fx.Graph) -> PassResult:
         if node.target is ATTENTION:
             a = arguments(node)
             k, v = (_before_repetition(a[name], spec_of(a["q_TNH"]).shape[1]) for name in ("k_TKH", "v_TKH"))
-            if k is not None and v is not None and spec_of(k) == spec_of(v):
-                node.args = (a["q_TNH"], k, v, *args_of(node)[3:])
+            if k is not None and v is not None and k[1:] == v[1:]:
+                with graph.inserting_before(node):
+                    k_TKH, v_TKH = (_as_heads(node, *found) for found in (k, v))
+                node.args = (a["q_TNH"], k_TKH, v_TKH, *args_of(node)[3:])
                 count += 1
     return PassResult(count)
 
@@ -83,24 +85,45 @@ def _tokens_first(node: fx.Node, x: fx.Node) -> fx.Node:
     return insert_inferred(node.graph, PERMUTE, (x_NTH, [1, 0, 2]), like=node)
 
 
-def _before_repetition(x: fx.Node, num_heads: Any) -> fx.Node | None:
-    """The [T, K, H] value of which `x` [T, N, H] holds each head N / K times in a row, if views alone make it so.
+class _Heads(NamedTuple):
+    """A value [T, ...] that holds the heads [T, num_kv, head_size], in whatever shape."""
 
-    The views between are not compared with known ones but run, on numbers that name their place.
+    value: fx.Node
+    num_kv: int
+    head_size: int
+
+
+def _before_repetition(x: fx.Node, num_heads: Any) -> _Heads | None:
+    """The kv heads of which `x` [T, N, H] holds each N / K times in a row, if views alone make it so.
+
+    The views between are not compared with known ones but run, on numbers that name their place. A value of shape
+    [T, K, H] is preferred; there is none where canonicalise has made one view of two.
     """
     chain: list[fx.Node] = []
     found = None
-    node = x
+    node, head_size = x, _int(spec_of(x).shape[2])
     while node.target in VIEWS:
         chain.insert(0, node)
         node = args_of(node)[0]
-        spec = spec_of(node)
-        if spec.rank == 3 and spec.shape[0] == NUM_TOKENS and num_heads % _int(spec.shape[1]) == 0:
-            repeats = num_heads // _int(spec.shape[1])
-            place = torch.arange(math.prod(_trial(spec.shape))).view(_trial(spec.shape))
-            if repeats > 1 and _run(chain, place).equal(place.repeat_interleave(repeats, dim=1)):
-                found = node
+        shape = spec_of(node).shape
+        if shape[0] != NUM_TOKENS or any(not isinstance(size, int) for size in shape[1:]):
+            continue
+        num_kv, rest = divmod(math.prod(map(_int, shape[1:])), head_size)
+        if rest or num_kv == num_heads or num_heads % num_kv:
+            continue
+        place = torch.arange(math.prod(_trial(shape))).view(_trial(shape))
+        heads = place.view(-1, num_kv, head_size)
+        is_repeated = _run(chain, place).equal(heads.repeat_interleave(num_heads // num_kv, dim=1))
+        if is_repeated and (found is None or shape[1:] == (num_kv, head_size)):
+            found = _Heads(node, num_kv, head_size)
     return found
+
+
+def _as_heads(like: fx.Node, x: fx.Node, num_kv: int, head_size: int) -> fx.Node:
+    """[T, K, H]."""
+    if spec_of(x).shape[1:] == (num_kv, head_size):
+        return x
+    return insert_inferred(x.graph, VIEW, (x, [-1, num_kv, head_size]), like=like)
 
 
 def _run(chain: list[fx.Node], value: torch.Tensor) -> torch.Tensor:

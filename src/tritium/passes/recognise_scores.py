@@ -162,8 +162,11 @@ def _compared(result: fx.Node, product: fx.Node) -> list[float]:
 
 
 def _run(result: fx.Node, product: fx.Node, value: torch.Tensor, length: int) -> torch.Tensor:
-    """`result` for an input of `length` tokens at positions from 0, with `value` in the product's place."""
-    known: dict[fx.Node, Any] = {product: value.to(spec_of(product).dtype)}
+    """`result` for an input of `length` tokens at positions from 0, with `value` in the product's place.
+
+    In fp32, whatever the model rounds to: the op does not round scores, and roundings would hide what is tried.
+    """
+    known: dict[fx.Node, Any] = {product: value}
 
     def number(node: Any) -> Any:
         if not isinstance(node, fx.Node):
@@ -187,6 +190,8 @@ def _run(result: fx.Node, product: fx.Node, value: torch.Tensor, length: int) ->
             x = number(args_of(node)[0])
             sizes = _sizes(spec_of(node), length)
             return x.reshape(sizes) if node.target is VIEW else x.expand(sizes)
+        if node.target is CAST and spec_of(node).dtype.is_floating_point:
+            return number(args_of(node)[0]).to(torch.float32)
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), number)
         device = {"device": None} if "device" in kwargs else {}
         return target_of(node)(*args, **{**kwargs, **device})
