@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from tritium.engine.check import check_plan
@@ -22,6 +22,8 @@ SCHEDULE = (  # of three sequences: prefills of several lengths, then decodes be
     (Chunk(IDS[0][:7], 0), Chunk(IDS[1][:2], 0), Chunk(IDS[2][:11], 0)),
     (Chunk(IDS[0][:8], 7), Chunk(IDS[1][:9], 2), Chunk(IDS[2][:12], 11)),
 )
+# Without fold_constants a decoder that computes its frequencies is refused: no kernel counts from nothing.
+LEFT_OUT = sorted(set(pipeline.OPTIONAL) - {"fold_constants"})
 PASSES = {row.name for row in pipeline.PASSES} | {"insert_kv"}
 
 
@@ -52,8 +54,9 @@ def fuzz(num_examples: int) -> Counter[str]:
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
     )
-    @given(st.data(), st.sets(st.sampled_from(pipeline.OPTIONAL), max_size=2))
+    @given(st.data(), st.sets(st.sampled_from(LEFT_OUT), max_size=2))
     def one(data: st.DataObject, disabled: set[str]) -> None:
         note(f"disabled: {sorted(disabled)}")
         total.update(check(lambda options: data.draw(st.sampled_from(list(options))), sorted(disabled)))
