@@ -40,7 +40,7 @@ def random_decoder(choose: Choose) -> RandomGraph:
     x = b(ops.embedding, b.ids, table) if b.chance() else b(aten.embedding.default, table, b.ids)
     if b.chance(4):
         x = b.add(x, b(aten.embedding.default, b.weight(MAX_POSITIONS, WIDTH), b.positions))
-    for _ in range(choose((1, 1, 2))):
+    for _ in range(choose((2, 1, 2))):
         x = _block(b, x)
     x = _norm(b, x)
     b.graph.output(b(aten.linear.default, x, table) if b.chance(3) else _linear(b, x, VOCAB_SIZE))
@@ -113,7 +113,7 @@ class Builder:
 
 def _block(b: Builder, x: fx.Node) -> fx.Node:
     """Attention and an MLP, one after the other or both of one value; residual sums in any order."""
-    layout = b.choose(("serial", "parallel", "serial", "parallel", "two norms", "norms behind"))
+    layout = b.choose(("parallel", "serial", "two norms", "norms behind", "parallel"))
     if layout == "serial":
         x = _sum(b, x, _attention(b, _norm(b, x)))
         return _sum(b, x, _mlp(b, _norm(b, x)))
@@ -160,7 +160,7 @@ def _layer_norm(b: Builder, x: fx.Node, size: int, weight: fx.Node | None, bias:
 def _linear(b: Builder, x: fx.Node, size: int) -> fx.Node:
     """x [..., K] -> [..., size]; the weight as it is, transposed, cut out of a larger one, or one used before."""
     num_in = int(spec_of(x).shape[-1])  # type: ignore[arg-type]
-    form = b.choose(("plain", "plain", "plain", "matmul", "transposed", "cut", "shared"))
+    form = b.choose(("plain", "plain", "plain", "plain", "matmul", "transposed", "cut", "shared"))
     bias = b.weight(size) if form != "matmul" and b.chance() else None
     if form == "matmul":
         return b(aten.matmul.default, x, b.weight(num_in, size))
@@ -191,7 +191,7 @@ def _activation(b: Builder, x: fx.Node) -> fx.Node:
 
 
 def _mlp(b: Builder, x: fx.Node) -> fx.Node:
-    kind = b.choose(("gated", "plain", "one linear", "moe"))
+    kind = b.choose(("plain", "gated", "gated", "one linear", "moe"))
     if kind == "moe":
         experts = (b.weight(3, 2 * MLP_WIDTH, WIDTH), b.weight(3, WIDTH, MLP_WIDTH))
         router = b(aten.linear.default, x, b.weight(3, WIDTH))
@@ -210,13 +210,13 @@ def _mlp(b: Builder, x: fx.Node) -> fx.Node:
 
 def _kv_heads(b: Builder) -> tuple[int, bool]:
     """How many all layers have, and whether they are repeated for their query heads."""
-    return b.choose((NUM_HEADS, 2, 1)), not b.chance(4)
+    return b.choose((2, NUM_HEADS, 1)), not b.chance(4)
 
 
 def _attention(b: Builder, x: fx.Node) -> fx.Node:
     """q, k and v by one linear or several, normed and rotated or not, in the layouts that models use."""
     num_kv, is_repeated = b.once(_kv_heads)
-    form = b.choose(("sdpa", "ours", "sdpa", "written out", "alibi")) if is_repeated else "ours"
+    form = b.choose(("sdpa", "written out", "ours", "written out", "alibi")) if is_repeated else "ours"
     heads = (NUM_HEADS, num_kv, num_kv)
     if b.chance(4):
         ends = [HEAD_SIZE * sum(heads[:i]) for i in range(4)]
