@@ -245,5 +245,6 @@ def test_random_programs_keep_their_results_in_a_normal_form_that_stays(steps):
     graph = graph_of(lambda a, b: run_program(steps, a, b), example)
     expected = run_program(steps, *example)
     (result,) = evaluate(graph, dict(zip("ab", example, strict=True)))
-    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+    exact = not any(name == "mean" for name, _ in steps)  # torch's sums have an order that depends on the strides
+    torch.testing.assert_close(result, expected, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6, equal_nan=True)
     assert canonicalise(graph).num_matches == 0
