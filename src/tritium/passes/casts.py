@@ -38,18 +38,21 @@ def sink_casts(graph: fx.Graph) -> PassResult:
 def _sunk(node: fx.Node) -> fx.Node | None:
     """The cast of the same call without casts, if it has any."""
     args = args_of(node)
-    if node.target is aten.cat.default and all(t.target is CAST for t in args[0]):
-        inputs = [args_of(t)[0] for t in args[0]]
-        return _cast(node, (inputs, *args[1:])) if len({spec_of(x).dtype for x in inputs}) == 1 else None
-    is_of_cast = len(node.all_input_nodes) == 1 and args[0].target is CAST  # one input: sizes are numbers
-    if is_of_cast and node.target is aten.slice.Tensor:
-        return _cast(node, (args_of(args[0])[0], *args[1:]))
-    if is_of_cast and node.target is aten.view.default:
-        ones = num_leading_ones(spec_of(node).shape)
-        before = spec_of(args[0]).shape
-        if spec_of(node).shape[ones:] != before[num_leading_ones(before) :]:
-            new = _cast(node, (args_of(args[0])[0], args[1][ones:]))
-            return insert_inferred(node.graph, aten.view.default, (new, args[1]), like=node) if ones else new
+    if node.target is aten.cat.default:
+        inputs = [args_of(t)[0] for t in args[0] if t.target is CAST]
+        is_of_casts = len(inputs) == len(args[0]) and len({spec_of(x).dtype for x in inputs}) == 1
+        return _cast(node, (inputs, *args[1:])) if is_of_casts else None
+    if node.target not in (aten.view.default, aten.slice.Tensor) or args[0].target is not CAST:
+        return None
+    if len(node.all_input_nodes) > 1:
+        return None  # a size that is no number
+    x, shape, ones = args_of(args[0])[0], spec_of(node).shape, num_leading_ones(spec_of(node).shape)
+    if node.target is aten.slice.Tensor:
+        return _cast(node, (x, *args[1:]))
+    before = spec_of(x).shape
+    if shape[ones:] != before[num_leading_ones(before) :]:
+        new = _cast(node, (x, args[1][ones:]))
+        return insert_inferred(node.graph, aten.view.default, (new, args[1]), like=node) if ones else new
     return None
 
 
