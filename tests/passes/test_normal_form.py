@@ -53,8 +53,15 @@ def over_outputs(graph: fx.Graph, worth) -> int:
         if node.op == "placeholder":
             values[node] = 1
         elif node.op == "call_function":
-            values[node] = worth(node, sum(values[n] for n in node.all_input_nodes))
-    return sum(values[n] for n in output_node(graph).all_input_nodes)
+            values[node] = worth(node, sum(values[n] for n in read_by(node)))
+    return sum(values[n] for n in read_by(output_node(graph)))
+
+
+def read_by(node: fx.Node) -> list[fx.Node]:
+    """The inputs, one that is read twice twice."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), found.append)
+    return found
 
 
 def widths_of_broadcast_views(graph: fx.Graph) -> int:
