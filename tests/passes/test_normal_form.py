@@ -165,5 +165,6 @@ def test_random_programs_come_to_rest_with_their_results_in_a_normal_form_that_s
     assert_every_rule_lowers_the_measure(graph)
     expected = run_program(steps, *example)
     (result,) = evaluate(graph, dict(zip("ab", example, strict=True)))
-    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+    exact = not any(name == "mean" for name, _ in steps)  # torch's sums have an order that depends on the strides
+    torch.testing.assert_close(result, expected, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6, equal_nan=True)
     assert canonicalise(graph).num_matches == 0
