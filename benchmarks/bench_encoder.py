@@ -5,9 +5,14 @@ python benchmarks/bench_encoder.py [--rounds 5] [--json FILE] [--folder DIR] [--
 32 texts of 8 to 256 random tokens, mean-pooled embeddings, which must agree. Each side runs in a process of its own,
 with the same number of threads, one after the other, `--rounds` times in turn. A peer takes the texts as one padded
 batch, and again sorted by length, as padded batches of 8: both are reported. ONNX Runtime is installed into a virtual
+<<<<<<< HEAD
 environment in a temporary directory, or in DIR, which then keeps it and the model; its graph goes through its own BERT
 optimizer; it has no bfloat16 on CPUs. Where FILE has rounds already, those of this run are added: a measurement may be
 made in pieces.
+=======
+environment in a temporary directory; its graph goes through its own BERT optimizer; it has no bfloat16 on CPUs. In w8a8
+ours is scheme w8a8 in bfloat16, ONNX Runtime's its dynamic quantisation of that graph, per channel.
+>>>>>>> 1298c55 (A KV cache in int8, activations within quantised linears, schemes for encoders)
 """
 
 import argparse
@@ -27,8 +32,11 @@ import numpy as np
 import torch
 
 BATCH, SHORTEST, LONGEST, VOCAB_SIZE = 32, 8, 256, 30522
-SIDES = ("ours-float32", "transformers-float32", "onnx-float32", "ours-bfloat16", "transformers-bfloat16")
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of the largest number of an embedding
+SIDES = (
+    *("ours-float32", "transformers-float32", "onnx-float32", "ours-bfloat16", "transformers-bfloat16"),
+    *("ours-w8a8", "onnx-w8a8"),
+)
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "w8a8": 0.1}  # of the largest number of an embedding
 Encode = Callable[[list[list[int]]], list[Any]]
 
 
@@ -80,7 +88,8 @@ def in_batches(run: Encode, size: int) -> Encode:
 def ours(model: Path, dtype: str) -> dict[str, Encode]:
     from tritium import LLM, build  # noqa: PLC0415
 
-    engine = build(model, dtype=dtype, output_dir=model.parent / f"engine-{dtype}")
+    how = {"dtype": "bfloat16", "scheme": "w8a8"} if dtype == "w8a8" else {"dtype": dtype}
+    engine = build(model, **how, output_dir=model.parent / f"engine-{dtype}")
     llm = LLM(engine.path, num_threads=torch.get_num_threads())
 
     def encode(prompts: list[list[int]]) -> list[Any]:
@@ -124,6 +133,11 @@ def onnx(model: Path, dtype: str) -> dict[str, Encode]:
     example = padded([[5] * 9, [6] * 4])
     torch.onnx.export(Hidden(), example, str(plain), dynamic_axes=axes, dynamo=False, opset_version=17, **names)
     optimize_model(str(plain), model_type="bert", num_heads=12, hidden_size=768).save_model_to_file(str(optimized))
+    if dtype == "w8a8":
+        from onnxruntime.quantization import quantize_dynamic  # noqa: PLC0415
+
+        source, optimized = optimized, model.parent / "int8.onnx"
+        quantize_dynamic(source, optimized, per_channel=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(optimized), options, providers=["CPUExecutionProvider"])

@@ -116,8 +116,8 @@ def build(
             raise ConfigError(f"profile={profile!r} is for stateless modules: give example_inputs with it")
         with clock.stage("resolve"):
             resolved = resolve_model(model, config, weights)
-        if resolved.encoder is not None and config.scheme is not None:
-            raise ConfigError(f"scheme={config.scheme!r}: encoders keep their weights in dtype; leave scheme out")
+        if resolved.encoder is not None and config.kv_dtype != "auto":
+            raise ConfigError(f"kv_dtype={config.kv_dtype!r}: an encoder has no KV cache; leave it out")
         if resolved.encoder is not None:
             compiled = compile_encoder(resolved.module, config, clock=clock)
         else:
@@ -201,6 +201,7 @@ def _compile(
             disabled=pipeline.left_out(config.disabled_passes, config.device),
             foreign=foreign,
             scheme=config.scheme,
+            kv_dtype=config.kv_dtype,
             unquantized=config.unquantized,
             stored=stored if config.device == "cpu" else {},
         )
@@ -239,7 +240,12 @@ def compile_encoder(module: nn.Module, config: BuildConfig, *, clock: "_Clock | 
         captured = capture(module, inputs=ENCODER_INPUTS, blocks=_blocks(module))
     with clock.stage("optimise"):
         optimised = optimise_encoder(
-            captured.graph, captured.outputs, module.row_outputs, disabled=config.disabled_passes
+            captured.graph,
+            captured.outputs,
+            module.row_outputs,
+            disabled=config.disabled_passes,
+            scheme=config.scheme,
+            unquantized=config.unquantized,
         )
     with clock.stage("lower"):
         plan = lower_encoder(optimised.graph, captured.outputs, module.config.vocab_size)
@@ -298,7 +304,7 @@ def _write(
 
         start = time.perf_counter()
         source = resolved.source or DummySource.for_recipes(
-            [trees[name] for name in specs], _compute_dtype(compiled.plan), DUMMY_SEED
+            [trees[name] for name in specs], compute_dtype(compiled.plan), DUMMY_SEED
         )
         bind.bind(trees, specs, source, path, constants=compiled.constants, progress=report)
         clock.record("write", start)
@@ -306,7 +312,7 @@ def _write(
     manifest = Manifest(
         backend=config.device,
         model={"name": resolved.name, "architecture": resolved.architecture, "source": resolved.origin},
-        dtype=_compute_dtype(compiled.plan),
+        dtype=compute_dtype(compiled.plan),
         scheme=config.scheme,
         invariance=config.resolved_invariance,
         kind=compiled.plan.kind,
@@ -344,10 +350,10 @@ def _used(plugins: Sequence[Plugin], plan: Plan) -> dict[str, str]:
     return {plugin.name: plugin.version for plugin in plugins if plugin.name in named}
 
 
-def _compute_dtype(plan: Plan) -> str:
-    """The dtype of what the KV cache holds, the model's activations, unless that is fp8; else of the first output."""
-    dtype = plan.kv_groups[0].dtype if plan.kv_groups else "float8_e4m3fn"
-    return plan.value(plan.results[0]).dtype if dtype == "float8_e4m3fn" else dtype
+def compute_dtype(plan: Plan) -> str:
+    """What a plan computes in: what its KV cache holds, unless that has 8 bits; then the dtype of its first output."""
+    dtype = plan.kv_groups[0].dtype if plan.kv_groups else "int8"
+    return plan.value(plan.results[0]).dtype if dtype in ("int8", "float8_e4m3fn") else dtype
 
 
 def _config(config: BuildConfig | None, overrides: Mapping[str, Any]) -> BuildConfig:

@@ -19,6 +19,8 @@ Effort = Literal["none", "quick", "full"]
 EFFORTS = ("none", "quick", "full")
 Scheme = Literal["w8a8", "w8a16", "w4a16_g128", "w4a8_g32", "w4a8_g128", "fp8"]
 SCHEMES = ("w8a8", "w8a16", "w4a16_g128", "w4a8_g32", "w4a8_g128", "fp8")
+KVDtype = Literal["auto", "int8"]
+KV_DTYPES = ("auto", "int8")
 Invariance = Literal["bitwise", "fast"]
 Device = Literal["cpu", "cuda"]
 DEVICES = ("cpu", "cuda")
@@ -45,6 +47,8 @@ class BuildConfig:
     dtype: what weights and activations are computed in; "auto" takes the checkpoint's own.
     scheme: how the weights of linears are kept, one of `SCHEMES`; None keeps them in `dtype`. "fp8", for a GPU with fp8
         units, and only there: e4m3 linears and KV cache.
+    kv_dtype: what the KV cache holds. "auto": what keys and values are computed in, or e4m3 with scheme "fp8". "int8",
+        on a CPU: integers with a scale a token and head.
     unquantized: tensors that a scheme leaves in `dtype`, by their names; `*` and `?` as in file names.
     max_model_len: longest prompt plus output, in tokens; None takes the model's own limit.
     device: the backend that the kernels are chosen for: "cpu", or "cuda" for an NVIDIA GPU. Building needs none.
@@ -58,6 +62,7 @@ class BuildConfig:
 
     dtype: DType = "auto"
     scheme: Scheme | None = None
+    kv_dtype: KVDtype = "auto"
     unquantized: tuple[str, ...] = ()
     max_model_len: int | None = None
     device: Device = "cpu"
@@ -70,6 +75,9 @@ class BuildConfig:
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("device", self.device, DEVICES)
+        check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
+        if self.kv_dtype == "int8" and self.device != "cpu":
+            raise ConfigError(f"kv_dtype='int8' is not for device={self.device!r}: leave it out, or say 'auto'")
         check_choice("tune", self.tune, EFFORTS)
         check_choice("certificate", self.certificate, EFFORTS)
         if self.max_mean_kl is not None and not (

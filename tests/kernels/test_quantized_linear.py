@@ -11,7 +11,7 @@ import torch
 from tritium import ops
 from tritium.errors import KernelError
 from tritium.kernels import select
-from tritium.kernels.cpu import build, library, openmp, quantized
+from tritium.kernels.cpu import activations, build, library, openmp, quantized
 from tritium.kernels.kernel import TensorSpec
 from tritium.kernels.table import KERNELS
 from tritium.ops.quantized import dequantize_weight
@@ -44,7 +44,10 @@ def level(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield request.param
         return
     sources = tmp_path_factory.mktemp("csrc")
-    for path in (*build.SOURCE_DIR.glob("*.h"), *build.SOURCE_DIR.glob("linear_quantized.cpp")):
+    for path in (
+        *build.SOURCE_DIR.glob("*.h"),
+        *(build.SOURCE_DIR / f"{n}.cpp" for n in ("linear_quantized", "activations")),
+    ):
         shutil.copy(path, sources)
     runtime = openmp.torch_runtime(openmp.loaded_runtimes())
     with pytest.MonkeyPatch.context() as patch:
@@ -127,6 +130,29 @@ def test_sums_that_wait_in_memory_for_the_rest_of_k_go_on_where_they_stopped(
     for num_rows in (1, 40):
         part = run(KERNEL, {**args, "x": args["x"][:num_rows]}, (num_rows, 34), torch.bfloat16)
         assert torch.equal(part, whole[:num_rows])
+
+
+@pytest.mark.parametrize("is_int8", [True, False])
+@EACH_FORMAT
+def test_an_activation_in_it_gives_the_bits_of_one_after_it(
+    level: str, weight_format: WeightFormat, is_int8: bool
+) -> None:
+    for num_out, dtype in ((33, torch.bfloat16), (70, torch.float32), (32, torch.float16)):
+        args = arguments(40, 2 * num_out, 256, weight_format, dtype) | {"int8_activations": is_int8}
+        args["bias"] = torch.randn(2 * num_out).to(dtype)
+        linear = run(KERNEL, args, (40, 2 * num_out), dtype)
+        gate, up = linear.chunk(2, -1)
+        expected = {"activation": torch.empty_like(linear), "gated": torch.empty(40, num_out, dtype=dtype)}
+        activations.bind_activation({"x": linear, "kind": "gelu"}, [expected["activation"]])()
+        gated = {"gate": gate, "up": up, "kind": "silu"}
+        activations.bind_gated_activation(gated, [expected["gated"]])()
+        for name, kind in (("activation", "gelu"), ("gated", "silu")):
+            kernel = next(k for k in KERNELS if k.name == f"cpu.quantized_linear_{name}")
+            for num_rows in (1, 5, 40):
+                part = run(
+                    kernel, {**args, "kind": kind, "x": args["x"][:num_rows]}, expected[name][:num_rows].shape, dtype
+                )
+                assert torch.equal(part, expected[name][:num_rows]), f"{name} of {num_out}, {num_rows} rows"
 
 
 @pytest.mark.parametrize("is_int8", [True, False])

@@ -19,16 +19,20 @@ BASE = RuntimeConfig(
 
 
 def _formats():
-    """(dtype, scheme): plain ones, and one scheme; the others are slow to repeat."""
-    yield from [("float32", None), ("bfloat16", None), ("bfloat16", "w8a8")]
-    for scheme in SCHEMES[1:]:
-        yield pytest.param(("bfloat16", scheme), marks=pytest.mark.full)
+    """(dtype, scheme, kv_dtype): plain ones, and a scheme with a cache in int8; the others are slow to repeat."""
+    yield from [("float32", None, "auto"), ("bfloat16", None, "auto"), ("bfloat16", "w8a8", "int8")]
+    for scheme in SCHEMES:
+        if scheme != "fp8":
+            yield pytest.param(("bfloat16", scheme, "auto"), marks=pytest.mark.full)
+    yield pytest.param(("float32", None, "int8"), marks=pytest.mark.full)
 
 
-@pytest.fixture(scope="module", params=_formats(), ids=lambda pair: "-".join(filter(None, pair)))
+@pytest.fixture(scope="module", params=_formats(), ids=lambda names: "-".join(filter(None, names)))
 def engine(request, tmp_path_factory):
-    dtype, scheme = request.param
-    return build(DEMO, dtype=dtype, scheme=scheme, output_dir=tmp_path_factory.mktemp("engine") / f"{dtype}-{scheme}")
+    dtype, scheme, kv_dtype = request.param
+    return build(
+        DEMO, dtype=dtype, scheme=scheme, kv_dtype=kv_dtype, output_dir=tmp_path_factory.mktemp("engines") / "e"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tritium import build, models
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
+from tritium.errors import ConfigError
 from tritium.runtime.encoder_request import EncoderRequest
 from tritium.runtime.encoder_runner import EncoderRunner
 from tritium.testing.tiny_encoders import ENCODERS, VOCAB_SIZE, make_encoder, reference
@@ -58,6 +59,25 @@ def test_a_packed_batch_equals_transformers_sequence_by_sequence(tmp_path: Path,
     for request, found in zip(requests, runner.compute(requests), strict=True):
         expected, _ = reference(model, request.token_ids, request.token_types)
         assert relative_error(found, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", pytest.param("w4a8_g32", marks=FULL)])
+def test_quantised_linears_stay_near_transformers_and_a_text_is_its_own(tmp_path: Path, scheme: str) -> None:
+    path, model = make_encoder(tmp_path / "model", "BertModel")
+    engine, runner = open_runner(path, scheme=scheme)
+    ops = {step.op for step in engine.plan.steps}
+    assert "quantized_linear_activation" in ops and not ops & {"linear", "linear_activation"}
+    requests = requests_for("BertModel", runner.info.num_token_types)
+    for request, found in zip(requests, runner.compute(requests), strict=True):
+        expected, _ = reference(model, request.token_ids, request.token_types)
+        assert 1e-4 < relative_error(found, expected) <= 0.2
+        assert torch.equal(runner.compute([request])[0], found)
+
+
+def test_an_encoder_has_no_cache_to_keep_in_int8(tmp_path: Path) -> None:
+    path, _ = make_encoder(tmp_path / "model", "BertModel")
+    with pytest.raises(ConfigError, match="kv_dtype='int8': an encoder has no KV cache; leave it out"):
+        build(path, output_dir=tmp_path / "engine", kv_dtype="int8")
 
 
 @pytest.mark.parametrize("architecture", ["BertModel", "RobertaModel"])

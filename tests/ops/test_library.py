@@ -25,10 +25,13 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
     )
     starts, lens = torch.tensor([0, T], dtype=torch.int32), torch.tensor([T], dtype=torch.int32)
     tables = torch.tensor([[1, 2]], dtype=torch.int32), starts, lens, counts
+    kept = (torch.zeros(24, H, dtype=torch.int8), torch.ones(24, 1))
     return {
         "embedding": (positions, torch.randn(20, D, dtype=dtype)),
         "linear": (torch.randn(T, D, dtype=dtype), torch.randn(24, D, dtype=dtype), None),
-        "quantized_linear": (q, torch.zeros(24, H, dtype=torch.int8), torch.ones(24, 1), None, True),
+        "quantized_linear": (q, *kept, None, True),
+        "quantized_linear_activation": (q, *kept, None, True, "silu"),
+        "quantized_linear_gated": (q, *kept, None, False, "silu"),
         "rms_norm": (q, torch.randn(H, dtype=dtype), 1e-5),
         "layer_norm": (q, torch.randn(H, dtype=dtype), None, 1e-5),
         "rope_cos_sin": (positions, inv_freq),

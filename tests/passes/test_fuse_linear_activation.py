@@ -38,6 +38,33 @@ def test_two_in_a_chain_are_two_matches():
     assert calls(check(mlp, X, W, torch.randn(5, 10), matches=2)) == ["linear_gated", "linear_activation"]
 
 
+QWEIGHT, SCALES = torch.randint(-127, 128, (20, 12), dtype=torch.int8), torch.rand(20, 1) / 100
+
+
+def check_quantized(fn, *, matches):
+    example = (X, QWEIGHT, SCALES, B)
+    return check_pass(fuse_linear_activation, fn, example, matches=matches, tolerance=1e-6, weights=("w", "s", "b"))
+
+
+def test_an_activation_of_a_quantized_linear_is_one_call():
+    def mlp(x, w, s, b):
+        return ops.activation(ops.quantized_linear(x, w, s, b, True), "gelu")
+
+    assert calls(check_quantized(mlp, matches=1)) == ["quantized_linear_activation"]
+
+
+def test_the_halves_of_a_quantized_linear_are_one_call():
+    graph = check_quantized(lambda x, w, s, b: gated(ops.quantized_linear(x, w, s, b, True)), matches=1)
+    assert calls(graph) == ["quantized_linear_gated"]
+
+
+def test_a_quantized_linear_that_something_else_reads_stays():
+    def both(x, w, s, b):
+        return ops.activation(h := ops.quantized_linear(x, w, s, b, False), "silu") + h
+
+    check_quantized(both, matches=0)
+
+
 NEAR_MISSES = {
     "a linear that something else reads": lambda x, w, b: ops.activation(h := ops.linear(x, w, b), "silu") + h,
     "halves the wrong way round": lambda x, w, b: ops.gated_activation(*ops.linear(x, w, b).chunk(2, -1)[::-1], "silu"),

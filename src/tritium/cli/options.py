@@ -26,6 +26,7 @@ Scheme = Annotated[
         help="Keep weights in 8 or 4 bits: w8a8, w8a16, w4a16_g128, w4a8_g32 or w4a8_g128; with --device cuda: fp8."
     ),
 ]
+KVDtype = Annotated[str | None, typer.Option("--kv-dtype", help="What the KV cache holds: auto (as computed) or int8.")]
 Device = Annotated[str | None, typer.Option(help="cpu, or cuda for an NVIDIA GPU; default cpu.")]
 MaxModelLen = Annotated[int | None, typer.Option(help="Longest prompt plus output, in tokens.")]
 Arch = Annotated[str | None, typer.Option(help="A well-known shape instead of a model, e.g. llama-3.2-1b.")]
@@ -86,7 +87,13 @@ EngineOutput = Annotated[Path, typer.Option("--output", help="The engine directo
 
 Group = Mapping[str, Any]  # the names of flags, as keyword arguments, and their declarations
 
-COMPILED: Group = {"dtype": Dtype, "scheme": Scheme, "device": Device, "max_model_len": MaxModelLen}
+COMPILED: Group = {
+    "dtype": Dtype,
+    "scheme": Scheme,
+    "kv_dtype": KVDtype,
+    "device": Device,
+    "max_model_len": MaxModelLen,
+}
 BUILT: Group = {
     **COMPILED,
     "unquantized": Unquantized,

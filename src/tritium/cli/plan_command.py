@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tritium.cli.build_command import choose_model
 from tritium.cli.options import fields_of
 from tritium.cli.report import print_json, say, say_config
-from tritium.compiler import compile_module
+from tritium.compiler import compile_module, compute_dtype
 from tritium.config import BuildConfig, RuntimeConfig, available_memory
 from tritium.engine.engine import Engine
 from tritium.engine.manifest import is_engine
@@ -73,7 +73,7 @@ def plan_of(model: str | None, arch: str | None, build: BuildConfig) -> Planned:
     say("compiling the graph, without weights")
     resolved = resolve_model(choose_model(model, arch, build, is_dummy=True), build, "dummy" if arch else None)
     compiled = compile_module(resolved.module, build, dtype=resolved.dtype)
-    dtype = compiled.plan.kv_groups[0].dtype
+    dtype = compute_dtype(compiled.plan)
     return Planned(compiled.plan, resolved.max_model_len, build.invariance == "bitwise", dtype)
 
 

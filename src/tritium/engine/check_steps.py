@@ -11,6 +11,7 @@ from tritium import ops
 from tritium.engine.plan import Plan, Ref, Step, Value, damaged
 from tritium.errors import EngineError
 from tritium.kernels.eager.aten import ALLOWED
+from tritium.ops.attention import SCALE_BYTES
 from tritium.ops.torch_ops import is_torch_op, overload
 
 REDUCTIONS = ("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default")
@@ -19,7 +20,22 @@ TYPES: Mapping[str, tuple[type, ...]] = {  # of a schema's arguments, in a plan
     "bool": (bool,), "str": (str,),
 }  # fmt: skip
 Tensors = Mapping[str, torch.Tensor]
+
+
+def _row(a: Tensors, heads: str) -> int:
+    """Elements of a head's row in the cache."""
+    return a[heads].shape[2] + (SCALE_BYTES if a["cache_layer"].dtype == torch.int8 else 0)
+
+
 Sides = tuple[Sequence[int], Sequence[int | None]]  # what an argument's sizes are, and what they must be; None: any
+
+
+def _of_quantized(a: Tensors) -> list[Sides]:
+    num_in = a["x"].shape[-1]
+    packed = num_in if a["qweight"].dtype == torch.int8 else num_in // 2
+    bias = [(b.shape, a["qweight"].shape[:1]) for b in [a.get("bias")] if b is not None]
+    return [(a["qweight"].shape, (None, packed)), (a["scales_NG"].shape, (a["qweight"].shape[0], None)), *bias]
+
 
 # What names like `q_TNH` do not say of the arguments' sizes.
 RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
@@ -31,11 +47,12 @@ RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
     ],
     "linear_activation": lambda a: RELATIONS["linear"](a),
     "linear_gated": lambda a: RELATIONS["linear"](a),
+    **dict.fromkeys(("quantized_linear", "quantized_linear_activation", "quantized_linear_gated"), _of_quantized),
     "experts": lambda a: [(a["gate_up_EGD"].shape, (None, 2 * a["down_EDF"].shape[2], None))],
     "gated_activation": lambda a: [(a["up"].shape, a["gate"].shape)],
     "moe": lambda a: [(a["gate_up_EGD"].shape[1:2], (2 * a["down_EDF"].shape[2],))],
     "rope": lambda a: [(a["cos_sin"].shape, (a["x_TNH"].shape[0], None))],
-    "kv_store": lambda a: [(a["cache_layer"].shape, (None, 2, a["k_TKH"].shape[1], None, a["k_TKH"].shape[2]))],
+    "kv_store": lambda a: [(a["cache_layer"].shape, (None, 2, a["k_TKH"].shape[1], None, _row(a, "k_TKH")))],
     "varlen_attention": lambda a: [
         (a["k_TKH"].shape[2:], a["q_TNH"].shape[2:]),
         (a["batch_counts"].shape, (4,)),
@@ -47,11 +64,11 @@ RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
         (a["residual"].shape, a["x"].shape),
     ],
     "rope_kv_store": lambda a: [
-        (a["cache_layer"].shape, (None, 2, a["k_TKH"].shape[1], None, a["k_TKH"].shape[2])),
+        (a["cache_layer"].shape, (None, 2, a["k_TKH"].shape[1], None, _row(a, "k_TKH"))),
         (a["cos_sin"].shape, (a["q_TNH"].shape[0], None)),
     ],
     "paged_attention": lambda a: [
-        (a["cache_layer"].shape, (None, 2, None, None, a["q_TNH"].shape[2])),
+        (a["cache_layer"].shape, (None, 2, None, None, _row(a, "q_TNH"))),
         (a["cu_seqlens_q"].shape, (a["block_table_SB"].shape[0] + 1,)),
         (a["batch_counts"].shape, (4,)),
     ],

@@ -75,6 +75,9 @@ def _check_agrees(path: Path, config: BuildConfig) -> None:
         raise ConfigError(
             f"scheme={config.scheme!r}: the engine {path} was built with {manifest.scheme!r}; build another"
         )
+    kept = manifest.build.get("kv_dtype", "auto")
+    if config.kv_dtype not in ("auto", kept):
+        raise ConfigError(f"kv_dtype={config.kv_dtype!r}: the engine {path} was built with {kept!r}; build another")
     if config.unquantized and list(config.unquantized) != manifest.build.get("unquantized"):
         raise ConfigError(
             f"unquantized={config.unquantized!r}: the engine {path} was built with "

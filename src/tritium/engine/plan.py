@@ -114,7 +114,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 class KVGroup(msgspec.Struct, frozen=True, kw_only=True):
     """Layers that share block tables: equal window, kv heads, head size and kv type. Every group has as many layers.
 
-    layers: indices of attention layers, in order. window: keys a query sees at most; 0: all.
+    layers: indices of attention layers, in order. window: keys a query sees at most; 0: all. head_size: elements of a
+    head's row in the cache; with dtype "int8" the head's own and SCALE_BYTES of ops/attention.py.
     """
 
     layers: tuple[int, ...]

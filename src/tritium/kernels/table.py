@@ -128,22 +128,36 @@ KERNELS: tuple[Kernel, ...] = (
         numerics="fp32 chains over K; their order is the instruction set's",
     ),
     Kernel(name="eager.moe", op="moe", backend="eager", target=f"{_EAGER}.moe:bind", numerics="torch's, row by row"),
-    Kernel(
-        name="cpu.quantized_linear",
-        op="quantized_linear",
-        backend="cpu",
-        target=f"{_CPU}.quantized:bind",
-        supports=f"{_CPU}.quantized:supports",
-        pack={"qweight": f"{_CPU}.quantized:pack_weight", "scales_NG": f"{_CPU}.quantized:pack_scales"},
-        numerics="int8 activations: exact sums by group, fp32 over groups; else fp32 chains, by machine",
+    *(
+        Kernel(
+            name=f"cpu.{op}",
+            op=op,
+            backend="cpu",
+            target=f"{_CPU}.quantized:bind",
+            supports=f"{_CPU}.quantized:{supports}",
+            pack={"qweight": f"{_CPU}.quantized:{weight}", "scales_NG": f"{_CPU}.quantized:{scales}"},
+            numerics="int8 activations: exact sums by group, fp32 over groups; else fp32 chains, by machine",
+        )
+        for op, supports, weight, scales in (
+            ("quantized_linear", "supports", "pack_weight", "pack_scales"),
+            ("quantized_linear_activation", "supports_activation", "pack_weight", "pack_scales"),
+            ("quantized_linear_gated", "supports_activation", "pack_gated", "pack_gated_scales"),
+        )
     ),
-    Kernel(
-        name="eager.quantized_linear",
-        op="quantized_linear",
-        backend="eager",
-        target=f"{_EAGER}.quantized:bind",
-        row_multiple=TILE_ROWS,
-        numerics="int8 activations: as cpu.quantized_linear; else torch's order for TILE_ROWS rows",
+    *(
+        Kernel(
+            name=f"eager.{op}",
+            op=op,
+            backend="eager",
+            target=f"{_EAGER}.quantized:{bind}",
+            row_multiple=TILE_ROWS,
+            numerics="int8 activations: as on the CPU, compiled; else torch's order for TILE_ROWS rows",
+        )
+        for op, bind in (
+            ("quantized_linear", "bind"),
+            ("quantized_linear_activation", "bind_quantized_linear_activation"),
+            ("quantized_linear_gated", "bind_quantized_linear_gated"),
+        )
     ),
     Kernel(
         name="eager.experts",

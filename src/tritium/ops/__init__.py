@@ -6,6 +6,8 @@ from tritium.ops.op import Op, Spelling
 embedding = target("embedding")
 linear = target("linear")
 quantized_linear = target("quantized_linear")
+quantized_linear_activation = target("quantized_linear_activation")
+quantized_linear_gated = target("quantized_linear_gated")
 rms_norm = target("rms_norm")
 layer_norm = target("layer_norm")
 rope_cos_sin = target("rope_cos_sin")
@@ -47,6 +49,8 @@ __all__ = [
     "op_named",
     "paged_attention",
     "quantized_linear",
+    "quantized_linear_activation",
+    "quantized_linear_gated",
     "rms_norm",
     "rope",
     "rope_cos_sin",

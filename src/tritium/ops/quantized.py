@@ -1,4 +1,4 @@
-"""quantized_linear: a linear whose weight is kept in 8 or 4 bits. The reference, and what its tensors mean.
+"""quantized_linear, alone and with an activation: a linear whose weight is kept in 8 or 4 bits. References.
 
 Sizes: N outputs, K inputs, G groups of K / G inputs each. A weight is `q * scale`, q a signed integer:
 
@@ -9,6 +9,7 @@ Sizes: N outputs, K inputs, G groups of K / G inputs each. A weight is `q * scal
 import torch
 import torch.nn.functional as F
 
+from tritium.ops.activations import activation, gated_activation
 from tritium.ops.op import Op
 
 TINY = 1e-30  # a row whose largest element is smaller counts as zero: 127 / max would not be finite
@@ -66,16 +67,55 @@ def quantized_linear(
     return out.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
-def _shape(
-    x: torch.Tensor, qweight: torch.Tensor, scales_NG: torch.Tensor, bias: torch.Tensor | None, int8_activations: bool
+def quantized_linear_activation(
+    x: torch.Tensor,
+    qweight: torch.Tensor,
+    scales_NG: torch.Tensor,
+    bias: torch.Tensor | None,
+    int8_activations: bool,
+    kind: str,
 ) -> torch.Tensor:
+    """`activation(quantized_linear(...), kind)`: [..., K] -> [..., N]."""
+    return activation(quantized_linear(x, qweight, scales_NG, bias, int8_activations), kind)
+
+
+def quantized_linear_gated(
+    x: torch.Tensor,
+    qweight: torch.Tensor,
+    scales_NG: torch.Tensor,
+    bias: torch.Tensor | None,
+    int8_activations: bool,
+    kind: str,
+) -> torch.Tensor:
+    """`gated_activation(gate, up, kind)` of the two halves of `quantized_linear(...)`: [..., K] -> [..., N / 2]."""
+    gate, up = quantized_linear(x, qweight, scales_NG, bias, int8_activations).chunk(2, dim=-1)
+    return gated_activation(gate, up, kind)
+
+
+def _shape(x: torch.Tensor, qweight: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty((*x.shape[:-1], qweight.shape[0]), dtype=x.dtype, device=x.device)
 
 
+def _gated_shape(x: torch.Tensor, qweight: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty((*x.shape[:-1], qweight.shape[0] // 2), dtype=x.dtype, device=x.device)
+
+
+_ARGS = "Tensor x, Tensor qweight, Tensor scales_NG, Tensor? bias, bool int8_activations"
 QUANTIZED_LINEAR = Op(
     name="quantized_linear",
-    schema="quantized_linear(Tensor x, Tensor qweight, Tensor scales_NG, Tensor? bias, bool int8_activations)"
-    " -> Tensor",
+    schema=f"quantized_linear({_ARGS}) -> Tensor",
     reference=quantized_linear,
     fake=_shape,
+)
+QUANTIZED_LINEAR_ACTIVATION = Op(
+    name="quantized_linear_activation",
+    schema=f"quantized_linear_activation({_ARGS}, str kind) -> Tensor",
+    reference=quantized_linear_activation,
+    fake=_shape,
+)
+QUANTIZED_LINEAR_GATED = Op(
+    name="quantized_linear_gated",
+    schema=f"quantized_linear_gated({_ARGS}, str kind) -> Tensor",
+    reference=quantized_linear_gated,
+    fake=_gated_shape,
 )

@@ -1,6 +1,7 @@
 """The passes for an encoder: a decoder's, but attention sees whole sequences and nothing is kept between batches."""
 
 from collections.abc import Collection, Sequence
+from functools import partial
 
 from torch import fx
 
@@ -14,14 +15,23 @@ from tritium.passes.gather_rows import gather_sampled_rows
 from tritium.passes.insert_varlen import insert_varlen
 from tritium.passes.module_pipeline import OptimisedModule
 from tritium.passes.pipeline import FUSE, MERGE, NORMALISE, Pass, check_disabled
+from tritium.passes.quantize import quantize
+from tritium.quant.schemes import scheme_named
 
 
 def optimise_encoder(
-    graph: fx.Graph, outputs: Sequence[str], row_outputs: Collection[str], *, disabled: Sequence[str] = ()
+    graph: fx.Graph,
+    outputs: Sequence[str],
+    row_outputs: Collection[str],
+    *,
+    disabled: Sequence[str] = (),
+    scheme: str | None = None,
+    unquantized: Sequence[str] = (),
 ) -> OptimisedModule:
     """Run the passes on a captured graph, in place.
 
     outputs: what the graph returns, in order. row_outputs: those that are computed for sampled rows only.
+    scheme: how linears are quantised; unquantized: names of weights that are not.
     Raises `CaptureError` when the graph is outside the vocabulary or not token-local, `ConfigError` for a name in
     `disabled` that is no optional pass.
     """
@@ -40,6 +50,8 @@ def optimise_encoder(
     whole = [node for name, node in results if name not in row_outputs]
     matches["gather_sampled_rows"] = gather_sampled_rows(graph, whole).num_matches
     run(MERGE)
+    if scheme is not None:
+        run([Pass(name="quantize", run=partial(quantize, scheme=scheme_named(scheme), left_out=unquantized))])
     matches["insert_varlen"] = insert_varlen(graph).num_matches
     run(FUSE)
     verify_form(graph)

@@ -1,8 +1,10 @@
 """Apply an activation to a linear's sums before they reach memory.
 
 Matches: `tritium.activation(linear(x, w, b), kind)`, and `tritium.gated_activation(gate, up, kind)` of the first and
-    the second half of one linear's result (merge_gate_up makes it), where nothing else reads the linear.
-Replaces with: `tritium.linear_activation(x, w, b, kind)`; `tritium.linear_gated(x, w, b, kind)`. Bits do not change.
+    the second half of one linear's result (merge_gate_up makes it), where nothing else reads the linear; the same of a
+    `tritium.quantized_linear`.
+Replaces with: `tritium.linear_activation(x, w, b, kind)`; `tritium.linear_gated(x, w, b, kind)`; of a quantized_linear,
+    `tritium.quantized_linear_activation` or `..._gated` with its arguments and the kind. Bits do not change.
 """
 
 import torch
@@ -14,7 +16,15 @@ from tritium.passes.dead_code import remove_dead_code
 from tritium.passes.result import PassResult
 
 _OURS = torch.ops.tritium
-LINEAR, SLICE = _OURS.linear.default, torch.ops.aten.slice.Tensor
+SLICE = torch.ops.aten.slice.Tensor
+ACTIVATED = {
+    _OURS.linear.default: _OURS.linear_activation.default,
+    _OURS.quantized_linear.default: _OURS.quantized_linear_activation.default,
+}
+GATED = {
+    _OURS.linear.default: _OURS.linear_gated.default,
+    _OURS.quantized_linear.default: _OURS.quantized_linear_gated.default,
+}
 
 
 def fuse_linear_activation(graph: fx.Graph) -> PassResult:
@@ -22,18 +32,18 @@ def fuse_linear_activation(graph: fx.Graph) -> PassResult:
     count = 0
     for node in list(graph.nodes):
         if node.target is _OURS.activation.default:
-            linear, target = args_of(node)[0], _OURS.linear_activation.default
-            is_match = linear.target is LINEAR and len(linear.users) == 1
+            linear, targets = args_of(node)[0], ACTIVATED
+            is_match = linear.target in ACTIVATED and len(linear.users) == 1
         elif node.target is _OURS.gated_activation.default:
-            linear, target = _halved(*args_of(node)[:2]), _OURS.linear_gated.default
+            linear, targets = _halved(*args_of(node)[:2]), GATED
             is_match = linear is not None
         else:
             continue
         if is_match:
             covers = [*node.all_input_nodes, linear, node]
             with graph.inserting_before(node):
-                args = (*args_of(linear)[:3], arguments(node)["kind"])
-                new = insert(graph, target, args, spec_of(node), like=node, covers=_calls(covers))
+                args = (*arguments(linear).values(), arguments(node)["kind"])
+                new = insert(graph, targets[linear.target], args, spec_of(node), like=node, covers=_calls(covers))
             replace(node, new)
             count += 1
     remove_dead_code(graph)  # the linears without their activations
@@ -45,7 +55,7 @@ def _halved(gate: fx.Node, up: fx.Node) -> fx.Node | None:
     if not all(n.target is SLICE and len(n.users) == 1 for n in (gate, up)):
         return None
     linear, size = args_of(gate)[0], spec_of(gate).shape[-1]
-    if linear.target is not LINEAR or args_of(up)[0] is not linear or len(linear.users) != 2:
+    if linear.target not in GATED or args_of(up)[0] is not linear or len(linear.users) != 2:
         return None
     last, total = spec_of(linear).rank - 1, spec_of(linear).shape[-1]
     halves = [(last, 0, size, 1), (last, size, total, 1)]

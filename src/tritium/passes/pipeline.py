@@ -31,6 +31,7 @@ from tritium.passes.merge_parallel import merge_parallel
 from tritium.passes.merge_qkv import merge_qkv
 from tritium.passes.quantize import keep_stored, quantize
 from tritium.passes.quantize_fp8 import quantize_linears_fp8, store_fp8
+from tritium.passes.quantize_kv import quantize_kv
 from tritium.passes.recognise import recognise
 from tritium.passes.recognise_attention import read_shared_heads, recognise_attention
 from tritium.passes.recognise_plugins import recognise_plugins
@@ -115,11 +116,25 @@ def optimise(
     scheme: str | None = None,
     unquantized: Sequence[str] = (),
     stored: Mapping[str, WeightFormat] | None = None,
+    kv_dtype: str = "auto",
 ) -> Optimised:
     """Run the pipeline on a captured graph, in place. `after` is called with it after each pass (tests, dumps).
 
     foreign: the ops of plugins. scheme: how linears are quantised; unquantized: names of weights that are not.
-    stored: weights that the checkpoint keeps quantised; without a scheme they stay so.
+    stored: weights that the checkpoint keeps quantised; without a scheme they stay so. kv_dtype: "int8" keeps keys and
+    values in it.
+) -> Optimised:
+    """Run the pipeline on a captured graph, in place. `after` is called with it after each pass (tests, dumps).
+
+    foreign: the ops of plugins. scheme: how linears are quantised; unquantized: names of weights that are not.
+    stored: Mapping[str, WeightFormat] | None = None,
+    kv_dtype: str = "auto",
+) -> Optimised:
+    """Run the pipeline on a captured graph, in place. `after` is called with it after each pass (tests, dumps).
+
+    foreign: the ops of plugins. scheme: how linears are quantised; unquantized: names of weights that are not.
+    stored: weights that the checkpoint keeps quantised; without a scheme they stay so. kv_dtype: "int8" keeps keys and
+    values in it.
 
     Raises `CaptureError` when the graph is outside the vocabulary or not token-local, `ConfigError` for a name in
     `disabled` that is no optional pass.
@@ -153,6 +168,9 @@ def optimise(
     if chosen is not None and chosen.weight == FP8:  # last: it takes the norms before a linear as FUSE has made them
         run([Pass(name="quantize_fp8", run=quantize_linears_fp8)])
         kv_groups = store_fp8(graph, kv_groups)
+    if kv_dtype == "int8":
+        kept, kv_groups = quantize_kv(graph, kv_groups)
+        matches["quantize_kv"] = kept.num_matches
     verify(graph, foreign=[target for _, target in (foreign or {}).values()])
     return Optimised(graph, kv_groups, matches, derived_weights(graph), constants_of(graph))
 

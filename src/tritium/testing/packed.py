@@ -21,7 +21,7 @@ class Chunk(NamedTuple):
 
 
 class PackedRunner:
-    """Keeps the cache between steps. Blocks are dealt out interleaved, and slots never written hold NaN."""
+    """Keeps the cache between steps. Blocks are dealt out interleaved; slots never written are NaN."""
 
     def __init__(self, graph: fx.Graph, kv_groups: Sequence[KVGroup], weights: Mapping[str, torch.Tensor]) -> None:
         self.graph, self.weights, self.num_groups = graph, bound(graph, weights), len(kv_groups)
@@ -29,7 +29,9 @@ class PackedRunner:
         for group in kv_groups:
             shape = (4 * BLOCKS_PER_SEQUENCE + 1, 2, group.num_kv_heads, BLOCK_SIZE, group.head_size)
             for layer in group.layers:
-                self.caches[f"kv.{layer}"] = torch.full(shape, torch.nan, dtype=getattr(torch, group.dtype))
+                self.caches[f"kv.{layer}"] = torch.full(
+                    shape, _unwritten(group.dtype), dtype=getattr(torch, group.dtype)
+                )
 
     def step(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """[sequences, V]: logits of the last token of every chunk. Sequence s is the s-th chunk of every step."""
@@ -55,6 +57,10 @@ class PackedRunner:
         sizes = Sizes(tokens=len(ids), sequences=len(chunks), rows=len(chunks))
         (logits,) = evaluate(self.graph, {**self.weights, **self.caches, **values}, sizes)
         return logits
+
+
+def _unwritten(dtype: str) -> float:
+    return -1 if dtype == "int8" else torch.nan  # four bytes of -1 are a NaN
 
 
 def reference_logits(module: torch.nn.Module, token_ids: Sequence[int]) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from tritium.errors import KernelError
 from tritium.kernels.cpu import library
 from tritium.kernels.kernel import Thunk
+from tritium.ops.attention import SCALE_BYTES
 
 _POINTERS = ("q", "cache", "out", "block_table", "cu_seqlens_q", "context_lens", "batch_counts", "alibi_slopes")
 _STRIDES = ("q_stride_token", "q_stride_head", "out_stride_token", "out_stride_head", "stride_block", "table_stride")
@@ -21,17 +22,19 @@ class PagedAttentionArgs(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int64) for name in (*_STRIDES, *_SIZES)),
-        ("window", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("window", "is_int8")),
         *((name, ctypes.c_float) for name in ("scale", "softcap")),
     ]
 
 
 def supports_paged_attention(args: Mapping[str, Any]) -> str | None:
-    """q and cache of one dtype, query heads a multiple of kv heads, equal head sizes."""
+    """q and cache of one dtype or the cache in int8, query heads a multiple of kv heads, equal head sizes."""
     q, cache = args["q_TNH"], args["cache_layer"]
-    if reason := library.refuse({"q_TNH": q, "cache_layer": cache}):
+    is_int8 = cache.dtype == torch.int8
+    if reason := library.refuse({"q_TNH": q, "cache_layer": None if is_int8 else cache}):
         return reason
-    (num_heads, head_size), (num_kv_heads, cache_head_size) = q.shape[1:], cache.shape[2::2]
+    (num_heads, head_size), (num_kv_heads, row_size) = q.shape[1:], cache.shape[2::2]
+    cache_head_size = row_size - SCALE_BYTES if is_int8 else row_size
     if head_size != cache_head_size:
         return f"q has heads of {head_size}, the cache of {cache_head_size}"
     if num_heads % num_kv_heads:
@@ -87,6 +90,7 @@ def bind_paged_attention(args: Mapping[str, Any], outputs: Sequence[torch.Tensor
         block_size=cache.shape[3],
         item_rows=item_rows,
         window=args["window"],
+        is_int8=cache.dtype == torch.int8,
         scale=args["scale"],
         softcap=args["softcap"],
     )

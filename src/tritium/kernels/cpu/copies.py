@@ -10,6 +10,7 @@ from tritium.errors import KernelError
 from tritium.kernels.cpu import library
 from tritium.kernels.cpu.layout import Reads, dense_output
 from tritium.kernels.kernel import Thunk
+from tritium.ops.attention import SCALE_BYTES
 
 
 class GatherRowsArgs(ctypes.Structure):
@@ -53,10 +54,13 @@ def bind_gather_rows(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -
 
 
 def supports_kv_store(args: Mapping[str, Any]) -> str | None:
-    """Keys, values and cache of one dtype, slots in int64."""
+    """Keys, values and cache of one dtype, or the cache in int8 with room for scales; slots in int64."""
     k_TKH, v_TKH, cache, slots = (args[name] for name in ("k_TKH", "v_TKH", "cache_layer", "slot_mapping_T"))
-    if not k_TKH.dtype == v_TKH.dtype == cache.dtype:
+    is_int8 = cache.dtype == torch.int8 and k_TKH.dtype in library.SUFFIXES
+    if not (k_TKH.dtype == v_TKH.dtype and (is_int8 or k_TKH.dtype == cache.dtype)):
         return f"the dtypes differ: k {k_TKH.dtype}, v {v_TKH.dtype}, cache {cache.dtype}"
+    if cache.shape[4] != k_TKH.shape[2] + (SCALE_BYTES if is_int8 else 0):
+        return f"k has heads of {k_TKH.shape[2]}, the cache rows of {cache.shape[4]} in {cache.dtype}"
     return library.why_not() or _refuse_rows("slot_mapping_T", slots)
 
 
@@ -67,15 +71,17 @@ def bind_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> T
     slots = reads.dense(args["slot_mapping_T"])
     if not cache[0].is_contiguous():
         raise KernelError(f"a block of the cache is not dense: sizes {tuple(cache.shape)}, strides {cache.stride()}")
-    size = cache.element_size()
+    size = k_TKH.element_size()
     num_tokens, num_heads, head_size = k_TKH.shape
-    strides = (*k_TKH.stride()[:2], *v_TKH.stride()[:2], cache.stride(0))
+    strides = (*k_TKH.stride()[:2], *v_TKH.stride()[:2])
     struct = KVStoreArgs(
         *(t.data_ptr() for t in (k_TKH, v_TKH, cache, slots)),
         *(num_tokens, num_heads, cache.shape[3], head_size * size),
         *(stride * size for stride in strides),
+        cache.stride(0) * cache.element_size(),
     )
-    return reads.before(library.thunk("kv_store", None, struct, k_TKH, v_TKH, cache, slots))
+    name, dtype = ("kv_store_int8", k_TKH.dtype) if cache.dtype == torch.int8 else ("kv_store", None)
+    return reads.before(library.thunk(name, dtype, struct, k_TKH, v_TKH, cache, slots))
 
 
 def _bind_gather(x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> Thunk:

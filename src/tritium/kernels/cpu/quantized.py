@@ -1,4 +1,4 @@
-"""quantized_linear, compiled (csrc/linear_quantized.cpp): weights of 8 and 4 bits, packed once."""
+"""quantized_linear, alone or with an activation, compiled (csrc/linear_quantized.cpp): weights of 8 and 4 bits."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from tritium.kernels.cpu import library
+from tritium.kernels.cpu.activations import refuse_kind
 from tritium.kernels.cpu.layout import Reads, dense_output
 from tritium.kernels.cpu.linear import PackedWeight
 from tritium.kernels.kernel import Thunk
+from tritium.ops.activations import KINDS
 
 MAX_INPUTS = 1 << 16  # 255 * 127 times this fits 32 bits
 GROUP_MULTIPLE = 32
@@ -21,8 +23,8 @@ class QuantizedLinearArgs(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "weight", "scales", "bias", "out")),
         *((name, ctypes.c_int64) for name in ("num_outer", "num_inner", "stride_outer", "stride_inner")),
-        *((name, ctypes.c_int64) for name in ("num_in", "num_out", "num_groups")),
-        *((name, ctypes.c_int32) for name in ("bits", "int8_activations")),
+        *((name, ctypes.c_int64) for name in ("num_in", "num_out", "num_groups", "kind")),
+        *((name, ctypes.c_int32) for name in ("bits", "int8_activations", "is_gated")),
     ]
 
 
@@ -32,7 +34,7 @@ class QuantizedPackArgs(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("weight", "out")),
         *((name, ctypes.c_int64) for name in ("num_in", "num_out")),
-        ("bits", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("bits", "is_gated")),
     ]
 
 
@@ -42,6 +44,7 @@ class ScalesPackArgs(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("scales", "out")),
         *((name, ctypes.c_int64) for name in ("num_out", "num_groups", "item_size")),
+        ("is_gated", ctypes.c_int32),
     ]
 
 
@@ -61,30 +64,59 @@ def supports(args: Mapping[str, Any]) -> str | None:
     return f"it has no code for a weight of {num_in} inputs kept as {kind}"
 
 
+def supports_activation(args: Mapping[str, Any]) -> str | None:
+    """The same, and a kind of activation that csrc knows."""
+    return refuse_kind(args["kind"]) or supports(args)
+
+
 def pack_weight(qweight: torch.Tensor) -> PackedWeight:
     """int8 [N, K] or uint8 [N, K / 2] in panels of units; see csrc/linear_quantized.h."""
+    return _packed(qweight, is_gated=False)
+
+
+def pack_gated(qweight: torch.Tensor) -> PackedWeight:
+    """The weight of a gated linear, gates before what they gate, with both side by side in every panel."""
+    return _packed(qweight, is_gated=True)
+
+
+def _packed(qweight: torch.Tensor, *, is_gated: bool) -> PackedWeight:
     bits = 8 if qweight.dtype == torch.int8 else 4
     qweight = qweight.contiguous()
     num_out, num_in = qweight.shape[0], qweight.shape[1] * 8 // bits
-    data = torch.empty(library.quantized_units(num_out, num_in, bits), dtype=torch.int32)
-    struct = QuantizedPackArgs(qweight.data_ptr(), data.data_ptr(), num_in, num_out, bits)
+    num_panels = _num_panels(num_out, is_gated=is_gated)
+    data = torch.empty(num_panels * library.quantized_units(library.panel_outputs(), num_in, bits), dtype=torch.int32)
+    struct = QuantizedPackArgs(qweight.data_ptr(), data.data_ptr(), num_in, num_out, bits, is_gated)
     library.thunk("quantized_pack", None, struct)()
-    return PackedWeight(data, num_out, num_in)
+    return PackedWeight(data, num_out // 2 if is_gated else num_out, num_in, is_gated)
 
 
 def pack_scales(scales_NG: torch.Tensor) -> torch.Tensor:
     """[N, G] as [panels, G, outputs of a panel], filled up with zeros."""
+    return _packed_scales(scales_NG, is_gated=False)
+
+
+def pack_gated_scales(scales_NG: torch.Tensor) -> torch.Tensor:
+    """The same for the weight of a gated linear."""
+    return _packed_scales(scales_NG, is_gated=True)
+
+
+def _packed_scales(scales_NG: torch.Tensor, *, is_gated: bool) -> torch.Tensor:
     scales_NG = scales_NG.contiguous()
     num_out, num_groups = scales_NG.shape
-    outputs = library.panel_outputs()
-    packed = torch.empty(-(-num_out // outputs), num_groups, outputs, dtype=scales_NG.dtype)
-    struct = ScalesPackArgs(scales_NG.data_ptr(), packed.data_ptr(), num_out, num_groups, scales_NG.itemsize)
+    shape = (_num_panels(num_out, is_gated=is_gated), num_groups, library.panel_outputs())
+    packed = torch.empty(shape, dtype=scales_NG.dtype)
+    struct = ScalesPackArgs(scales_NG.data_ptr(), packed.data_ptr(), num_out, num_groups, scales_NG.itemsize, is_gated)
     library.thunk("scales_pack", None, struct)()
     return packed
 
 
+def _num_panels(num_out: int, *, is_gated: bool) -> int:
+    outputs = library.panel_outputs()
+    return -(-(num_out // 2) // (outputs // 2)) if is_gated else -(-num_out // outputs)
+
+
 def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
-    """ops.quantized_linear(x, packed weight, packed scales, bias) into outputs[0], which is dense."""
+    """ops.quantized_linear, quantized_linear_activation or quantized_linear_gated into outputs[0], which is dense."""
     reads, out, weight, scales = Reads(), dense_output(outputs[0]), args["qweight"], args["scales_NG"]
     x, rows = reads.rows(args["x"])
     bias = None if args.get("bias") is None else reads.dense(args["bias"])
@@ -92,8 +124,8 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
         *(x.data_ptr(), weight.data.data_ptr(), scales.data_ptr(), None if bias is None else bias.data_ptr()),
         out.data_ptr(),
         *rows,
-        *(weight.num_in, weight.num_out, scales.shape[1]),
-        *(8 if scales.dtype == torch.float32 else 4, args["int8_activations"]),
+        *(weight.num_in, weight.num_out, scales.shape[1], KINDS.index(args["kind"]) if "kind" in args else -1),
+        *(8 if scales.dtype == torch.float32 else 4, args["int8_activations"], weight.is_gated),
     )
     kept = (x, weight.data, scales, out, *([] if bias is None else [bias]))
     return reads.before(library.thunk("quantized_linear", x.dtype, struct, *kept))

@@ -42,7 +42,7 @@ class RopeKvStoreArgs(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("num_tokens", "num_heads", "num_kv_heads", "head_size", "num_pairs")),
         *((name, ctypes.c_int64) for name in ("block_size", "stride_block")),
         *((name, ctypes.c_int64) for x in "qkv" for name in (f"{x}_stride_token", f"{x}_stride_head")),
-        ("interleaved", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("interleaved", "is_int8")),
     ]
 
 
@@ -92,11 +92,11 @@ def bind_rope(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk
 
 
 def supports_rope_kv_store(args: Mapping[str, Any]) -> str | None:
-    """What rope and kv_store ask for; queries, keys, values and cache of one dtype."""
-    q_TNH, cos_sin, cache = args["q_TNH"], args["cos_sin"], args["cache_layer"]
+    """What rope and kv_store ask for; queries, keys, values and cache of one dtype, or the cache in int8."""
+    q_TNH, cos_sin = args["q_TNH"], args["cos_sin"]
     return (
         supports_rope({"x_TNH": q_TNH, "cos_sin": cos_sin})
-        or library.refuse({"q_TNH": q_TNH, "cache_layer": cache})
+        or library.refuse({"q_TNH": q_TNH, "k_TKH": args["k_TKH"]})
         or supports_kv_store(args)
     )
 
@@ -113,6 +113,6 @@ def bind_rope_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor])
         *(t.data_ptr() for t in (q, k, v, cos_sin, out, cache, slots)),
         *(num_tokens, num_heads, k.shape[1], head_size, cos_sin.shape[-1] // 2, cache.shape[3], cache.stride(0)),
         *(stride for t in (q, k, v) for stride in t.stride()[:2]),
-        args.get("interleaved", False),
+        *(args.get("interleaved", False), cache.dtype == torch.int8),
     )
     return reads.before(library.thunk("rope_kv_store", q.dtype, struct, q, k, v, cos_sin, out, cache, slots))

@@ -8,7 +8,9 @@
 // Numbers. What is done to a row depends on its position, the window and the keys alone: a score is summed over H in
 // order, the output over the tiles in order and over the keys of a tile in order. Rows computed together share loads,
 // never sums; a key that a row may not see is left out, not multiplied by zero. So bits do not depend on chunking, on
-// the number of rows, on the block size or on threads. With AVX512-BF16, bf16 scores are summed by its pair products.
+// the number of rows, on the block size or on threads. With AVX512-BF16, bf16 scores are summed by its pair products. A
+// cache in int8 gives keys as its integers, and each score is then multiplied by its key's scale; values are multiplied by
+// theirs, in fp32, before they are added.
 //
 // Memory. Keys at or past an item's last position and keys before its first row's window are never read: their slots
 // may hold NaN, and their block table entries anything.
@@ -20,18 +22,19 @@ namespace {
 using namespace tritium;
 
 struct PagedAttentionArgs {
-  const void *q, *cache;  // [T, N, H] with strides; [num_blocks, 2, K, block_size, H], dense behind dimension 0
+  const void *q, *cache;  // [T, N, H] with strides; [num_blocks, 2, K, block_size, H], dense behind dimension 0, in the
+                          // dtype of q, or in int8 with the scale of each row behind it
   void* out;              // [T, N, H] with strides; rows past num_tokens stay as they are
   const int32_t *block_table, *cu_seqlens_q, *context_lens, *batch_counts;
   const float* alibi_slopes;  // one for each query head; null: none
   int64_t q_stride_token, q_stride_head, out_stride_token, out_stride_head, stride_block, table_stride;
   int64_t num_heads, num_kv_heads, head_size, block_size;
   int64_t item_rows;  // rows an item aims at: enough to pay for transposing a tile, few enough for L2; changes no bit
-  int32_t window;
+  int32_t window, is_int8;
   float scale, softcap;
 };
 
-template <class T> class Batch {
+template <class T, class C> class Batch {  // C: what the cache holds
  public:
   explicit Batch(const PagedAttentionArgs& args)
       : a(args), group_(a.num_heads / a.num_kv_heads), tokens_per_item_(std::max<int64_t>(1, args.item_rows / group_)) {
@@ -71,8 +74,8 @@ template <class T> class Batch {
               Scratch& memory) const {
     const int64_t token = a.cu_seqlens_q[s] + begin, position = a.context_lens[s] - query_len + begin;
     const int64_t H = a.head_size, rows_per_head = num_tokens * group_, num_rows = rows_per_head * num_kv_heads;
-    const int64_t plane = a.block_size * H;
-    Tile<T> tile(H, a.num_kv_heads * plane, std::max(a.item_rows, group_), memory);
+    const int64_t row_size = kRowSize<C>(H), plane = a.block_size * row_size;
+    Tile<T, C> tile(H, a.num_kv_heads * plane, std::max(a.item_rows, group_), memory);
     // Rows are numbered by kv head, then token, then query head of its group.
     const auto element = [&](int64_t row, int64_t stride_token, int64_t stride_head) {
       const int64_t h = row / rows_per_head, t = row % rows_per_head / group_, g = row % group_;
@@ -84,14 +87,14 @@ template <class T> class Batch {
     const int64_t key_begin = a.window > 0 ? std::max<int64_t>(0, position - a.window + 1) : 0;
     const int64_t key_end = position + num_tokens;
     const int32_t* table = a.block_table + s * a.table_stride;
-    const T* cache = static_cast<const T*>(a.cache) + kv_head * plane;
+    const C* cache = static_cast<const C*>(a.cache) + kv_head * plane;
     // Addresses of the keys of the tile at `base`, block by block: a division costs as much as a key's arithmetic.
     const auto find_keys = [&](int64_t base, int64_t h) {
       const int64_t end = std::min(base + kTile, key_end);
       for (int64_t key = std::max(base, key_begin), count; key < end; key += count) {
         const int64_t block = key / a.block_size, offset = key - block * a.block_size;
         count = std::min(a.block_size - offset, end - key);
-        const T* k = cache + table[block] * a.stride_block + offset * H + h * plane;
+        const C* k = cache + table[block] * a.stride_block + offset * row_size + h * plane;
         tile.set_keys(key - base, count, k);
       }
     };
@@ -142,9 +145,8 @@ int64_t work(const PagedAttentionArgs& a) {
 }
 constexpr int64_t kSerialWork = 1 << 20;
 
-template <class T> void paged_attention(const PagedAttentionArgs& a) {
-  if (a.batch_counts[0] <= 0) return;
-  const Batch<T> batch(a);
+template <class T, class C> void attend(const PagedAttentionArgs& a) {
+  const Batch<T, C> batch(a);
   const int64_t num_items = batch.num_items();
 #pragma omp parallel if (work(a) > kSerialWork)
   {
@@ -153,6 +155,11 @@ template <class T> void paged_attention(const PagedAttentionArgs& a) {
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t i = num_items - 1; i >= 0; --i) batch.run(i, memory);
   }
+}
+
+template <class T> void paged_attention(const PagedAttentionArgs& a) {
+  if (a.batch_counts[0] <= 0) return;
+  a.is_int8 ? attend<T, int8_t>(a) : attend<T, T>(a);
 }
 
 }  // namespace

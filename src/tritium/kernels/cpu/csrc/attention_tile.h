@@ -158,7 +158,13 @@ inline float softmax(float* scores, Range range, Bias bias, RowState& state, flo
   return factor;
 }
 
-template <class T> class Tile {
+// Elements of a head's row in a cache of C.
+template <class C> constexpr int64_t kRowSize(int64_t head_size) {
+  return std::is_same<C, int8_t>::value ? head_size + static_cast<int64_t>(sizeof(float)) : head_size;
+}
+
+template <class T, class C = T> class Tile {
+  static constexpr bool kIsInt8 = std::is_same<C, int8_t>::value;
   static constexpr bool kIsBf16 = std::is_same<T, bf16>::value, kPairs = kIsBf16 && kHasPairs;
   using Unit = std::conditional_t<kPairs, uint32_t, float>;  // what one lane of keys_ holds
   using Query = std::conditional_t<kPairs, bf16, float>;     // what query_ holds
@@ -188,8 +194,8 @@ template <class T> class Tile {
   // Where `count` adjacent keys of the coming tile are. While the present one is computed they are brought into L2,
   // line by line: runs of 2 KB are too short for the hardware's prefetching, and asking for all at once fills its
   // buffers (Zen 4, bf16 decode, long context, GB/s a core: none 5.9, all at once 6.8, line by line 11.2, into L1 6.8).
-  void set_keys(int64_t index, int64_t count, const T* k) {
-    for (int64_t i = 0; i < count; ++i) coming_[index + i] = k + i * size_;
+  void set_keys(int64_t index, int64_t count, const C* k) {
+    for (int64_t i = 0; i < count; ++i) coming_[index + i] = k + i * kRowSize<C>(size_);
   }
 
   // The coming tile becomes the present one, and its own successor until another is set: fetching it is free.
@@ -203,22 +209,27 @@ template <class T> class Tile {
     const int64_t first = begin / kWide * kWide, last = (end + kWide - 1) / kWide * kWide;
     std::fill(present_ + first, present_ + begin, present_[begin]);  // lanes that no row sees still need an address
     std::fill(present_ + end, present_ + last, present_[begin]);
-    if (std::is_same<T, Staged>::value && size_ % (kWide * kPerUnit) == 0) {
+    if (std::is_same<C, Staged>::value && size_ % (kWide * kPerUnit) == 0) {
       transpose_keys(reinterpret_cast<const Staged* const*>(present_), first, end);
     } else {
       Staged* staged = reinterpret_cast<Staged*>(staged_);
       const Staged* rows[kTile];
       for (int64_t key = first; key < last; ++key) {
         rows[key] = staged + key * stride_;
+        if constexpr (kIsInt8) std::memcpy(&key_scales_[key], present_[key] + size_, sizeof(float));
         stage(present_[key], staged + key * stride_);
       }
       transpose_keys(rows, first, end);
     }
     // The cache's own rows of V serve as they are if they are whole vectors and are widened once, or need no widening.
-    const bool is_cheap = std::is_same<T, float>::value || (kIsBf16 && num_rows <= kRows);
+    const bool is_cheap = std::is_same<C, float>::value || (std::is_same<C, bf16>::value && num_rows <= kRows);
     direct_ = size_ % (kWide * kPerUnit) == 0 && is_cheap;
     if (direct_) return;
-    for (int64_t key = begin; key < end; ++key) stage(present_[key] + value_offset_, staged_ + key * stride_);
+    for (int64_t key = begin; key < end; ++key) {
+      if constexpr (kIsInt8) __builtin_prefetch(coming_[key] + value_offset_, 0, 2);
+      stage(present_[key] + value_offset_, staged_ + key * stride_);
+      if constexpr (kIsInt8) scale_values(present_[key] + value_offset_, staged_ + key * stride_);
+    }
   }
 
   // Rows [begin, end), each of which sees the keys range(row), at least one, with bias(row) added to their scores. Where
@@ -234,6 +245,8 @@ template <class T> class Tile {
       Range ranges[kRows], common{0, kTile};
       for (int r = 0; r < count; ++r) {
         ranges[r] = range(row + r);
+        if constexpr (kIsInt8)
+          for (int i = 0; i < kTile; ++i) scores_[r * kTile + i] *= key_scales_[i];
         common = {std::max(common.begin, ranges[r].begin), std::min(common.end, ranges[r].end)};
         const float factor = softmax(scores_ + r * kTile, ranges[r], bias(row + r), state_[row + r], scale, softcap);
         if (factor != 1.0f) {
@@ -261,7 +274,20 @@ template <class T> class Tile {
 
  private:
   // One row, widened or copied, then zeros up to the stride.
-  void stage(const T* from, float* to) const {
+  void stage(const int8_t* from, float* to) const {
+    for (int64_t h = 0; h < size_; ++h) to[h] = static_cast<float>(from[h]);
+    for (int64_t h = size_; h < stride_; ++h) to[h] = 0.0f;
+  }
+  void stage(const int8_t* from, bf16* to) const {  // exact: eight bits of mantissa hold them
+    for (int64_t h = 0; h < size_; ++h) to[h].bits = static_cast<uint16_t>(bit_cast<uint32_t>(static_cast<float>(from[h])) >> 16);
+    for (int64_t h = size_; h < stride_; ++h) to[h].bits = 0;
+  }
+  void scale_values(const C* from, float* to) const {
+    float scale;
+    std::memcpy(&scale, from + size_, sizeof(scale));
+    for (int64_t h = 0; h < stride_; ++h) to[h] *= scale;
+  }
+  template <class U> void stage(const U* from, float* to) const {
     int64_t h = 0;
     for (; h + kWide <= size_; h += kWide) store_wide(to + h, load_wide(from + h));
     for (; h < size_; ++h) to[h] = to_float(from[h]);
@@ -300,7 +326,7 @@ template <class T> class Tile {
     float* out = output_ + (row + r) * stride_;
     const int64_t size = (size_ + kWide - 1) / kWide * kWide;
     with_rows(count, [&](auto R) {
-      if constexpr (!std::is_same<T, f16>::value)
+      if constexpr (std::is_same<C, float>::value || std::is_same<C, bf16>::value)
         if (direct_) return add_values<R()>(present_, coming_, value_offset_, size, keys, p, out, stride_);
       const float* const* none = nullptr;
       add_values<R()>(staged_rows_, none, 0, size, keys, p, out, stride_);
@@ -312,8 +338,9 @@ template <class T> class Tile {
   float *staged_, *output_, *scores_;
   RowState* state_;
   bool direct_ = false;
-  const T *addresses_[2][kTile] = {}, **present_ = addresses_[0], **coming_ = addresses_[1];
+  const C *addresses_[2][kTile] = {}, **present_ = addresses_[0], **coming_ = addresses_[1];
   const float* staged_rows_[kTile];
+  float key_scales_[kTile] = {};  // of a cache in int8
 };
 
 }  // namespace tritium

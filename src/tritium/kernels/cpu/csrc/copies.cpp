@@ -1,5 +1,6 @@
-// gather_rows (also the embedding lookup) and kv_store: copies of rows of bytes, whatever their dtype. Strides are bytes.
-#include "tritium.h"
+// gather_rows (also the embedding lookup) and kv_store: copies of rows of bytes, whatever their dtype; kv_store_int8, which
+// quantises them. Strides are bytes.
+#include "quantise_row.h"
 
 namespace {
 using namespace tritium;
@@ -46,7 +47,24 @@ void kv_store(const KVStoreArgs& a) {
   });
 }
 
+// The cache's rows are int8 and a scale: head_bytes counts those of k and v.
+template <class T> void kv_store_int8(const KVStoreArgs& a) {
+  const int64_t size = a.head_bytes / static_cast<int64_t>(sizeof(T)), row = size + kScaleBytes;
+  const int64_t plane = a.num_heads * a.block_size * row;
+  for_rows(a.num_tokens, 4 * a.num_heads * size, [&](int64_t token) {
+    const int64_t slot = a.slots[token];
+    if (slot < 0) return;  // a padded row
+    char* to = a.cache + slot / a.block_size * a.stride_block + slot % a.block_size * row;
+    const char *k = a.k + token * a.k_stride_token, *v = a.v + token * a.v_stride_token;
+    for (int64_t head = 0; head < a.num_heads; ++head, to += a.block_size * row) {
+      quantise_head(reinterpret_cast<const T*>(k + head * a.k_stride_head), size, to);
+      quantise_head(reinterpret_cast<const T*>(v + head * a.v_stride_head), size, to + plane);
+    }
+  });
+}
+
 }  // namespace
 
 TRITIUM_EXPORT_ONE(gather_rows, GatherRowsArgs)
 TRITIUM_EXPORT_ONE(kv_store, KVStoreArgs)
+TRITIUM_EXPORT(kv_store_int8, KVStoreArgs)

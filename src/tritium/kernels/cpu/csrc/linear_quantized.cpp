@@ -9,15 +9,24 @@ using namespace tritium;
 struct QuantizedPackArgs {
   const void* weight;  // int8 [num_out, num_in], or two weights + 8 a byte, the even one low
   void* out;
-  int64_t num_in, num_out;
-  int32_t bits;
+  int64_t num_in, num_out;  // num_out counts gates and what they gate
+  int32_t bits, is_gated;
 };
 
 struct ScalesPackArgs {
   const void* scales;  // [num_out, num_groups]
   void* out;           // [panels, num_groups, kPanel]
   int64_t num_out, num_groups, item_size;
+  int32_t is_gated;
 };
+
+// The row of the weight that lies in place i of panel p; -1: none does.
+int64_t row_in(int64_t p, int64_t i, int64_t num_out, bool is_gated) {
+  if (!is_gated) return p * kPanel + i < num_out ? p * kPanel + i : -1;
+  const int64_t gate = p * kHalf + i % kHalf;
+  return gate >= num_out / 2 ? -1 : i < kHalf ? gate : num_out / 2 + gate;
+}
+int64_t panels_in(int64_t num_out, bool is_gated) { return panels_of(is_gated ? num_out / 2 : num_out, is_gated); }
 
 template <int kBits> void multiply(const QuantizedLinearArgs& a, const RowFunctions& functions) {
   static thread_local Scratch memory;
@@ -32,16 +41,16 @@ template <class T> void quantized_linear(const QuantizedLinearArgs& a) {
 }
 
 template <int kBits> void pack_panels(const QuantizedPackArgs& a) {
-  const int64_t units = padded_units<kBits>(a.num_in), num_panels = (a.num_out + kPanel - 1) / kPanel;
+  const int64_t units = padded_units<kBits>(a.num_in), num_panels = panels_in(a.num_out, a.is_gated);
   const uint8_t* weight = static_cast<const uint8_t*>(a.weight);
 #pragma omp parallel for schedule(static)
   for (int64_t p = 0; p < num_panels; ++p) {
     uint32_t* to = static_cast<uint32_t*>(a.out) + p * units * kPanel;
     for (int64_t u = 0; u < units; ++u)
       for (int64_t i = 0; i < kPanel; ++i) {
-        const int64_t n = p * kPanel + i;
+        const int64_t n = row_in(p, i, a.num_out, a.is_gated);
         uint32_t unit = 0;
-        for (int64_t j = 0; n < a.num_out && j < kUnit<kBits>; ++j) {
+        for (int64_t j = 0; n >= 0 && j < kUnit<kBits>; ++j) {
           const int64_t k = u * kUnit<kBits> + j;
           if (k >= a.num_in) break;
           if (kBits == 8) unit |= static_cast<uint32_t>(weight[n * a.num_in + k] ^ 0x80) << 8 * j;
@@ -58,11 +67,11 @@ void scales_pack(const ScalesPackArgs& a) {
   const char* from = static_cast<const char*>(a.scales);
   char* to = static_cast<char*>(a.out);
   const size_t size = static_cast<size_t>(a.item_size);
-  for (int64_t p = 0; p < (a.num_out + kPanel - 1) / kPanel; ++p)
+  for (int64_t p = 0; p < panels_in(a.num_out, a.is_gated); ++p)
     for (int64_t g = 0; g < a.num_groups; ++g)
       for (int64_t i = 0; i < kPanel; ++i, to += size) {
-        const int64_t n = p * kPanel + i;
-        if (n < a.num_out) std::memcpy(to, from + static_cast<size_t>(n * a.num_groups + g) * size, size);
+        const int64_t n = row_in(p, i, a.num_out, a.is_gated);
+        if (n >= 0) std::memcpy(to, from + static_cast<size_t>(n * a.num_groups + g) * size, size);
         else std::memset(to, 0, size);
       }
 }

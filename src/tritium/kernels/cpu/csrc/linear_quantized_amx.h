@@ -17,7 +17,7 @@
 #define TRITIUM_QUANTIZED_TILES
 namespace tritium {
 
-constexpr int64_t kTileBytes = 1024, kHalfPanel = kPanel / 2;
+constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kRunTiles = 16;           // rows that share an expanded block: their activations stay in L2
 constexpr int64_t kBytesInL2 = 4096;        // of a row of activations at once, for the same reason
 constexpr int64_t kBytesExpanded = 512;    // of them at once in L1, beside as much of 16 outputs
@@ -137,98 +137,35 @@ template <class S> struct Pieces {
   int64_t scale_stride;
 };
 
-// Tile `tile` gets the products of one step: x at byte `at` of its rows, and w. Loads go through tiles a and b.
-#define TRITIUM_STEP(dot, tile, a, b, x, w) \
-  {                                         \
-    _tile_loadd(a, x, 64);                  \
-    _tile_loadd(b, w, 64);                  \
-    dot(tile, a, b);                        \
-  }
+#define TRITIUM_DOT(tile, a, b)                       \
+  if constexpr (kIsInteger) _tile_dpbssd(tile, a, b); \
+  else _tile_dpbf16ps(tile, a, b)
 
-// Signed bytes, one tile of rows by 16 outputs: totals [kRows, kPanel] += each piece's sums times its scales. x: the rows'
-// activations from K = 0 on, w: expanded weights from `begin` on. kStep: bytes of a row of x in a tile.
-template <int64_t kStep, int kRows, class S>
-void multiply_bytes(const char* x, const char* w, const Pieces<S>& pieces, bool is_first, float* totals) {
-  constexpr int kTogether = 4;  // pieces: a product takes three times as long as the next may follow it
-  alignas(64) char sums[2][kTogether][kTileBytes];  // the last ones are added up while the next are made
-  f32x16 total[kRows];
-  for (int r = 0; r < kRows; ++r) total[r] = is_first ? f32x16{} : load16(totals + r * kPanel);
-  const S* scales = pieces.scales;
-  const auto activations = [x](int64_t at) { return x + (at >> 6) * kTileBytes + (at & 63); };
-  const auto add = [&](const char* from) {
-    const f32x16 scale = load16(scales);
-    scales += pieces.scale_stride;
-    for (int r = 0; r < kRows; ++r) {
-      const u32x16 bits = units16(reinterpret_cast<const uint32_t*>(from + 64 * r));
-      const f32x16 sum = __builtin_convertvector(bit_cast<i32x16>(bits), f32x16);
-      // 32 products of int8 and 4 bits, 15 bits, times a bf16 of 8 bits is exact: fused, the bits are the same
-      if constexpr (kStep == 32) total[r] = fma(sum, scale, total[r]);
-      else total[r] += sum * scale;
-    }
-  };
-  const int64_t size = pieces.size, weights = size * 16;  // bytes of a piece
-  int64_t at = pieces.begin;
-  int turn = 0;
-  bool is_waiting = false;
-  const auto add_waiting = [&] {
-    for (int i = 0; is_waiting && i < kTogether; ++i) add(sums[1 - turn][i]);
-  };
-  for (; at + kTogether * size <= pieces.end; at += kTogether * size, w += kTogether * weights) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t k = 0; k < size; k += kStep) {
-      TRITIUM_STEP(_tile_dpbssd, 0, 4, 6, activations(at + k), w + 16 * k)
-      TRITIUM_STEP(_tile_dpbssd, 1, 5, 7, activations(at + size + k), w + 16 * k + weights)
-      TRITIUM_STEP(_tile_dpbssd, 2, 4, 6, activations(at + 2 * size + k), w + 16 * k + 2 * weights)
-      TRITIUM_STEP(_tile_dpbssd, 3, 5, 7, activations(at + 3 * size + k), w + 16 * k + 3 * weights)
-    }
-    _tile_stored(0, sums[turn][0], 64);
-    _tile_stored(1, sums[turn][1], 64);
-    _tile_stored(2, sums[turn][2], 64);
-    _tile_stored(3, sums[turn][3], 64);
-    add_waiting();
-    is_waiting = true, turn = 1 - turn;
-  }
-  add_waiting();
-  for (; at < pieces.end; at += size, w += weights) {
-    _tile_zero(0);
-    for (int64_t k = 0; k < size; k += kStep) TRITIUM_STEP(_tile_dpbssd, 0, 4, 6, activations(at + k), w + 16 * k)
-    _tile_stored(0, sums[0][0], 64);
-    add(sums[0][0]);
-  }
-  for (int r = 0; r < kRows; ++r) store16(totals + r * kPanel, total[r]);
-}
-
-template <int64_t kStep, class S>
-void multiply_bytes(int64_t num_rows, const char* x, const char* w, const Pieces<S>& pieces, bool is_first, float* totals) {
-  if (num_rows > 8) return multiply_bytes<kStep, 16>(x, w, pieces, is_first, totals);
-  if (num_rows > 4) return multiply_bytes<kStep, 8>(x, w, pieces, is_first, totals);
-  multiply_bytes<kStep, 4>(x, w, pieces, is_first, totals);
-}
-
-// bf16, up to two tiles of rows (x0, and x1 if it is not null) by the whole panel: totals [num_rows, kPanel] += each
-// piece's sums times its scales. The second half of w lies half_size bytes after the first.
-template <class S>
-void multiply_pairs(int64_t num_rows, const char* x0, const char* x1, const char* w, int64_t half_size,
-                    const Pieces<S>& pieces, bool is_first, float* totals) {
+// Up to two tiles of rows (x0, and x1 if it is not null) by the whole panel: totals [num_rows, kPanel] += each piece's sums
+// times its scales; signed bytes or pairs of bf16. x0, x1: the rows' activations from K = 0 on, w: expanded weights from
+// `begin` on, the second half half_size bytes after the first. kStep: bytes of a row of x in a tile.
+template <bool kIsInteger, int64_t kStep, class S>
+void multiply_block(int64_t num_rows, const char* x0, const char* x1, const char* w, int64_t half_size,
+                       const Pieces<S>& pieces, bool is_first, float* totals) {
   constexpr int64_t kStride = kPanel * 4;
-  alignas(64) float sums[2 * kTileRows * kPanel];
+  alignas(64) uint32_t sums[2 * kTileRows * kPanel];
   const S* scales = pieces.scales;
   for (int64_t at = pieces.begin; at < pieces.end;) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (const int64_t end = std::min(pieces.end, at + pieces.size); at < end; at += 64, w += kTileBytes) {
-      TRITIUM_STEP(_tile_dpbf16ps, 0, 4, 6, x0 + at * kTileRows, w)
+    for (const int64_t end = std::min(pieces.end, at + pieces.size); at < end; at += kStep, w += 16 * kStep) {
+      const int64_t step = (at >> 6) * kTileBytes + (at & 63);
+      _tile_loadd(6, w, 64);
+      _tile_loadd(4, x0 + step, 64);
+      TRITIUM_DOT(0, 4, 6);
       _tile_loadd(7, w + half_size, 64);
-      _tile_dpbf16ps(1, 4, 7);
+      TRITIUM_DOT(1, 4, 7);
       if (x1 != nullptr) {
-        _tile_loadd(5, x1 + at * kTileRows, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        _tile_loadd(5, x1 + step, 64);
+        TRITIUM_DOT(2, 5, 6);
+        TRITIUM_DOT(3, 5, 7);
       }
     }
     _tile_stored(0, sums, kStride);
@@ -240,14 +177,19 @@ void multiply_pairs(int64_t num_rows, const char* x0, const char* x1, const char
     const f32x16 scale[2] = {load16(scales), load16(scales + 16)};
     for (int64_t r = 0; r < num_rows; ++r)
       for (int i = 0; i < 2; ++i) {
-        float* total = totals + r * kPanel + 16 * i;
-        store16(total, fma(load16(sums + r * kPanel + 16 * i), scale[i], is_first ? f32x16{} : load16(total)));
+        float* to = totals + r * kPanel + 16 * i;
+        const u32x16 bits = units16(sums + r * kPanel + 16 * i);
+        const f32x16 total = is_first ? f32x16{} : load16(to);
+        // Fused where it may be: 32 products of int8 and 4 bits, 15 bits, times a bf16 of 8 bits are exact
+        if constexpr (!kIsInteger) store16(to, fma(bit_cast<f32x16>(bits), scale[i], total));
+        else if constexpr (kStep == 32) store16(to, fma(to_floats(bit_cast<i32x16>(bits)), scale[i], total));
+        else store16(to, total + to_floats(bit_cast<i32x16>(bits)) * scale[i]);
       }
     is_first = false;
     scales += pieces.scale_stride;
   }
 }
-#undef TRITIUM_STEP
+#undef TRITIUM_DOT
 
 }  // namespace tritium
 #endif

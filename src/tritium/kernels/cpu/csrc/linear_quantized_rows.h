@@ -1,87 +1,67 @@
 // What a quantised linear does in the dtype of its activations: rows of them become int8 or fp32, and sums become outputs.
 // The rest of it knows no dtype: it calls these through `RowFunctions`.
 #pragma once
+#include "activation.h"
 #include "linear_quantized.h"
+#include "quantise_row.h"
 
 namespace tritium {
 
 struct QuantizedLinearArgs {
-  const void *x, *weight, *scales, *bias;  // packed; bias [num_out] in x's dtype, or null
+  const void *x, *weight, *scales, *bias;  // packed; bias [num_out], [2 num_out] when gated, in x's dtype, or null
   void* out;                               // [rows, num_out], dense
   int64_t num_outer, num_inner, stride_outer, stride_inner;  // rows of x
   int64_t num_in, num_out, num_groups;
-  int32_t bits, int8_activations;
+  int64_t kind;  // of the activation; -1: none
+  int32_t bits, int8_activations, is_gated;
 };
-
-typedef int8_t i8x16 __attribute__((vector_size(16)));
-typedef uint16_t u16x32 __attribute__((vector_size(64)));
-constexpr float kTiny = 1e-30f;  // rows with no larger element count as zero: 127 / max would not be finite
-
-// The bits of the largest magnitude of a row, as fp32; magnitudes are ordered like their bits, NaN last.
-inline uint32_t largest_magnitude(const float* x, int64_t count) {
-  i32x16 largest = {};
-  for_vectors(count, [&](int64_t i, int64_t n) {
-    const i32x16 magnitude = bit_cast<i32x16>(load(x + i, n)) & 0x7fffffff;
-    largest = magnitude > largest ? magnitude : largest;
-  });
-  int32_t bits = 0;
-  for (int i = 0; i < kLanes; ++i) bits = std::max<int32_t>(bits, largest[i]);
-  return static_cast<uint32_t>(bits);
-}
-template <class T> inline uint32_t largest_magnitude(const T* x, int64_t count) {
-  u16x32 largest = {};
-  int64_t i = 0;
-  for (; i + 32 <= count; i += 32) {
-    u16x32 magnitude;
-    std::memcpy(&magnitude, x + i, sizeof(magnitude));
-    magnitude &= 0x7fff;
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  T most{};
-  for (int lane = 0; lane < 32; ++lane) most.bits = std::max<uint16_t>(most.bits, largest[lane]);
-  for (; i < count; ++i) most.bits = std::max<uint16_t>(most.bits, x[i].bits & 0x7fff);
-  return bit_cast<uint32_t>(to_float(most)) & 0x7fffffffu;
-}
-
-// A row to int8 by its largest element: round(x * 127 / max), to nearest even; zeros up to `padded`. Returns its scale, NaN
-// for a row that is not finite.
-template <class T> float quantise_row(const void* row, int64_t count, int64_t padded, int8_t* to) {
-  const T* x = static_cast<const T*>(row);
-  const uint32_t bits = largest_magnitude(x, count);
-  const bool is_finite = bits < 0x7f800000;
-  std::memset(to + count, 0, static_cast<size_t>(padded - count));
-  if (!is_finite) {
-    std::memset(to, 0, static_cast<size_t>(count));
-    return bit_cast<float>(0x7fc00000);
-  }
-  const float max = bit_cast<float>(bits), inverse = max >= kTiny ? 127.0f / max : 0.0f;
-  for_vectors(count, [&](int64_t i, int64_t n) {
-    const i32x16 q = bit_cast<i32x16>(load(x + i, n) * inverse + 12582912.0f) - 0x4b400000;  // 1.5 * 2^23 rounds
-    const auto narrowed = __builtin_convertvector(q, i8x16);
-    std::memcpy(to + i, &narrowed, static_cast<size_t>(n));
-  });
-  return max * (1.0f / 127.0f);
-}
 
 // A row as fp32, `stride` numbers apart.
 template <class T> void widen_row(const void* row, int64_t count, float* to, int64_t stride) {
   for (int64_t k = 0; k < count; ++k) to[k * stride] = to_float(static_cast<const T*>(row)[k]);
 }
 
-// Rows of outputs from `first` on, as many as a panel has, from their totals [num_rows, kPanel]; row_scales null: 1.
+// One panel's outputs of some rows from their totals [num_rows, kPanel]; row_scales null: 1. What an activation reads is
+// rounded first, as it would be in memory: the bits are those of two steps. When gated, half a panel is gates.
+constexpr int64_t kHalf = kPanel / 2;
 template <class T>
-void finish_rows(const QuantizedLinearArgs& a, int64_t first, int64_t m, int64_t num_rows, const float* totals,
+void finish_gated(const QuantizedLinearArgs& a, int64_t panel, int64_t m, int64_t num_rows, const float* totals,
+                  const float* row_scales) {
+  const int64_t first = panel * kHalf, width = std::min(kHalf, a.num_out - first);
+  const T* bias = static_cast<const T*>(a.bias);
+  for (int64_t r = 0; r < num_rows; ++r) {
+    T* out = static_cast<T*>(a.out) + (m + r) * a.num_out + first;
+    const float scale = row_scales == nullptr ? 1.0f : row_scales[m + r];
+    for_vectors(width, [&](int64_t i, int64_t n) {
+      f32x16 gate = load(totals + r * kPanel + i, n) * scale, up = load(totals + r * kPanel + kHalf + i, n) * scale;
+      if (bias != nullptr) gate += load(bias + first + i, n), up += load(bias + a.num_out + first + i, n);
+      store(out + i, round_to(apply(a.kind, round_to(gate, T{})), T{}) * round_to(up, T{}), n);
+    });
+  }
+}
+
+template <class T>
+void finish_rows(const QuantizedLinearArgs& a, int64_t panel, int64_t m, int64_t num_rows, const float* totals,
                  const float* row_scales) {
+  if (a.is_gated) return finish_gated<T>(a, panel, m, num_rows, totals, row_scales);
+  const int64_t first = panel * kPanel;
   const int64_t width = std::min(kPanel, a.num_out - first);
   const T* bias = a.bias == nullptr ? nullptr : static_cast<const T*>(a.bias) + first;
   for (int64_t r = 0; r < num_rows; ++r) {
     T* out = static_cast<T*>(a.out) + (m + r) * a.num_out + first;
     const float scale = row_scales == nullptr ? 1.0f : row_scales[m + r];
     for_vectors(width, [&](int64_t i, int64_t n) {
-      const f32x16 y = load16(totals + r * kPanel + i) * scale;
-      store(out + i, bias == nullptr ? y : y + load(bias + i, n), n);
+      f32x16 y = load16(totals + r * kPanel + i) * scale;
+      if (bias != nullptr) y += load(bias + i, n);
+      store(out + i, a.kind < 0 ? y : apply(a.kind, round_to(y, T{})), n);
     });
   }
+}
+
+// num_out counts what is written.
+inline int64_t panels_of(int64_t num_out, bool is_gated) {
+  const int64_t in_panel = is_gated ? kHalf : kPanel;
+  return (num_out + in_panel - 1) / in_panel;
 }
 
 struct RowFunctions {
@@ -98,7 +78,7 @@ constexpr RowFunctions kRowFunctions{sizeof(T), kIsBf16<T>, quantise_row<T>, wid
 template <int kBits> class Quantized {
  public:
   Quantized(const QuantizedLinearArgs& args, const RowFunctions& functions)
-      : a(args), typed(functions), num_rows_(a.num_outer * a.num_inner), num_panels_((a.num_out + kPanel - 1) / kPanel),
+      : a(args), typed(functions), num_rows_(a.num_outer * a.num_inner), num_panels_(panels_of(a.num_out, a.is_gated)),
         units_(padded_units<kBits>(a.num_in)), padded_(round_up(a.num_in, kPadK)) {}
 
  protected:
@@ -128,7 +108,7 @@ template <int kBits> class Quantized {
   }
 
   void finish(int64_t p, int64_t m, int64_t num_rows, const float* totals, const float* row_scales) const {
-    typed.finish(a, p * kPanel, m, num_rows, totals, a.int8_activations ? row_scales : nullptr);
+    typed.finish(a, p, m, num_rows, totals, a.int8_activations ? row_scales : nullptr);
   }
 
   const QuantizedLinearArgs& a;

@@ -124,7 +124,7 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
       const int64_t index = kBits == 8 ? 0 : k / piece_;
       const Pieces<Scale<kBits>> pieces{k, real_end, piece_, this->scales(p) + index * kPanel, kBits == 8 ? 0 : kPanel};
       for (int64_t t = first; t < last; t += 2)
-        multiply_expanded(t, std::min<int64_t>(2, last - t), expanded, half_size, pieces,
+        multiply_expanded(t, t + 1 < last, expanded, half_size, pieces,
                           totals + (t - first) * kTileRows * kPanel);
     }
     if (block_end == row_bytes_)
@@ -133,22 +133,14 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
   }
 
   // One or two tiles of rows by one panel's block. totals [their rows, kPanel].
-  void multiply_expanded(int64_t t, int64_t num_tiles, const char* w, int64_t half_size,
-                         const Pieces<Scale<kBits>>& pieces, float* totals) const {
+  void multiply_expanded(int64_t t, bool is_pair, const char* w, int64_t half_size, const Pieces<Scale<kBits>>& pieces,
+                         float* totals) const {
+    const int64_t num_rows = rows_in(t) + (is_pair ? rows_in(t + 1) : 0);
+    const char *x0 = tile(t), *x1 = is_pair ? tile(t + 1) : nullptr;
     const bool is_first = pieces.begin == 0;
-    if (!a.int8_activations) {
-      const int64_t num_rows = rows_in(t) + (num_tiles > 1 ? rows_in(t + 1) : 0);
-      return multiply_pairs(num_rows, tile(t), num_tiles > 1 ? tile(t + 1) : nullptr, w, half_size, pieces, is_first, totals);
-    }
-    if constexpr (kBits == 4)
-      for (int64_t half = 0; half < 2; ++half, w += half_size)
-        for (int64_t i = 0; i < num_tiles; ++i) {
-          Pieces<Scale<kBits>> part = pieces;
-          part.scales += half * kHalfPanel;
-          float* to = totals + i * kTileRows * kPanel + half * kHalfPanel;
-          if (piece_ == 32) multiply_bytes<32>(rows_in(t + i), tile(t + i), w, part, is_first, to);
-          else multiply_bytes<64>(rows_in(t + i), tile(t + i), w, part, is_first, to);
-        }
+    if (!a.int8_activations) multiply_block<false, 64>(num_rows, x0, x1, w, half_size, pieces, is_first, totals);
+    else if (piece_ == 32) multiply_block<true, 32>(num_rows, x0, x1, w, half_size, pieces, is_first, totals);
+    else multiply_block<true, 64>(num_rows, x0, x1, w, half_size, pieces, is_first, totals);
   }
 
   const int64_t item_size_, row_bytes_, num_tiles_;

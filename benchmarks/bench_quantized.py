@@ -1,0 +1,106 @@
+"""Quantised linears at the sizes of Llama-3.2-1B: weights read a second, and operations a second, by format and rows.
+
+    python benchmarks/bench_quantized.py [--threads 2] [--rows 1 8 32 128 512] [--formats w8a8 ...] [--json FILE]
+
+Calls take turns over copies of a weight, 400 MB of them, so that each reads its weight from memory; the best call in
+half a second counts. Beside it: the bandwidth at which a sum over the same pages reads them, measured in the
+same process right before, and bf16 on the same shape.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from tritium.kernels.cpu import linear, quantized
+from tritium.quant.schemes import SCHEMES, WeightFormat
+from tritium.quant.weights import quantize_weight, scales_of
+
+SHAPES = ((8192, 2048), (2048, 8192), (2048, 2048))  # N, K
+BYTES_IN_TURN = 400_000_000
+FORMATS: dict[str, tuple[WeightFormat, bool]] = {s.name: (s.weight, s.int8_activations) for s in SCHEMES if s.head}
+
+
+def best_seconds(calls: list[Callable[[], object]], budget_s: float = 0.5) -> float:
+    """The fastest of the calls, which take turns, after one round of them."""
+    for call in calls:
+        call()
+    best, turns, end = float("inf"), itertools.cycle(calls), time.perf_counter() + budget_s
+    while time.perf_counter() < end:
+        call, start = next(turns), time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def read_gb_s(weights: list[torch.Tensor]) -> float:
+    """How fast a sum reads these pages: the best of some."""
+    views = [w.view(torch.float32) for w in weights]
+    return views[0].nbytes / best_seconds([partial(torch.sum, view) for view in views]) / 1e9
+
+
+def results(num_out: int, num_in: int, name: str, counts: list[int]) -> list[dict[str, object]]:
+    """One per number of rows. name: a scheme's, or "bf16"."""
+    weight = torch.randn(num_out, num_in) * 0.02
+    if name == "bf16":
+        pack = partial(linear.pack_weight, weight.to(torch.bfloat16))
+    else:
+        kept, int8_activations = FORMATS[name]
+        scales = scales_of(weight, kept)
+        pack = partial(quantized.pack_weight, quantize_weight(weight, scales, kept))
+    first = pack()
+    copies = [first, *(pack() for _ in range(BYTES_IN_TURN // first.data.nbytes))]
+    bandwidth, found = read_gb_s([packed.data for packed in copies]), []
+    for count in counts:
+        x, out = torch.randn(count, num_in).to(torch.bfloat16), torch.empty(count, num_out, dtype=torch.bfloat16)
+        args = {"x": x, "bias": None}
+        if name == "bf16":
+            calls = [linear.bind({**args, "weight_NK": packed}, [out]) for packed in copies]
+        else:
+            args |= {"scales_NG": quantized.pack_scales(scales), "int8_activations": int8_activations}
+            calls = [quantized.bind({**args, "qweight": packed}, [out]) for packed in copies]
+        seconds = best_seconds(list(calls))
+        row = {
+            "format": name,
+            "num_out": num_out,
+            "num_in": num_in,
+            "rows": count,
+            "ms": seconds * 1e3,
+            "gb_s": first.data.nbytes / seconds / 1e9,
+            "read_gb_s": bandwidth,
+            "gop_s": 2 * count * num_out * num_in / seconds / 1e9,
+        }
+        print(
+            f"{name:11} N={num_out} K={num_in} M={count:<4} {row['ms']:8.3f} ms {row['gb_s']:6.1f} of {bandwidth:5.1f} "
+            f"GB/s {row['gop_s']:7.0f} GOP/s",
+            flush=True,
+        )
+        found.append(row)
+    return found
+
+
+def main() -> None:
+    """Print one line per case; write them as JSON when asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 128, 512])
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="the first so many of the shapes")
+    parser.add_argument("--formats", nargs="+", default=["bf16", *FORMATS], choices=["bf16", *FORMATS])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {options.threads} threads")
+    shapes = SHAPES[: options.shapes]
+    found = [row for n, k in shapes for name in options.formats for row in results(n, k, name, options.rows)]
+    if options.json:
+        text = json.dumps({"torch": torch.__version__, "threads": options.threads, "results": found}, indent=1)
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
