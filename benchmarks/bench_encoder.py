@@ -5,14 +5,9 @@ python benchmarks/bench_encoder.py [--rounds 5] [--json FILE] [--folder DIR] [--
 32 texts of 8 to 256 random tokens, mean-pooled embeddings, which must agree. Each side runs in a process of its own,
 with the same number of threads, one after the other, `--rounds` times in turn. A peer takes the texts as one padded
 batch, and again sorted by length, as padded batches of 8: both are reported. ONNX Runtime is installed into a virtual
-<<<<<<< HEAD
 environment in a temporary directory, or in DIR, which then keeps it and the model; its graph goes through its own BERT
 optimizer; it has no bfloat16 on CPUs. Where FILE has rounds already, those of this run are added: a measurement may be
-made in pieces.
-=======
-environment in a temporary directory; its graph goes through its own BERT optimizer; it has no bfloat16 on CPUs. In w8a8
-ours is scheme w8a8 in bfloat16, ONNX Runtime's its dynamic quantisation of that graph, per channel.
->>>>>>> 1298c55 (A KV cache in int8, activations within quantised linears, schemes for encoders)
+made in pieces. In 8 bits ours is scheme w8a8 in bfloat16, ONNX Runtime's its dynamic quantisation, per channel.
 """
 
 import argparse

@@ -123,18 +123,6 @@ def optimise(
     foreign: the ops of plugins. scheme: how linears are quantised; unquantized: names of weights that are not.
     stored: weights that the checkpoint keeps quantised; without a scheme they stay so. kv_dtype: "int8" keeps keys and
     values in it.
-) -> Optimised:
-    """Run the pipeline on a captured graph, in place. `after` is called with it after each pass (tests, dumps).
-
-    foreign: the ops of plugins. scheme: how linears are quantised; unquantized: names of weights that are not.
-    stored: Mapping[str, WeightFormat] | None = None,
-    kv_dtype: str = "auto",
-) -> Optimised:
-    """Run the pipeline on a captured graph, in place. `after` is called with it after each pass (tests, dumps).
-
-    foreign: the ops of plugins. scheme: how linears are quantised; unquantized: names of weights that are not.
-    stored: weights that the checkpoint keeps quantised; without a scheme they stay so. kv_dtype: "int8" keeps keys and
-    values in it.
 
     Raises `CaptureError` when the graph is outside the vocabulary or not token-local, `ConfigError` for a name in
     `disabled` that is no optional pass.
