@@ -50,8 +50,8 @@ class Row(NamedTuple):
 ROWS = {
     "llama3-bf16-128-128": Row("llama-3-8b", None, 128, 128, 4096, 1024, 2048),
     "llama3-fp8-128-128": Row("llama-3-8b", "fp8", 128, 128, 8192, 2048, 4096),
-    "llama3-fp8-2048-128": Row("llama-3-8b", "fp8", 2048, 128, 768, 512, 4096),
-    "llama3-fp8-1000-1000": Row("llama-3-8b", "fp8", 1000, 1000, 1024, 512, 2048),
+    "llama3-fp8-2048-128": Row("llama-3-8b", "fp8", 2048, 128, 1536, 512, 4096),
+    "llama3-fp8-1000-1000": Row("llama-3-8b", "fp8", 1000, 1000, 1536, 768, 2048),
     "llama2-fp8-128-128": Row("llama-2-7b", "fp8", 128, 128, 6144, 1536, 3072),
     "gptj-fp8-128-128": Row("gpt-j-6b", "fp8", 128, 128, 6144, 2048, 4096),
     "gptj-fp8-2048-128": Row("gpt-j-6b", "fp8", 2048, 128, 512, 192, 4096),
@@ -224,7 +224,7 @@ def main() -> None:
         print(
             "{name}: {output_tokens_per_second:,.0f} output tokens/s, {ms_per_step:.2f} ms a step, "
             "host {host_ms_per_step:.2f} ms; decoding: linears {linear_tflops:.0f} TFLOP/s, "
-            "attention {attention_tbps:.2f} TB/s".format(name=name, **measured, **measured["profile"]),
+            "attention {attention_tbps:.2f} TB/s".format(name=name, **(measured["profile"] | measured)),
             flush=True,
         )
         gc.collect()

@@ -17,6 +17,7 @@ from tritium.kernels.gpu.programmatic import launch_options
 from tritium.kernels.kernel import LaunchContext, Thunk
 
 _SPLITS = 16
+_SHORT = 256  # tokens
 _SPLIT_BELOW = 264  # programs: two an SM of an H100; fewer leave the context to be read by a part of the machine
 
 
@@ -72,10 +73,16 @@ def fits_fp8_kernel(args: Mapping[str, Any]) -> bool:
     )
 
 
-def prefill_tactic(head_size: int, q_dtype: torch.dtype) -> PrefillTactic:
-    """As `decode_tactic`."""
+def prefill_tactic(
+    head_size: int, q_dtype: torch.dtype, kv_dtype: torch.dtype, *, is_short: bool = False
+) -> PrefillTactic:
+    """As `decode_tactic`. is_short: for chunks of up to `_SHORT` tokens on average."""
     if q_dtype == torch.float32:
         return PrefillTactic(block_m=32, tile=32, num_warps=4, num_stages=1)
+    if kv_dtype.itemsize == 1 and head_size > 64:
+        if is_short:
+            return PrefillTactic(block_m=64, tile=64, num_warps=4, num_stages=3)
+        return PrefillTactic(block_m=128, tile=128, num_warps=8, num_stages=2)
     if head_size > 128:
         return PrefillTactic(block_m=64, tile=32, num_warps=4, num_stages=2)
     return PrefillTactic(
@@ -107,7 +114,9 @@ def bind(
     group = num_heads // num_kv_heads
     is_fp8 = fits_fp8_kernel(args)
     decode = decode or (fp8_tactic(head_size) if is_fp8 else decode_tactic(group, head_size, q.dtype, cache.dtype))
-    prefill = prefill or prefill_tactic(head_size, q.dtype)
+    long, short = (
+        prefill or prefill_tactic(head_size, q.dtype, cache.dtype, is_short=is_short) for is_short in (False, True)
+    )
     head_block = max(16, triton.next_power_of_2(head_size))
     strides = (q.stride(0), q.stride(1), out.stride(0), out.stride(1), cache.stride(0), table.stride(0), args["scale"])
     shape = {
@@ -126,16 +135,7 @@ def bind(
         columns = max(16, triton.next_power_of_2(group))
         decode_shape |= {"GROUP": group, "COLUMNS": columns, "IS_HALF": is_half, "PRECISION": precision}
     decode_kernel = decode_dot_kernel if decode.form == "dot" else decode_vector_kernel
-    prefill_shape = {
-        **shape,
-        "GROUP": group,
-        "BLOCK_M": prefill.block_m,
-        "TILE": prefill.tile,
-        "IS_HALF": is_half,
-        "PRECISION": precision,
-        "num_warps": prefill.num_warps,
-        "num_stages": prefill.num_stages,
-    }
+    prefill_shape = {**shape, "GROUP": group, "IS_HALF": is_half, "PRECISION": precision}
     most_split = min(table.shape[0], _SPLIT_BELOW // num_kv_heads)
     partials = _scratch(most_split * num_heads * _SPLITS * (head_block + 2), q.device)
     options = launch_options(q.device)
@@ -160,9 +160,13 @@ def bind(
         elif sequences:
             launch(sequences, 1)
         if context.num_prefills:
-            tiles = context.num_prefill_tokens // prefill.block_m + context.num_prefills
+            tactic = short if context.num_prefill_tokens <= _SHORT * context.num_prefills else long
+            tiles = context.num_prefill_tokens // tactic.block_m + context.num_prefills
             tensors = (q, cache, out, slopes_or_any, table, *counters)
-            prefill_kernel[(num_heads, tiles)](*tensors, *strides, **prefill_shape)
+            prefill_kernel[(num_heads, tiles)](
+                *tensors, *strides, **prefill_shape, BLOCK_M=tactic.block_m, TILE=tactic.tile,
+                num_warps=tactic.num_warps, num_stages=tactic.num_stages,
+            )  # fmt: skip
 
     return thunk
 

@@ -11,7 +11,7 @@ struct Chunk {
     uint4 low, high;  // rows g and g + 8 of w, d = 16 c ... 16 c + 15
 };
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
     linear_fp8(const u8* x, const float* x_scales, const u8* w, const float* w_scales, const u16* bias, u16* out,
                i64 stride_x, i64 stride_out, i64 rows_of_x, i64 k_of_x) {
     const int num_rows = (int)rows_of_x, num_k = (int)k_of_x;
