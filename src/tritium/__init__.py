@@ -1,5 +1,6 @@
 """Tritium: an LLM inference compiler. The public names, each imported when it is first used (PEP 562)."""
 
+import gc
 import os
 from importlib import import_module
 
@@ -28,7 +29,13 @@ __all__ = [*_HOME, "__version__"]
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'tritium' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
-    return getattr(import_module(_HOME[name]), name)
+    was_collecting = gc.isenabled()
+    gc.disable()  # what modules make stays: looking through it for garbage is a fifth of torch's import
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    finally:
+        if was_collecting:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

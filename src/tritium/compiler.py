@@ -30,7 +30,7 @@ from tritium.config import BuildConfig, OptimizationProfile
 from tritium.engine.certificate import CERTIFICATE_NAME, Certificate
 from tritium.engine.engine import Engine
 from tritium.engine.environment import environment
-from tritium.engine.manifest import Manifest
+from tritium.engine.manifest import FileRecord, Manifest
 from tritium.engine.plan import Plan
 from tritium.engine.recipe_file import weight_specs
 from tritium.engine.serialise import replace_text, staged, write_engine
@@ -298,16 +298,15 @@ def _write(
     if is_dummy:  # the runtime generates what comes from a checkpoint; constants and what is quantised are kept
         specs = {name: spec for name, spec in specs.items() if is_kept_of_dummies(trees[name])}
 
-    def write_weights(path: Path) -> None:
-        def report(name: str, done: int, total: int) -> None:
-            clock.report("write", done, total)
-
+    def write_weights(path: Path) -> FileRecord:
         start = time.perf_counter()
         source = resolved.source or DummySource.for_recipes(
             [trees[name] for name in specs], compute_dtype(compiled.plan), DUMMY_SEED
         )
-        bind.bind(trees, specs, source, path, constants=compiled.constants, progress=report)
+        more: Any = {"constants": compiled.constants, "progress": lambda _, *done: clock.report("write", *done)}
+        written = bind.bind(trees, specs, source, path, **more)
         clock.record("write", start)
+        return FileRecord(*written)
 
     manifest = Manifest(
         backend=config.device,

@@ -4,15 +4,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from importlib import import_module
+from typing import Any
 
 
 class RequestProgress:
     """Counts finished requests and their tokens; shows nothing without a bar."""
 
-    def __init__(self, total: int, bar: Progress | None, what: str) -> None:
+    def __init__(self, total: int, bar: Any, what: str) -> None:
         self._bar = bar
         self._task = bar.add_task(what, total=total, rate="") if bar is not None else None
         self._start = time.perf_counter()
@@ -32,6 +31,10 @@ def progress_bar(total: int, use_progress: bool | None, what: str = "generating"
     if not (sys.stderr.isatty() if use_progress is None else use_progress):
         yield RequestProgress(total, None, what)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    rich, console = (
+        import_module("rich.progress"),
+        import_module("rich.console").Console(stderr=True),
+    )  # for a bar alone
+    columns = ("{task.description}", rich.BarColumn(), rich.MofNCompleteColumn(), "{task.fields[rate]}")
+    with rich.Progress(*columns, rich.TimeRemainingColumn(), console=console) as bar:
         yield RequestProgress(total, bar, what)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tritium.engine.engine import Engine
-from tritium.engine.manifest import Manifest, is_engine
+from tritium.engine.manifest import Manifest, is_engine, record
 from tritium.engine.plan import KVGroup, Plan, Ref, Step, Value
 from tritium.engine.serialise import write_engine
 from tritium.errors import EngineError
@@ -40,6 +40,7 @@ MANIFEST = Manifest(
 
 def write_weights(path):
     path.write_bytes(b"weights" * 100)
+    return record(path)
 
 
 def write(directory, **changes):
@@ -154,10 +155,11 @@ def test_a_running_build_is_left_alone_though_its_process_id_is_unknown_here(tmp
     target = tmp_path / "engine"
 
     def second_build_meanwhile(path):
-        write_weights(path)
+        written = write_weights(path)
         monkeypatch.setattr("tritium.engine.serialise.os.getpid", lambda: 2**22 + 1)
         write(target, texts={"graph.txt": "second"})
         assert path.is_file()
+        return written
 
     monkeypatch.setattr("tritium.engine.serialise.os.getpid", lambda: 2**22 + 2)  # more than the kernel ever gives
     write(target, write_weights=second_build_meanwhile, texts={"graph.txt": "first"})

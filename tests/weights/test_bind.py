@@ -1,5 +1,6 @@
 """Binding: what is written is what the recipes say; nothing is written when they cannot be met."""
 
+import hashlib
 import resource
 import shutil
 import weakref
@@ -34,13 +35,13 @@ SPECS = {
 
 def test_the_file_holds_every_weight_in_order(tmp_path):
     path, calls = tmp_path / "weights.safetensors", []
-    size = bind(RECIPES, SPECS, SOURCE, path, constants=CONSTANTS, progress=lambda *call: calls.append(call))
+    written = bind(RECIPES, SPECS, SOURCE, path, constants=CONSTANTS, progress=lambda *call: calls.append(call))
     found = load_file(path)
     assert list(SafetensorsSource(path).names) == list(SPECS)
     assert set(found) == set(SPECS)
     for name, tensor in found.items():
         assert torch.equal(tensor, evaluate(RECIPES[name], SOURCE, CONSTANTS))
-    assert size == path.stat().st_size
+    assert written == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
     assert (8 + int.from_bytes(path.read_bytes()[:8], "little")) % ALIGNMENT == 0
     assert calls == [("turned", 30, 114), ("linear.weight", 62, 114), ("inv_freq", 90, 114), ("linear.bias", 114, 114)]
 

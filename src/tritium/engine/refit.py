@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from tritium.engine import recipe_file
-from tritium.engine.manifest import Manifest
+from tritium.engine.manifest import FileRecord, Manifest
 from tritium.engine.plan import Plan
 from tritium.engine.serialise import WEIGHTS_NAME, replace_weights
 from tritium.errors import ConfigError
@@ -59,12 +59,12 @@ def refit_directory(
     specs = recipe_file.weight_specs(plan)
     specs |= {name: TensorSpec(dtype_name(x.dtype), tuple(x.shape)) for name, x in kept.items() if name not in specs}
 
-    def write(path: Path) -> None:
+    def write(path: Path) -> FileRecord:
         def report(name: str, done: int, total: int) -> None:
             if progress is not None:
                 progress(done, total)
 
-        bind(recipes, specs, tensors, path, constants=kept, progress=report)
+        return FileRecord(*bind(recipes, specs, tensors, path, constants=kept, progress=report))
 
     changed = msgspec.structs.replace(
         manifest,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from tritium.engine.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, encode, is_engine, record
+from tritium.engine.manifest import MANIFEST_NAME, PLAN_NAME, FileRecord, Manifest, encode, is_engine, record
 from tritium.engine.plan import Plan
 from tritium.errors import EngineError
 from tritium.text.tokenizer_files import TOKENIZER_FILES
@@ -22,6 +22,7 @@ WEIGHTS_NAME = "weights.safetensors"
 OF_THE_WEIGHTS = (WEIGHTS_NAME, "certificate.json")  # say something of the weights; other ones make them wrong
 LOCK_NAME = "building.lock"  # in a partial directory; its builder held an flock on it before it had this name
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+WriteWeights = Callable[[Path], FileRecord]  # writes the safetensors file at a path, and says what it wrote
 UNLOCKED_AGE_S = 24 * 3600  # a younger partial directory without a lock may be about to get one, or to be renamed
 
 
@@ -31,13 +32,13 @@ def write_engine(
     manifest: Manifest,
     plan: Plan,
     texts: Mapping[str, str],
-    write_weights: Callable[[Path], None] | None,
+    write_weights: WriteWeights | None,
     model_dir: Path | None = None,
 ) -> Path:
     """Write an engine and return its path.
 
     manifest: without `files`; they are filled in here. texts: further files by name (graph.txt, recipes.json, ...).
-    write_weights: writes the safetensors file at the path it is given; None for an engine that has no weights file.
+    write_weights: None for an engine that has no weights file.
     model_dir: the checkpoint whose tokenizer and configuration files are copied.
 
     An engine that is already there is replaced; anything else that is there is an `EngineError`. Whatever is raised on
@@ -55,9 +56,10 @@ def write_engine(
         for name in TOKENIZER_FILES if model_dir is not None else ():
             if (model_dir / name).is_file():  # type: ignore[operator]
                 shutil.copyfile(model_dir / name, partial / name)  # type: ignore[operator]
+        files = {path.name: record(path) for path in partial.iterdir() if path.name != LOCK_NAME}
         if write_weights is not None:
-            write_weights(partial / WEIGHTS_NAME)
-        files = {path.name: record(path) for path in sorted(partial.iterdir()) if path.name != LOCK_NAME}
+            files[WEIGHTS_NAME] = write_weights(partial / WEIGHTS_NAME)
+        files = dict(sorted(files.items()))
         _finish(partial, output_dir, msgspec.structs.replace(manifest, files=files))
     return output_dir
 
@@ -75,7 +77,7 @@ def staged(output_dir: str | Path) -> Iterator[Path]:
     _sync(output_dir.parent)
 
 
-def replace_weights(engine_dir: Path, manifest: Callable[[], Manifest], write_weights: Callable[[Path], None]) -> None:
+def replace_weights(engine_dir: Path, manifest: Callable[[], Manifest], write_weights: WriteWeights) -> None:
     """Put other weights into an engine, in one step: whoever opens it sees the old engine or the new one, both whole.
 
     manifest: called when the weights are written; its `files` are those of the engine as it was. Files that spoke of
@@ -87,10 +89,10 @@ def replace_weights(engine_dir: Path, manifest: Callable[[], Manifest], write_we
         for path in engine_dir.iterdir():
             if path.is_file() and path.name not in (*OF_THE_WEIGHTS, MANIFEST_NAME):
                 _link_or_copy(path, partial / path.name)
-        write_weights(partial / WEIGHTS_NAME)
+        written = write_weights(partial / WEIGHTS_NAME)
         changed = manifest()
         files = {name: file for name, file in changed.files.items() if name not in OF_THE_WEIGHTS}
-        files[WEIGHTS_NAME] = record(partial / WEIGHTS_NAME)
+        files[WEIGHTS_NAME] = written
         _finish(partial, engine_dir, msgspec.structs.replace(changed, files=files))
 
 

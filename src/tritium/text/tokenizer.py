@@ -1,13 +1,14 @@
 """Text to token ids and back, from a Hugging Face directory; ids equal those of transformers' tokenizer."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
 from tritium.errors import CheckpointError, RequestError
-from tritium.text.chat_template import ChatTemplate
 from tritium.text.decoders import Stage, make_stages, token_bytes
 from tritium.text.tokenizer_files import (
     add_special_tokens,
@@ -17,6 +18,9 @@ from tritium.text.tokenizer_files import (
     read_eos_token_ids,
     read_library_tokenizer,
 )
+
+if TYPE_CHECKING:
+    from tritium.text.chat_template import ChatTemplate
 
 
 class Tokenizer:
@@ -49,7 +53,7 @@ class Tokenizer:
         added = library.get_added_tokens_decoder()
         self.special_token_ids = frozenset(index for index, token in added.items() if token.special)
         self._cut: tuple[int, tokenizers.Tokenizer] | None = None
-        self._templates = {name: ChatTemplate(source, name=name) for name, source in (chat_templates or {}).items()}
+        self._sources = dict(chat_templates or {})
 
     @classmethod
     def from_directory(cls, directory: str | Path, *, model_vocab_size: int | None = None) -> "Tokenizer":
@@ -143,7 +147,7 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """True when messages can be turned into a prompt."""
-        return bool(self._templates)
+        return bool(self._sources)
 
     def render_chat(
         self,
@@ -167,8 +171,14 @@ class Tokenizer:
         """Token ids of a conversation, as transformers' `apply_chat_template`; options as for `render_chat`."""
         return self.encode(self.render_chat(messages, **options), add_special_tokens=False)
 
-    def _choose_template(self, name: str | None, *, has_tools: bool) -> ChatTemplate:
-        if not self._templates:
+    @cached_property
+    def _templates(self) -> "dict[str, ChatTemplate]":
+        """By name. Jinja is loaded for the first conversation: completions never need it."""
+        template = import_module("tritium.text.chat_template").ChatTemplate
+        return {name: template(source, name=name) for name, source in self._sources.items()}
+
+    def _choose_template(self, name: str | None, *, has_tools: bool) -> "ChatTemplate":
+        if not self._sources:
             raise RequestError("this model has no chat template; use generate() with a prompt instead of chat()")
         for wanted in (name,) if name else (("tool_use", "default") if has_tools else ("default",)):
             if wanted in self._templates:

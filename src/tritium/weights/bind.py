@@ -5,11 +5,13 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tritium.errors import CheckpointError, EngineError
+from tritium.weights.hashed_file import HashedFile
 from tritium.weights.recipes import Recipe, describe, evaluate, infer
 from tritium.weights.safetensors import DTYPES
 from tritium.weights.source import TensorSpec, WeightSource
@@ -17,6 +19,13 @@ from tritium.weights.source import TensorSpec, WeightSource
 ALIGNMENT = 64  # bytes: where the data starts in the file
 DTYPE_CODES = {name: code for code, name in DTYPES.items()}
 Progress = Callable[[str, int, int], None]
+
+
+class Written(NamedTuple):
+    """A file's size in bytes and its sha256 in hex."""
+
+    size: int
+    sha256: str
 
 
 def check(
@@ -45,8 +54,8 @@ def bind(
     *,
     constants: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
-) -> int:
-    """Write the weights of `specs`, in that order, to the new safetensors file `path`; returns its size in bytes.
+) -> Written:
+    """Write the weights of `specs`, in that order, to the new safetensors file `path`; returns its size and hash.
 
     Everything is checked before the file is made. Memory: one recipe's inputs and output at a time. After an error the
     file is incomplete and must be thrown away (its header promises more bytes than it has, so no reader accepts it).
@@ -62,8 +71,8 @@ def bind(
         raise EngineError(f"{path}: the weights take {total + len(header)} bytes, the disk has {free} bytes free")
     done = 0
     try:
-        with path.open("xb") as file:
-            file.write(header)
+        with HashedFile(path) as file:
+            file.write(memoryview(header))
             for name, spec in specs.items():
                 file.write(_bytes(evaluate(recipes[name], source, constants)))
                 done += _size(spec)
@@ -71,7 +80,7 @@ def bind(
                     progress(name, done, total)
     except OSError as error:
         raise EngineError(f"{path}: could not be written after {done} of {total} bytes of weights: {error}") from error
-    return len(header) + total
+    return Written(len(header) + total, file.sha256)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

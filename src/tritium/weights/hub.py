@@ -1,15 +1,10 @@
 """A model by its directory, its .gguf file or its hub id."""
 
+from importlib import import_module
 from pathlib import Path
-
-import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from tritium.errors import CheckpointError
 from tritium.weights.gguf_source import GGUF_SUFFIX
-
-FILES = ("*.safetensors", "*.json", "tokenizer*", "*.jinja")
-OTHER_FORMATS = ("*/*", "consolidated*")  # the same weights once more, as other programs want them
 
 
 def model_directory(model: str | Path) -> Path:
@@ -27,14 +22,5 @@ def model_directory(model: str | Path) -> Path:
             f"{model} {what}: expected a model directory with config.json and safetensors, a {GGUF_SUFFIX} file "
             "or a hub id"
         )
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                str(model), allow_patterns=list(FILES), ignore_patterns=list(OTHER_FORMATS)
-            )
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{model} is no directory here, and could not be fetched from the Hugging Face hub: {first}"
-        ) from error
+    snapshot: Path = import_module("tritium.weights.hub_download").download(str(model))
+    return snapshot
