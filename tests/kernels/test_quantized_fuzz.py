@@ -1,4 +1,4 @@
-"""Quantised linears on drawn shapes, values and layouts: the reference's bits, or fp32's error; nothing from outside x."""
+"""Quantised linears on drawn shapes, values and layouts: the bits of the reference or the error of fp32; no memory but x's."""
 
 from typing import Any
 

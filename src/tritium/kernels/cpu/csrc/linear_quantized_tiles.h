@@ -58,7 +58,10 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
   }
 
  private:
-  static constexpr int64_t kMostInGroup = 512, kFewestRows = 9;
+  static constexpr int64_t kMostInGroup = 512;
+  // Measured on Emerald Rapids, 2048 x 2048, time on vectors over time on tiles: 8 bits 0.89 at 12 rows, 1.26 at 16; 4 bits
+  // 0.63 (groups of 32) and 0.89 (128) at 8 rows, 1.4 at 12.
+  static constexpr int64_t kFewestRows = kBits == 8 ? 13 : 9;
 
   char* tile(int64_t t) const { return packed_ + t * kTileRows * row_bytes_; }
   int64_t rows_in(int64_t t) const { return std::min(kTileRows, num_rows_ - t * kTileRows); }
