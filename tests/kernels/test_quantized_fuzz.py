@@ -1,4 +1,4 @@
-"""Quantised linears on drawn shapes, values and layouts: bits of the reference or the error of fp32; no memory beside x."""
+"""Quantised linears on drawn shapes, values, layouts: the bits of the reference or the error of fp32; nothing beside x."""
 
 from typing import Any
 
