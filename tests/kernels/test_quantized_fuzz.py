@@ -1,4 +1,4 @@
-"""Quantised linears on drawn shapes, values, layouts: the bits of the reference or the error of fp32; nothing beside x."""
+"""Quantised linears on drawn shapes, values and layouts: the op's bits, or fp32's error, and nothing beside x."""
 
 from typing import Any
 
