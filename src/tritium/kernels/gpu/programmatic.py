@@ -17,8 +17,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 def begin(IS_EARLY: tl.constexpr):
     """The first statement of a kernel that is launched with `launch_options`."""
     if IS_EARLY:
+        gdc_launch_dependents()  # first: what follows may take its place, too, before the kernel in front has ended
         gdc_wait()
-        gdc_launch_dependents()
 
 
 @cache
