@@ -186,7 +186,8 @@ class ServerConfig:
     api_key: what clients must send as a bearer token; None: nothing.
     served_model_name: what clients call the model; None: the model directory's own name.
     max_queue: requests accepted and unfinished at most; more are told to come back later.
-    max_body_bytes: largest body of a request.
+    max_body_bytes: largest body of a request. max_body_bytes_in_all: of those that are being worked at.
+    max_connections: open at once; more are told to come back later.
     drain_seconds: how long requests may still run after SIGTERM.
     stall_seconds: an engine with work that computes nothing for so long is unhealthy.
     """
@@ -197,6 +198,8 @@ class ServerConfig:
     served_model_name: str | None = None
     max_queue: int = 1024
     max_body_bytes: int = 8 << 20
+    max_body_bytes_in_all: int = 128 << 20
+    max_connections: int = 1024
     drain_seconds: int = 30
     stall_seconds: int = 60
 
@@ -210,6 +213,8 @@ class ServerConfig:
             raise ConfigError(f"served_model_name must not be blank, as {self.served_model_name!r} is")
         check_int("max_queue", self.max_queue, 1, 1 << 20)
         check_int("max_body_bytes", self.max_body_bytes, 1 << 10, 1 << 30)
+        check_int("max_body_bytes_in_all", self.max_body_bytes_in_all, self.max_body_bytes, 1 << 40)
+        check_int("max_connections", self.max_connections, 1, 1 << 20)
         check_int("drain_seconds", self.drain_seconds, 0, 86400)
         check_int("stall_seconds", self.stall_seconds, 1, 86400)
 

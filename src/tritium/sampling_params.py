@@ -237,6 +237,8 @@ def _bounded(name: str, value: object, kind: type, limit: int) -> tuple[Any, ...
     items = _as_tuple(name, value, kind)
     if len(items) > limit:
         raise RequestError(f"{name} may hold at most {limit} entries, not {len(items)}")
+    if kind is int and (not items or (min(items) >= 0 and max(items) <= MAX_TOKEN_ID)):
+        return items
     for item in items:
         if kind is int:
             _check_int(name, item, 0, MAX_TOKEN_ID)
@@ -249,7 +251,8 @@ def _as_tuple(name: str, value: object, kind: type) -> tuple[Any, ...]:
     items = (value,) if isinstance(value, kind) else value
     if items is None:
         return ()
-    if not isinstance(items, (list, tuple)) or not all(isinstance(i, kind) and not isinstance(i, bool) for i in items):
+    is_list = isinstance(items, (list, tuple))
+    if not is_list or not all(issubclass(found, kind) and found is not bool for found in set(map(type, items))):
         raise RequestError(f"{name} must be one {kind.__name__} or a list of them, not {value!r:.200}")
     return tuple(items)
 

@@ -8,14 +8,16 @@ can be executed.
 """
 
 import struct
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
 from tritium.errors import EngineError
 
-MAX_FRAME = 256 << 20  # bytes: a server's whole backlog of the longest prompts is far below
+MAX_FRAME = 256 << 20  # bytes; what does not fit into one goes in several
 _LENGTH = struct.Struct(">I")
+T = TypeVar("T")
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
@@ -62,7 +64,7 @@ Command = Submit | Encode | Abort
 class Commands(msgspec.Struct, frozen=True, tag=True):
     """In order. An empty one asks for a `Report`: the server's way to see that the engine is alive."""
 
-    commands: list[Command]
+    commands: Sequence[Command]
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -118,7 +120,7 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     num_batches: steps that computed something, since the start.
     """
 
-    outputs: list[Output]
+    outputs: Sequence[Output]
     stats: dict[str, int]
     num_batches: int
 
@@ -132,6 +134,21 @@ def frame(message: Start | Commands | Ready | Failed | Report) -> bytes:
     """The message as it goes over the socket."""
     body = _ENCODER.encode(message)
     return _LENGTH.pack(len(body)) + body
+
+
+def frames(
+    items: Sequence[T], message: Callable[[Sequence[T]], Commands | Report], on_too_large: Callable[[T, int], None]
+) -> list[bytes]:
+    """The items as few messages, in order. One that is too large for any is left out and told of, with its bytes."""
+    data = frame(message(items))
+    size = len(data) - _LENGTH.size
+    if size <= MAX_FRAME:
+        return [data]
+    if len(items) == 1:
+        on_too_large(items[0], size)
+        return []
+    middle = len(items) // 2
+    return [*frames(items[:middle], message, on_too_large), *frames(items[middle:], message, on_too_large)]
 
 
 def decode_for_engine(body: bytes) -> Start | Commands:

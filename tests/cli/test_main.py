@@ -26,8 +26,8 @@ FLAGS = {
     "tune": "ENGINE --deny --effort --export --import --json --num-threads --plugin",
     "run": f"MODEL --prompt --input --output --json {CHOSEN} {OPENED}",
     "chat": f"MODEL --system --json {CHOSEN} {OPENED}",
-    "serve": f"MODEL --api-key --drain-seconds --host --json --max-queue --port --seed --served-model-name "
-    f"--stall-seconds {PLANNED} --num-threads",
+    "serve": f"MODEL --api-key --drain-seconds --host --json --max-queue --max-connections --port --seed "
+    f"--served-model-name --stall-seconds {PLANNED} --num-threads",
     "plan": f"MODEL --arch --json --memory {PLANNED}",
     "eval": f"MODEL --json --max-tokens --stride --text --window {OPENED}",
     "cache list": "--json",

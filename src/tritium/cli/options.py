@@ -71,6 +71,7 @@ Port = Annotated[int | None, typer.Option(help="Port to listen at; 0 takes a fre
 ApiKey = Annotated[str | None, typer.Option(help="Clients must send it; better: $TRITIUM_API_KEY.")]
 ServedModelName = Annotated[str | None, typer.Option(help="What clients call the model.")]
 MaxQueue = Annotated[int | None, typer.Option(help="Unfinished requests accepted at most.")]
+MaxConnections = Annotated[int | None, typer.Option(help="Connections open at once, at most.")]
 DrainSeconds = Annotated[int | None, typer.Option(help="How long requests may go on after SIGTERM.")]
 StallSeconds = Annotated[int | None, typer.Option(help="Without progress for so long is unhealthy.")]
 
@@ -125,6 +126,7 @@ LISTENING: Group = {
     "api_key": ApiKey,
     "served_model_name": ServedModelName,
     "max_queue": MaxQueue,
+    "max_connections": MaxConnections,
     "drain_seconds": DrainSeconds,
     "stall_seconds": StallSeconds,
 }

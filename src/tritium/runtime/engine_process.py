@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tritium.config import RuntimeConfig
@@ -19,7 +20,21 @@ from tritium.engine.engine import Engine
 from tritium.errors import EngineError, TritiumError
 from tritium.runtime.decoder_worker import DecoderWorker
 from tritium.runtime.encoder_worker import EncoderWorker
-from tritium.wire import Command, Commands, Failed, FrameBuffer, Output, Ready, Report, Start, decode_for_engine, frame
+from tritium.wire import (
+    MAX_FRAME,
+    Abort,
+    Command,
+    Commands,
+    Failed,
+    FrameBuffer,
+    Output,
+    Ready,
+    Report,
+    Start,
+    decode_for_engine,
+    frame,
+    frames,
+)
 
 _STALLED_WAIT = 0.001  # seconds between two tries when requests wait and none of them can run
 _READ_SIZE = 1 << 18
@@ -75,7 +90,23 @@ class EngineProcess:
             self._num_batches += has_stepped
             outputs = self._worker.take_outputs()
             if commands or has_stepped or outputs:
-                self._connection.sendall(frame(Report(outputs, self._worker.stats, self._num_batches)))
+                self._report(outputs)
+
+    def _report(self, outputs: Sequence[Output]) -> None:
+        """Send them all; one that is too large for a message ends its request with an error, and no other."""
+        failed: list[Output] = []
+
+        def fail(output: Output, size: int) -> None:
+            text = f"its answer takes {size} bytes, more than the {MAX_FRAME} of a message: ask for less at once"
+            reason, index = "error", output.sample_index
+            failed.append(Output(output.request_id, "", [], finish_reason=reason, error=text, sample_index=index))
+            self._worker.apply(Abort(output.request_id))
+
+        stats, num_batches = self._worker.stats, self._num_batches
+        for data in frames(outputs, lambda some: Report(some, stats, num_batches), fail):
+            self._connection.sendall(data)
+        if failed:
+            self._connection.sendall(frame(Report(failed, stats, num_batches)))
 
     def _take(self) -> list[Command | None] | None:
         """Commands that have arrived; waits for some when there is no work. None: the other end is closed.

@@ -78,6 +78,8 @@ async def _answer(service: Service, endpoint: Endpoint, request: Request) -> Res
         return error.response()
     except TritiumError as error:
         return ApiError.of(error).response()
+    finally:
+        service.bodies.release(request)
 
 
 def _check_key(key: str | None, request: Request) -> None:

@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tritium.server.api_error import ApiError, json_response
-from tritium.server.body import read_json
 from tritium.server.connection import Event, EventStream, until_gone
 from tritium.server.generation import Generation
 from tritium.server.openai_logprobs import chat_logprobs
@@ -23,11 +22,12 @@ _MAX_VARIABLES = 32
 
 async def chat_completions(service: Service, request: Request) -> Response:
     """Answer a conversation, streaming or not."""
-    parsed = parse_chat(await read_json(request, service.config.max_body_bytes))
+    parsed = parse_chat(await service.bodies.read_json(request), service.manifest.vocab_size)
     service.check_model(parsed.request.model)
     service.check_kind("decoder", path=request.url.path)
     prompt = await service.encode_chat(*_conversation(parsed.request))
     service.check_prompt(prompt, param="messages")
+    service.check_logprobs([prompt], parsed.params)
     answer = _ChatAnswer(service, parsed, prompt)
     if parsed.request.stream:
         return answer.stream()

@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tritium.server.api_error import ApiError, json_response
-from tritium.server.body import read_json
 from tritium.server.connection import Event, EventStream, until_gone
 from tritium.server.generation import Generation
 from tritium.server.openai_logprobs import completion_logprobs
@@ -20,10 +19,11 @@ from tritium.server.service import Service
 
 async def completions(service: Service, request: Request) -> Response:
     """Complete one prompt or several, streaming or not."""
-    parsed = parse_completion(await read_json(request, service.config.max_body_bytes))
+    parsed = parse_completion(await service.bodies.read_json(request), service.manifest.vocab_size)
     service.check_model(parsed.request.model)
     service.check_kind("decoder", path=request.url.path)
     prompts, texts = await _prompts(service, parsed.request)
+    service.check_logprobs(prompts, parsed.params)
     completion = _Completion(service, parsed, prompts, texts)
     if parsed.request.stream:
         return completion.stream()

@@ -11,9 +11,8 @@ from starlette.responses import Response
 
 from tritium.errors import EngineUnavailable, RequestError
 from tritium.server.api_error import ApiError, json_response
-from tritium.server.body import read_json
+from tritium.server.arrivals import Arrivals
 from tritium.server.connection import until_gone
-from tritium.server.engine_client import Arrivals
 from tritium.server.fields import convert, one_or_many
 from tritium.server.generation import raise_unless_answer
 from tritium.server.service import Service
@@ -41,7 +40,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 async def embeddings(service: Service, request: Request) -> Response:
     """Embed one text or several."""
-    wanted = parse_embedding(await read_json(request, service.config.max_body_bytes))
+    wanted = parse_embedding(await service.bodies.read_json(request))
     service.check_model(wanted.model)
     service.check_kind("encoder", path=PATH)
     texts = await _texts(service, wanted)
@@ -109,7 +108,7 @@ class _Embeddings:
         self._service = service
         self._texts = texts
         self._encoding = encoding
-        self._arrivals: Arrivals = Arrivals()
+        self._arrivals = Arrivals()
 
     async def whole(self) -> Response:
         """Raises `ApiError` for what was refused or failed. Left early, it aborts what is unfinished."""
@@ -124,8 +123,6 @@ class _Embeddings:
         try:
             while num_left:
                 output = await self._arrivals.get()
-                if isinstance(output, EngineUnavailable):
-                    raise ApiError.of(output)
                 num_left -= 1
                 index = output.sample_index
                 service.metrics.note_finish(output, len(texts[index].token_ids), 0)

@@ -16,9 +16,11 @@ from typing import Any
 
 from tritium import errors
 from tritium.config import RuntimeConfig
-from tritium.errors import EngineError, EngineUnavailable
+from tritium.errors import EngineError, EngineUnavailable, RequestTooLarge
+from tritium.server.arrivals import Arrivals
 from tritium.server.health import EngineHealth
 from tritium.wire import (
+    MAX_FRAME,
     Abort,
     Command,
     Commands,
@@ -33,6 +35,7 @@ from tritium.wire import (
     Text,
     decode_for_server,
     frame,
+    frames,
 )
 
 logger = logging.getLogger("tritium")
@@ -42,8 +45,6 @@ FIRST_RESTART_DELAY, LONGEST_RESTART_DELAY = 0.2, 30.0  # seconds; doubled by ea
 END_SECONDS = 5.0  # that an engine gets to end by itself
 _READ_SIZE = 1 << 18
 _MAX_UNSENT = 64 << 20  # bytes of commands that an engine may leave unread
-
-Arrivals = asyncio.Queue[Output | EngineUnavailable]
 
 
 @dataclasses.dataclass
@@ -94,8 +95,8 @@ class EngineClient:
     ) -> str:
         """Hand a request over; returns its id. Its outputs arrive in the queue, each answer's last has a finish_reason.
 
-        An `EngineUnavailable` arrives instead when the engine ends first, and is raised as by
-        `check_available`.
+        An `EngineUnavailable` arrives instead when the engine ends first, and is raised as by `check_available`. A
+        request whose outputs are not taken out of the queue is aborted when it holds too many.
         """
         request_id = self._register(arrivals, num_answers)
         self._send(Submit(request_id, token_ids, params, is_streaming, priority, cache_salt))
@@ -185,7 +186,8 @@ class EngineClient:
         one.num_answers -= output.finish_reason is not None
         if output.refusal is not None or not one.num_answers:
             del self._unfinished[output.request_id]
-        one.arrivals.put_nowait(output)
+        if not one.arrivals.put(output):
+            self.abort(output.request_id)
 
     async def _how_it_ended(self) -> str:
         """End the process if it has not, and say how it ended."""
@@ -242,7 +244,7 @@ class EngineClient:
     def _fail_all(self, message: str) -> None:
         lost, self._unfinished = self._unfinished, {}
         for one in lost.values():
-            one.arrivals.put_nowait(EngineUnavailable(message))
+            one.arrivals.end(EngineUnavailable(message))
 
     def _register(self, arrivals: Arrivals, num_answers: int) -> str:
         self.check_available()
@@ -259,4 +261,11 @@ class EngineClient:
         """Write what came up since; nothing when the process has ended meanwhile (then all were told so)."""
         commands, self._commands = self._commands, []
         if commands and self.health.state == "running":
-            self._writer.write(frame(Commands(commands)))
+            for data in frames(commands, Commands, self._refuse_too_large):
+                self._writer.write(data)
+
+    def _refuse_too_large(self, command: Command, size: int) -> None:
+        text = f"the request takes {size} bytes, more than the {MAX_FRAME} of a message to the engine: send less"
+        self._deliver(
+            Output(command.request_id, "", [], finish_reason="error", error=text, refusal=RequestTooLarge.__name__)
+        )

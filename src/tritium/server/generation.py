@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
-from tritium.errors import EngineUnavailable
+from tritium.errors import EngineUnavailable, TritiumError
 from tritium.server.api_error import ApiError
-from tritium.server.engine_client import Arrivals
+from tritium.server.arrivals import MAX_WAITING, Arrivals
 from tritium.server.openai_request import Common
 from tritium.server.service import Service
 from tritium.wire import Output, TokenLogprob
@@ -30,7 +30,7 @@ class Generation:
         self._params = params
         self._request = request
         self._unfinished: dict[str, list[int]] = {}  # by request id, its prompt's index and its unfinished answers
-        self._arrivals: Arrivals = Arrivals()
+        self._arrivals = Arrivals(MAX_WAITING if request.stream else None)
         self._num_tokens = [0] * (len(prompts) * request.n)
         self._num_cached = 0
 
@@ -42,9 +42,7 @@ class Generation:
         try:
             self._submit_all()
             while self._unfinished:
-                output = await self._arrivals.get()
-                if isinstance(output, EngineUnavailable):
-                    raise ApiError.of(output)
+                output = await self._next()
                 index = self._unfinished[output.request_id][0] * self._request.n + output.sample_index
                 self._num_tokens[index] += len(output.token_ids)
                 if output.finish_reason is not None:
@@ -54,6 +52,12 @@ class Generation:
             for request_id, (_, num_answers) in self._unfinished.items():
                 self._service.client.abort(request_id)
                 self._service.metrics.note_aborts(num_answers)
+
+    async def _next(self) -> Output:
+        try:
+            return await self._arrivals.get()
+        except TritiumError as error:
+            raise ApiError.of(error) from error
 
     async def whole(self) -> list[Finished]:
         """Every choice, when all are finished."""

@@ -99,9 +99,10 @@ class Parsed(NamedTuple):
     params: dict[str, Any]
 
 
-def parse_completion(body: Mapping[str, Any]) -> Parsed:
-    """Raises `ApiError` that names the field."""
+def parse_completion(body: Mapping[str, Any], vocab_size: int) -> Parsed:
+    """Raises `ApiError` that names the field. vocab_size: of the model."""
     request, params = _parse(body, CompletionRequest, SAMPLING_FIELDS)
+    _check_count(params, vocab_size)
     params.setdefault("max_tokens", max(COMPLETION_MAX_TOKENS, _int(params.get("min_tokens"))))
     _check(params)
     if len(request.prompts) * request.n > MAX_CHOICES:
@@ -112,9 +113,10 @@ def parse_completion(body: Mapping[str, Any]) -> Parsed:
     return Parsed(request, params)
 
 
-def parse_chat(body: Mapping[str, Any]) -> Parsed:
-    """Raises `ApiError` that names the field."""
+def parse_chat(body: Mapping[str, Any], vocab_size: int) -> Parsed:
+    """Raises `ApiError` that names the field. vocab_size: of the model."""
     request, params = _parse(body, ChatRequest, SAMPLING_FIELDS - {"logprobs"})
+    _check_count(params, vocab_size)
     most = request.max_completion_tokens
     if most is not None and params.setdefault("max_tokens", most) != most:
         raise ApiError(
@@ -152,6 +154,14 @@ def _parse(body: Mapping[str, Any], schema: type[Common], sampling_names: set[st
         raise ApiError(400, message, param="cache_salt")
     params = {name: value for name, value in sent.items() if name in sampling_names - own}
     return Parsed(request, params if request.n == 1 else {**params, "n": request.n})
+
+
+def _check_count(params: Mapping[str, Any], vocab_size: int) -> None:
+    """Raises `ApiError` for more ids than there are, before anything walks them: a body has room for millions."""
+    ids = params.get("allowed_token_ids")
+    if isinstance(ids, list) and len(ids) > vocab_size:
+        message = f"allowed_token_ids may hold at most {vocab_size} entries, all tokens of the model, not {len(ids)}"
+        raise ApiError(400, message, param="allowed_token_ids")
 
 
 def _check(params: Mapping[str, Any]) -> None:

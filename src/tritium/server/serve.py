@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -13,11 +15,14 @@ import uvicorn
 from tritium.config import RuntimeConfig, ServerConfig
 from tritium.errors import ConfigError
 from tritium.server.app import make_app
+from tritium.server.http_protocol import MAX_HEAD_BYTES, GuardedProtocol, Patience, keep_looking
 from tritium.server.service import Service
 
 logger = logging.getLogger("tritium")
 
+PATIENCE = Patience()
 _BACKLOG = 2048  # connections that wait to be accepted
+_OTHER_FILES = 64  # that the process has open beside its connections, at most
 
 
 async def serve(
@@ -28,6 +33,7 @@ async def serve(
     on_ready: told once the socket listens, with the URL. Raises what the engine could not load, and `ConfigError` when
     the address cannot be listened at.
     """
+    _allow_files(config.max_connections)
     listener = _listen(config)
     with listener:
         service = await Service.start(engine, runtime, config)
@@ -35,6 +41,9 @@ async def serve(
             server = _Server(
                 uvicorn.Config(
                     make_app(service),
+                    http=partial(GuardedProtocol, max_connections=config.max_connections),  # type: ignore[arg-type]
+                    h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                    timeout_keep_alive=int(PATIENCE.keep_alive),
                     lifespan="off",
                     ws="none",
                     log_config=None,
@@ -48,7 +57,9 @@ async def serve(
                 loop.add_signal_handler(number, server.handle_exit, number, None)
             listener.listen(_BACKLOG)
             on_ready(service, _url(listener))
+            looking = asyncio.create_task(keep_looking(server.server_state.connections, PATIENCE))
             await server.serve(sockets=[listener])
+            looking.cancel()
         finally:
             await service.client.close()
 
@@ -59,6 +70,19 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def _allow_files(max_connections: int) -> None:
+    """Each connection is an open file. Raises `ConfigError` when the system does not allow so many."""
+    needed = max_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise ConfigError(
+                f"max_connections={max_connections} needs {needed} open files and this process may have {hard}: give "
+                f"at most {hard - _OTHER_FILES}, or raise `ulimit -n`"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _listen(config: ServerConfig) -> socket.socket:

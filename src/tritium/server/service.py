@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from tritium.engine.manifest import Manifest, read_manifest
 from tritium.engine.plan import PlanKind
 from tritium.errors import EngineUnavailable, RequestError
 from tritium.server.api_error import ApiError
+from tritium.server.body import Bodies
 from tritium.server.engine_client import EngineClient
 from tritium.server.health import EngineHealth
 from tritium.server.metrics import ServerMetrics
 from tritium.text.tokenizer import Tokenizer
 from tritium.wire import Text
 
+MAX_LOGPROBS_IN_ALL = 1 << 22  # of one HTTP request, about 100 bytes each
 CUT_LENGTH_FACTOR = 8  # a text that will be cut may be so many times longer than one that must fit
 
 
@@ -29,6 +31,7 @@ class Service:
         self.manifest = manifest
         self.client = client
         self.metrics = ServerMetrics(client)
+        self.bodies = Bodies(config.max_body_bytes, config.max_body_bytes_in_all)
         self.created = int(time.time())
         self._tokenizer: Tokenizer | None = None
 
@@ -134,6 +137,21 @@ class Service:
                 f"most {fitting}{cut}: send a shorter text",
                 param=param,
                 code="context_length_exceeded",
+            )
+
+    def check_logprobs(self, prompts: Sequence[Sequence[int]], params: Mapping[str, Any]) -> None:
+        """Raises `ApiError` when an answer's logprobs could take too much memory, here and in the engine."""
+        if params.get("logprobs") is None:
+            return
+        most = params.get("max_tokens") or self.max_model_len
+        num_tokens = params.get("n", 1) * sum(min(most, self.max_model_len - len(prompt)) for prompt in prompts)
+        count = num_tokens * (2 + params["logprobs"])
+        if count > MAX_LOGPROBS_IN_ALL:
+            raise ApiError(
+                400,
+                f"logprobs: {num_tokens} tokens with {params['logprobs']} alternatives each are {count} entries; at "
+                f"most {MAX_LOGPROBS_IN_ALL} may be asked for at once: lower max_tokens, n or logprobs",
+                param="logprobs",
             )
 
     def check_prompt(self, token_ids: Sequence[int], *, param: str) -> None:
