@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tritium import config
-from tritium.config import BuildConfig
+from tritium.config import BuildConfig, ServerConfig
 from tritium.errors import ConfigError
 
 GB = 1 << 30
@@ -113,3 +113,21 @@ def test_invariance_is_bitwise_on_a_cpu_and_fast_on_a_gpu_unless_said() -> None:
     assert BuildConfig().resolved_invariance == "bitwise"
     assert BuildConfig(device="cuda").resolved_invariance == "fast"
     assert BuildConfig(invariance="fast").resolved_invariance == "fast"
+
+
+def test_the_server_listens_at_loopback_unless_told_otherwise() -> None:
+    assert ServerConfig().host == "127.0.0.1"
+    assert ServerConfig(host="0.0.0.0").host == "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_connections": 0}, "max_connections must be an integer from 1 to 1048576, not 0"),
+        ({"max_body_bytes_in_all": 1 << 20}, "max_body_bytes_in_all must be an integer from 8388608 to"),
+        ({"host": ""}, "host must be a name or an address, not ''"),
+    ],
+)
+def test_what_a_server_cannot_be_is_named(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ServerConfig(**fields)  # type: ignore[arg-type]

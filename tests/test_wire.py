@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tritium import wire
 from tritium.errors import EngineError
 from tritium.wire import (
     Abort,
@@ -16,6 +17,7 @@ from tritium.wire import (
     decode_for_engine,
     decode_for_server,
     frame,
+    frames,
 )
 
 COMMANDS = Commands([Submit("a", [1, 2], {"seed": (1 << 64) - 1, "stop": ["x"]}, True), Abort("b")])
@@ -44,6 +46,20 @@ def test_frames_come_out_whole_however_they_were_cut(cuts: list[int]) -> None:
 def test_a_length_that_no_message_has_is_refused_with_the_number() -> None:
     with pytest.raises(EngineError, match=r"a frame of 4294967295 bytes came .* at most 268435456 may"):
         FrameBuffer().feed(b"\xff\xff\xff\xff")
+
+
+def test_what_is_too_large_for_a_message_goes_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_FRAME", 200)
+    commands = [Submit(f"r{i}", [1] * (20 if i != 7 else 300), {}, True) for i in range(20)]
+    left_out: list[tuple[str, int]] = []
+    data = frames(commands, Commands, lambda command, size: left_out.append((command.request_id, size)))
+    bodies = FrameBuffer().feed(b"".join(data))
+    assert 2 < len(bodies) < 20 and max(map(len, bodies)) <= 200
+    arrived = [command for body in bodies for command in decode_for_engine(body).commands]
+    assert arrived == [*commands[:7], *commands[8:]]
+    [(request_id, size)] = left_out
+    assert request_id == "r7" and size > 300
+    assert frames([], Commands, pytest.fail) == [frame(Commands([]))]
 
 
 @pytest.mark.parametrize("body", [b"", b"\x80\x04K\x01.", b"\xc1", frame(REPORT)[4:], b"\x81\xa4type\xa5Other"])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tritium import wire
 from tritium.errors import EngineError
 from tritium.runtime.decoder_worker import DecoderWorker
 from tritium.runtime.engine_loop import EngineLoop
@@ -154,6 +155,18 @@ def test_a_step_that_raises_ends_its_requests_and_the_next_one_runs(engine: Harn
     assert engine.outputs(1)["a"][-1].error == "ArithmeticError: kernel failed for a"
     engine.send(submit("b"))
     assert engine.outputs(1)["b"][-1].finish_reason == "length"
+
+
+def test_an_answer_too_large_for_a_message_ends_its_own_request_alone(
+    engine: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "MAX_FRAME", 1000)
+    engine.send(submit("large", is_streaming=False, max_tokens=60, logprobs=2))
+    engine.send(submit("small", is_streaming=False, max_tokens=60))
+    found = engine.outputs(2)
+    assert found["large"][0].finish_reason == "error"
+    assert "bytes, more than the" in found["large"][0].error and "ask for less" in found["large"][0].error
+    assert found["small"][0].token_ids == expected_tokens(PROMPT, 60)
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 8, b"\x00\x00\x00\x01\xc1", frame(Start("x", {}))])
