@@ -70,6 +70,25 @@ def test_what_does_not_fit_is_one_line_with_the_numbers_and_exit_code_1():
     assert line.startswith("error: the model does not fit: memory available 1.00 GB, weights 3.00 GB")
 
 
+def test_a_gpu_is_planned_without_one_from_the_bytes_it_has():
+    arguments = ["plan", "--arch", "llama-3-8b", "--device", "cuda", "--scheme", "fp8", "--json"]
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--memory", str(80 << 30)]).stdout)
+    assert (found["config"]["device"], found["config"]["dtype"]) == ("cuda", "bfloat16")
+    assert found["weights_bytes"] == pytest.approx(8.03e9 + 2 * 128_256 * 4096, rel=0.15)  # embeddings stay in bf16
+    left = (79 << 30) - found["weights_bytes"] - found["arena_bytes"]
+    assert found["kv_bytes"] <= 0.9 * left
+    refused = json.loads(CliRunner().invoke(app, arguments).stdout)["error"]
+    assert (refused["type"], "there is no GPU here; say by --memory" in refused["message"]) == ("ConfigError", True)
+
+
+def test_a_scheme_shows_in_the_weights():
+    arguments = ["plan", "--arch", "llama-3.2-1b", "--memory", str(8 << 30), "--json"]
+    plain, small = (
+        json.loads(CliRunner().invoke(app, [*arguments, *more]).stdout) for more in ([], ["--scheme", "w4a16_g128"])
+    )
+    assert small["weights_bytes"] < 0.6 * plain["weights_bytes"]
+
+
 def test_an_engine_is_planned_from_its_own_plan(tmp_path):
     config = parse_config(TINY_MODELS["llama"], "llama", dtype="float32")
     engine = build(config, output_dir=tmp_path / "engine", weights="dummy")

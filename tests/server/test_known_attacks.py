@@ -22,7 +22,6 @@ ITEMS = """
 test_known_attacks.py
   unusual_requests_are_answered
     empty and degenerate prompts
-    special tokens in a user's text, ten thousand times
     null for every field
     a prompt that leaves room for one token, and min_tokens beyond it
   logprobs_that_would_take_gigabytes_are_refused
@@ -34,6 +33,7 @@ test_known_attacks.py
   streams_that_are_never_read_delay_no_neighbour
     a client that opens a stream and never reads
   unusual_conversations_are_answered_or_refused
+    special tokens in a user's text, ten thousand times
     unknown roles, no messages, content of null, ten thousand of them
   a_models_name_with_a_newline_is_just_unknown
     a model's name with a newline

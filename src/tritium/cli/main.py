@@ -179,7 +179,7 @@ def plan(
     config: o.Given,
     model: o.OptionalModel = None,
     arch: o.Arch = None,
-    memory: Annotated[int | None, typer.Option(help="Bytes there are; default: what this process may use.")] = None,
+    memory: Annotated[int | None, typer.Option(help="Bytes there are; default: what may be used here.")] = None,
     is_json: o.Json = False,
 ) -> None:
     """Say what memory a model will take and how much fits, before loading it; exit code 1: it does not fit."""

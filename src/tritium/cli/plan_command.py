@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+import torch
+
 from tritium.cli.build_command import choose_model
 from tritium.cli.options import fields_of
 from tritium.cli.report import print_json, say, say_config
 from tritium.compiler import compile_module, compute_dtype
-from tritium.config import BuildConfig, RuntimeConfig, available_memory
+from tritium.config import BuildConfig, Device, RuntimeConfig, available_memory
 from tritium.engine.engine import Engine
 from tritium.engine.manifest import is_engine
 from tritium.engine.plan import Plan
@@ -17,7 +19,7 @@ from tritium.errors import ConfigError
 from tritium.resolve import resolve_model
 from tritium.runtime.footprint import Footprint, footprint
 from tritium.runtime.kernel_choice import choose_kernels
-from tritium.runtime.memory import megabytes
+from tritium.runtime.memory import GPU_KV_SHARE, GPU_RESERVE, KV_SHARE, megabytes
 
 
 class Planned(NamedTuple):
@@ -27,6 +29,7 @@ class Planned(NamedTuple):
     max_model_len: int
     is_bitwise: bool
     dtype: str
+    device: Device = "cpu"
 
 
 def run(*, model: str | None, arch: str | None, memory: int | None, config: Mapping[str, Any], is_json: bool) -> None:
@@ -36,11 +39,12 @@ def run(*, model: str | None, arch: str | None, memory: int | None, config: Mapp
     if memory is not None and memory < 1:
         raise ConfigError(f"--memory must be a number of bytes from 1 on, not {memory}")
     planned = plan_of(model, arch, build)
-    available = available_memory() if memory is None else memory
+    available = _memory_of(planned.device) if memory is None else memory
     found = predict(planned, runtime, available)
     about = {
         "model": model or arch,
         "dtype": planned.dtype,
+        "device": planned.device,
         "max_num_seqs": runtime.max_num_seqs,
         "max_num_batched_tokens": runtime.max_num_batched_tokens,
         "block_size": runtime.block_size,
@@ -68,24 +72,36 @@ def plan_of(model: str | None, arch: str | None, build: BuildConfig) -> Planned:
         engine = Engine.load(model)
         if engine.manifest.kind != "decoder":
             raise ConfigError(f"{model} is of kind {engine.manifest.kind!r}: only decoders have a KV cache to plan")
-        is_bitwise = engine.manifest.invariance == "bitwise"
-        return Planned(engine.plan, engine.manifest.max_model_len, is_bitwise, engine.manifest.dtype)
+        manifest = engine.manifest
+        is_bitwise, device = manifest.invariance == "bitwise", "cuda" if manifest.backend == "cuda" else "cpu"
+        return Planned(engine.plan, manifest.max_model_len, is_bitwise, manifest.dtype, device)
     say("compiling the graph, without weights")
     resolved = resolve_model(choose_model(model, arch, build, is_dummy=True), build, "dummy" if arch else None)
     compiled = compile_module(resolved.module, build, dtype=resolved.dtype)
     dtype = compute_dtype(compiled.plan)
-    return Planned(compiled.plan, resolved.max_model_len, build.invariance == "bitwise", dtype)
+    return Planned(compiled.plan, resolved.max_model_len, build.resolved_invariance == "bitwise", dtype, build.device)
+
+
+def _memory_of(device: Device) -> int:
+    """Bytes that this process may use, on a GPU what is free of the first one."""
+    if device == "cpu":
+        return available_memory()
+    if not torch.cuda.is_available():
+        raise ConfigError("--device cuda: there is no GPU here; say by --memory how many bytes yours has")
+    return torch.cuda.mem_get_info()[0]
 
 
 def predict(planned: Planned, runtime: RuntimeConfig, available_bytes: int) -> Footprint:
-    """What an executor of this plan would allocate on this machine's kernels. Raises `OutOfMemory`."""
+    """What an executor of this plan would allocate, on a CPU by this machine's kernels. Raises `OutOfMemory`."""
+    is_gpu = planned.device == "cuda"
     return footprint(
         planned.plan,
-        choose_kernels(planned.plan),
+        choose_kernels(planned.plan, device=planned.device),
         runtime,
         is_bitwise=planned.is_bitwise,
         engine_max_model_len=planned.max_model_len,
-        available_bytes=available_bytes,
+        available_bytes=available_bytes - (GPU_RESERVE if is_gpu else 0),
+        kv_share=GPU_KV_SHARE if is_gpu else KV_SHARE,
     )
 
 

@@ -9,7 +9,7 @@ from tritium.engine.plan import Phase, Plan, Sizes
 from tritium.kernels.kernel import Kernel
 from tritium.runtime.buckets import bucket, common_multiple
 from tritium.runtime.loaded_weights import bytes_in_use
-from tritium.runtime.memory import MemoryPlan, plan_memory
+from tritium.runtime.memory import KV_SHARE, MemoryPlan, plan_memory
 
 PHASES: tuple[Phase, ...] = ("tokens", "rows")
 
@@ -42,6 +42,7 @@ def footprint(
     is_bitwise: bool,
     engine_max_model_len: int,
     available_bytes: int,
+    kv_share: float = KV_SHARE,
 ) -> Footprint:
     """Lay out a decoder's plan for `config`. Touches no weight and no device. Raises `OutOfMemory` with the numbers."""
     multiples = {phase: _row_multiple(plan, kernels, phase) if is_bitwise else 1 for phase in PHASES}
@@ -59,6 +60,7 @@ def footprint(
         weights_bytes=weights_bytes,
         arena_bytes=arena_bytes,
         available_bytes=available_bytes,
+        kv_share=kv_share,
     )
     return Footprint(
         largest=largest,

@@ -30,7 +30,7 @@ from tritium.runtime.gpu.sampler import GpuSampler
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights, bytes_in_use
-from tritium.runtime.memory import megabytes, plan_memory
+from tritium.runtime.memory import GPU_KV_SHARE, GPU_RESERVE, megabytes, plan_memory
 from tritium.runtime.prompt_logprobs import PromptScorer, ScoredPart, scored_parts
 from tritium.runtime.request import RowError, SampledToken, ScheduledBatch
 from tritium.runtime.sampler import Sampler
@@ -38,8 +38,6 @@ from tritium.runtime.slots import RequestSlots
 
 logger = logging.getLogger("tritium")
 
-_KV_SHARE = 0.9  # of what weights, arena and reserve leave
-_RESERVE = 1 << 30  # bytes: cuBLAS's workspace, graphs, scratch of kernels
 NO_NUMBERS = RowError("the model's logits were not finite numbers")
 _NUM_RESULTS = 3  # steps whose tokens may be on their way
 
@@ -83,8 +81,8 @@ class GpuExecutor:
             engine_max_model_len=engine.manifest.max_model_len,
             weights_bytes=bytes_in_use(plan, self._kernels),
             arena_bytes=arena_bytes,
-            available_bytes=free_bytes - _RESERVE,
-            kv_share=_KV_SHARE,
+            available_bytes=free_bytes - GPU_RESERVE,
+            kv_share=GPU_KV_SHARE,
         )
         logger.info("%s", self.memory.describe())
         self._slots = RequestSlots(config.max_num_seqs)
