@@ -251,8 +251,8 @@ def _as_tuple(name: str, value: object, kind: type) -> tuple[Any, ...]:
     items = (value,) if isinstance(value, kind) else value
     if items is None:
         return ()
-    is_list = isinstance(items, (list, tuple))
-    if not is_list or not all(issubclass(found, kind) and found is not bool for found in set(map(type, items))):
+    kinds: set[type] = set(map(type, items)) if isinstance(items, (list, tuple)) else set()
+    if not isinstance(items, (list, tuple)) or not all(issubclass(k, kind) and k is not bool for k in kinds):
         raise RequestError(f"{name} must be one {kind.__name__} or a list of them, not {value!r:.200}")
     return tuple(items)
 

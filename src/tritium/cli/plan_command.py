@@ -73,7 +73,8 @@ def plan_of(model: str | None, arch: str | None, build: BuildConfig) -> Planned:
         if engine.manifest.kind != "decoder":
             raise ConfigError(f"{model} is of kind {engine.manifest.kind!r}: only decoders have a KV cache to plan")
         manifest = engine.manifest
-        is_bitwise, device = manifest.invariance == "bitwise", "cuda" if manifest.backend == "cuda" else "cpu"
+        device: Device = "cuda" if manifest.backend == "cuda" else "cpu"
+        is_bitwise = manifest.invariance == "bitwise"
         return Planned(engine.plan, manifest.max_model_len, is_bitwise, manifest.dtype, device)
     say("compiling the graph, without weights")
     resolved = resolve_model(choose_model(model, arch, build, is_dummy=True), build, "dummy" if arch else None)
