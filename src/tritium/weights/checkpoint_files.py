@@ -8,8 +8,9 @@ from typing import Any
 from tritium.errors import CheckpointError, UnsupportedModel
 from tritium.weights.awq import read_awq
 from tritium.weights.compressed import read_compressed, read_fp8
-from tritium.weights.gguf_source import GGUF_SUFFIX, open_gguf
+from tritium.weights.gguf_source import open_gguf
 from tritium.weights.gptq import read_gptq
+from tritium.weights.hub import GGUF_SUFFIX
 from tritium.weights.safetensors import SafetensorsSource
 from tritium.weights.source import WeightSource
 from tritium.weights.stored import QuantizedSource

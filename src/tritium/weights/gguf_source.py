@@ -22,7 +22,6 @@ from tritium.weights.safetensors import NO_RESERVE
 from tritium.weights.source import TensorSpec, missing_tensor
 from tritium.weights.stored import Codes, QuantizedSource, StoredWeight
 
-GGUF_SUFFIX = ".gguf"
 ARCHITECTURE = "llama"  # Llama, Mistral and what else has their layers
 NAMES = {
     r"token_embd\.weight": "model.embed_tokens.weight",

@@ -4,7 +4,8 @@ from importlib import import_module
 from pathlib import Path
 
 from tritium.errors import CheckpointError
-from tritium.weights.gguf_source import GGUF_SUFFIX
+
+GGUF_SUFFIX = ".gguf"  # here, not beside their reader: a server that names a model loads no torch
 
 
 def model_directory(model: str | Path) -> Path:
