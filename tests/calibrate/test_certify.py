@@ -12,6 +12,7 @@ from tritium.calibrate.reference import StreamedReference
 from tritium.compiler import build
 from tritium.engine.certificate import Certificate, read_certificate
 from tritium.errors import ConfigError, EngineError
+from tritium.quant.schemes import SCHEMES
 from tritium.testing.tiny_configs import LLAMA
 from tritium.testing.tiny_models import make_checkpoint, random_prompt
 from tritium.testing.tiny_tokenizers import byte_level_bpe, write_directory
@@ -115,6 +116,10 @@ def test_an_override_is_recorded(checkpoint, tmp_path):
     assert "(overridden)" in certificate.describe()
     with pytest.raises(ConfigError, match="max_mean_kl must be a number of nats above 0, not nan"):
         build(checkpoint, output_dir=tmp_path / "e", max_mean_kl=float("nan"))
+
+
+def test_every_scheme_has_a_bound():
+    assert certify.SCHEME_BOUNDS.keys() == {scheme.name for scheme in SCHEMES}
 
 
 def test_random_weights_have_no_certificate_and_it_says_so(tmp_path):
