@@ -19,6 +19,7 @@ _HOME = {
     "BuildConfig": "tritium.config",
     "OptimizationProfile": "tritium.config",
     "build": "tritium.compiler",
+    "quantize": "tritium.quantizer",
     "Engine": "tritium.engine.engine",
     "Plugin": "tritium.kernels.plugin",
 }

@@ -34,7 +34,7 @@ from tritium.engine.manifest import FileRecord, Manifest
 from tritium.engine.plan import Plan
 from tritium.engine.recipe_file import weight_specs
 from tritium.engine.serialise import replace_text, staged, write_engine
-from tritium.engine_weights import engine_recipes, stored_formats, unread_tensors
+from tritium.engine_weights import calibration_kind, engine_recipes, kept_recipes, stored_formats, unread_tensors
 from tritium.errors import CaptureError, ConfigError
 from tritium.example_inputs import ExampleInputs, ModuleInputs, read_example_inputs
 from tritium.graph import dump
@@ -88,6 +88,7 @@ def build(
     profile: OptimizationProfile | None = None,
     weights: Weights = None,
     plugins: Sequence[Plugin | str] = (),
+    calibration: Mapping[str, torch.Tensor] | None = None,
     progress: Progress | None = None,
     **overrides: Any,
 ) -> Engine:
@@ -100,6 +101,7 @@ def build(
     profile: the batches that such an engine is for; unset, 1 to 64.
     weights: a state dict in place of the model's own; "dummy": random ones, of which no file is written.
     plugins: ops and kernels of your own, as `Plugin` objects or "module:name"; who runs the engine gives them again.
+    calibration: what a method has learned of the model for this scheme (`tritium.quantize` makes and passes it).
     overrides: fields of `BuildConfig`.
     progress(stage, done, total) is called as work proceeds; stages are `STAGES`, the last counts bytes of weights.
 
@@ -122,7 +124,7 @@ def build(
             compiled = compile_encoder(resolved.module, config, clock=clock)
         else:
             known: Any = {"dtype": resolved.dtype, "max_model_len": resolved.max_model_len, "plugins": own}
-            known["stored"] = stored_formats(resolved.recipes, resolved.source)
+            known |= {"stored": stored_formats(resolved.recipes, resolved.source), "calibration": calibration}
             compiled = compile_module(resolved.module, config, **known, clock=clock)
         check_tables(compiled.plan, resolved.max_model_len)
     else:
@@ -173,17 +175,20 @@ def compile_module(
     max_model_len: int | None = None,
     plugins: Sequence[Plugin] = (),
     stored: Mapping[str, WeightFormat] | None = None,
+    calibration: Mapping[str, torch.Tensor] | None = None,
     clock: "_Clock | None" = None,
 ) -> Compiled:
     """Capture, optimise and lower `module` and choose its kernels; touches no weight and no file.
 
-    stored: the module's tensors that the checkpoint keeps quantised, and how.
+    stored: the module's tensors that the checkpoint keeps quantised, and how. calibration: calibration tensors by name.
     """
     clock = clock or _Clock(None)
     with registered(plugin_ops(plugins)) as foreign:
         with clock.stage("capture"):
             captured = capture(module, dtype=dtype, max_model_len=max_model_len, blocks=_blocks(module))
-        return _compile(captured, config, type(module).__name__, plugins, foreign, stored or {}, clock)
+        return _compile(
+            captured, config, type(module).__name__, plugins, foreign, stored or {}, calibration or {}, clock
+        )
 
 
 def _compile(
@@ -193,6 +198,7 @@ def _compile(
     plugins: Sequence[Plugin],
     foreign: Targets,
     stored: Mapping[str, WeightFormat],
+    calibration: Mapping[str, torch.Tensor],
     clock: "_Clock",
 ) -> Compiled:
     with clock.stage("optimise"):
@@ -204,6 +210,7 @@ def _compile(
             kv_dtype=config.kv_dtype,
             unquantized=config.unquantized,
             stored=stored if config.device == "cpu" else {},
+            calibrated=calibration.keys(),
         )
         if not optimised.kv_groups:
             raise CaptureError(
@@ -214,7 +221,8 @@ def _compile(
             raise captured.restriction
     with clock.stage("lower"):
         plan = pipeline.to_plan(optimised)
-    return _compiled(plan, captured, optimised, clock, plugins, config.device)
+    compiled = _compiled(plan, captured, optimised, clock, plugins, config.device)
+    return dataclasses.replace(compiled, constants=compiled.constants | dict(calibration))
 
 
 def compile_stateless(module: nn.Module, inputs: ModuleInputs, *, clock: "_Clock | None" = None) -> Compiled:
@@ -313,6 +321,7 @@ def _write(
         model={"name": resolved.name, "architecture": resolved.architecture, "source": resolved.origin},
         dtype=compute_dtype(compiled.plan),
         scheme=config.scheme,
+        calibration=calibration_kind(trees),
         invariance=config.resolved_invariance,
         kind=compiled.plan.kind,
         profile=None if profile is None else dataclasses.asdict(profile),
@@ -336,7 +345,8 @@ def _write(
         texts={
             "graph.txt": compiled.graph_text,
             "graph.json": compiled.graph_json,
-            "recipes.json": json.dumps({name: to_json(tree) for name, tree in trees.items()}, indent=1) + "\n",
+            "recipes.json": json.dumps({name: to_json(tree) for name, tree in kept_recipes(trees).items()}, indent=1)
+            + "\n",
         },
         write_weights=write_weights if specs else None,
         model_dir=resolved.model_dir,

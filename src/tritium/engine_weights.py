@@ -4,10 +4,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from tritium.engine.manifest import CalibrationKind
 from tritium.errors import EngineError
+from tritium.passes.quantize import IMPORTANCE, NUMBERS
+from tritium.passes.smooth import SMOOTHING
 from tritium.quant.schemes import WeightFormat
 from tritium.weights.fit import checkpoint_leaves
-from tritium.weights.recipes import Constant, Recipe, leaves, map_checkpoint, stored_format
+from tritium.weights.recipes import Checkpoint, Constant, Recipe, Zeros, leaves, map_checkpoint, stored_format
 from tritium.weights.source import TensorSpec, WeightSource, dtype_name
 
 
@@ -33,12 +36,30 @@ def engine_recipes(
         raise EngineError(f"weight {name!r} of the plan is neither a parameter nor a buffer of the model")
 
     trees, all_specs = {name: recipe(name) for name in specs}, dict(specs)
-    for leaf in dict.fromkeys(leaf for tree in trees.values() for leaf in leaves(tree)):
+    inner = [leaf for tree in trees.values() if _follows_checkpoint(tree) for leaf in leaves(tree)]
+    for leaf in dict.fromkeys(inner):
         if isinstance(leaf, Constant) and leaf.name not in trees:
             tensor = constants[leaf.name]
             trees[leaf.name] = leaf
             all_specs[leaf.name] = TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))
     return trees, all_specs
+
+
+def kept_recipes(trees: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """The trees as an engine keeps them: what no checkpoint tensor is part of, which a refit leaves, is a constant."""
+    return {name: tree if _follows_checkpoint(tree) else Constant(name) for name, tree in trees.items()}
+
+
+def calibration_kind(trees: Mapping[str, Recipe]) -> CalibrationKind | None:
+    """What of a calibration is in an engine: vectors that new weights can be put through, or the weights' numbers."""
+    names = [leaf.name for tree in trees.values() for leaf in leaves(tree) if isinstance(leaf, Constant)]
+    if any(name.endswith(NUMBERS) for name in names):
+        return "numbers"
+    return "vectors" if any(name.endswith((SMOOTHING, IMPORTANCE)) for name in names) else None
+
+
+def _follows_checkpoint(tree: Recipe) -> bool:
+    return isinstance(tree, Zeros) or any(isinstance(leaf, Checkpoint) for leaf in leaves(tree))
 
 
 def unread_tensors(trees: Mapping[str, Recipe], source: WeightSource | None) -> tuple[str, ...]:

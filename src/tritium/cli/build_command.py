@@ -34,7 +34,7 @@ def run(
     build_config = BuildConfig(**config)
     source = choose_model(model, arch, build_config, is_dummy=is_dummy)
     say_config({"model": model or arch, **asdict(build_config), "output": output}, is_json=is_json)
-    with _progress(is_json=is_json) as progress:
+    with build_progress(is_json=is_json) as progress:
         engine = build(
             source,
             build_config,
@@ -84,7 +84,7 @@ def describe_engine(engine: Engine) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress(*, is_json: bool) -> Iterator[Any]:
+def build_progress(*, is_json: bool) -> Iterator[Any]:
     """A callback for `build` that draws on a terminal; None elsewhere."""
     if is_json or not sys.stderr.isatty():
         yield None

@@ -63,6 +63,26 @@ def build(
 
 
 @app.command()
+@o.takes(config=o.BUILT)
+def quantize(
+    model: Annotated[str, typer.Argument(help="Hugging Face model directory or hub id, or a .gguf file.")],
+    output: o.EngineOutput,
+    config: o.Given,
+    method: Annotated[str, typer.Option(help="rtn (round to nearest), smoothquant, awq or gptq.")] = "rtn",
+    calibration: Annotated[Path | None, typer.Option(help="A file of text that the other methods learn from.")] = None,
+    calibration_tokens: Annotated[int, typer.Option(help="How much of it.", min=2)] = 16_384,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Keeps finished layers: a second start goes on behind them.")
+    ] = None,
+    is_json: o.Json = False,
+) -> None:
+    """Keep a model's weights in fewer bits, by a method that may learn from a text, as an engine directory."""
+    source = {"model": model, "calibration": calibration, "calibration_tokens": calibration_tokens}
+    work = {**source, "output": output, "method": method, "work_dir": work_dir, "config": config}
+    do_work("quantize_command", {**work, "is_json": is_json})
+
+
+@app.command()
 def refit(
     engine: Annotated[Path, typer.Argument(help="The engine directory whose weights are replaced.")],
     checkpoint: Annotated[str, typer.Argument(help="Directory or hub id of a checkpoint of the same model.")],

@@ -26,10 +26,16 @@ def run(*, engine: Path, checkpoint: str, is_json: bool) -> None:
         done = loaded.refit(checkpoint, progress=lambda done, total: bar.update(task, completed=done, total=total))
     manifest = done.manifest
     if is_json:
-        weights = {"source": manifest.weights_source, "generation": manifest.weights_generation}
+        weights = {
+            "source": manifest.weights_source,
+            "generation": manifest.weights_generation,
+            "is_calibration_stale": manifest.is_calibration_stale,
+        }
         print_json({"engine": str(done.path), "weights": weights, "seconds": manifest.timings["refit"]})
         return
     say(
         f"refit {done.path} from {checkpoint}: weights generation {manifest.weights_generation}, "
         f"{manifest.timings['refit']:.1f} s"
     )
+    if manifest.is_calibration_stale:
+        say("the calibration is stale: it was made for other weights; `tritium quantize` makes an engine with its own")

@@ -21,6 +21,9 @@ FORMAT = "tritium-engine"
 HASH_ALWAYS_BELOW = 32 << 20  # bytes; larger files are hashed only on request: 16 GB of weights would take 10 s
 
 
+CalibrationKind = Literal["vectors", "numbers"]
+
+
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file of the engine: its size in bytes and its sha256 in hex."""
 
@@ -47,6 +50,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a person, or a runtime, has to know of an engine before it opens anything else.
 
     backend: the kernels it was lowered for. model: name, architecture and source, for people.
+    calibration: what the weights owe to a text beside the checkpoint: "vectors" by which they are scaled and rounded,
+        or "numbers", the weights themselves, which new weights cannot be put through.
     kind: "decoder" generates text; "encoder" embeds or classifies it; "module" is stateless.
     max_model_len: longest prompt plus output in tokens.
     profile: a module's smallest, usual and largest batch. eos_token_ids: ids that end an output.
@@ -64,6 +69,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     model: dict[str, str]
     dtype: str
     scheme: str | None = None
+    calibration: CalibrationKind | None = None
     invariance: str = "bitwise"
     kind: PlanKind = "decoder"
     profile: dict[str, int] | None = None
@@ -82,6 +88,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     matches: dict[str, int] = {}
     versions: dict[str, str] = {}
     files: dict[str, FileRecord] = {}
+
+    @property
+    def is_calibration_stale(self) -> bool:
+        """True when the weights are others than those that the calibration looked at."""
+        return self.calibration is not None and self.weights_generation > 0
 
 
 def record(path: Path) -> FileRecord:

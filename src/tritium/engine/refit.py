@@ -16,7 +16,7 @@ from tritium.engine import recipe_file
 from tritium.engine.manifest import FileRecord, Manifest
 from tritium.engine.plan import Plan
 from tritium.engine.serialise import WEIGHTS_NAME, replace_weights
-from tritium.errors import ConfigError
+from tritium.errors import ConfigError, EngineError
 from tritium.weights.bind import bind
 from tritium.weights.checkpoint_files import open_checkpoint
 from tritium.weights.fit import check_fit
@@ -83,6 +83,11 @@ def _checked(
     directory: Path, manifest: Manifest, plan: Plan, source: WeightSource
 ) -> tuple[dict[str, Recipe], dict[str, torch.Tensor]]:
     """The engine's recipes and constants, when `source` has what they ask for and nothing else."""
+    if manifest.calibration == "numbers":
+        raise EngineError(
+            f"{directory}: its weights are the numbers that GPTQ made of the old ones, and new weights cannot be put "
+            "through them: make another engine with `tritium quantize`"
+        )
     recipes = recipe_file.read_recipes(directory)
     kept = recipe_file.constants(recipes, _weights_path(directory, manifest))
     check_fit(recipes, recipe_file.weight_specs(plan), source, kept, ignored=manifest.ignored_tensors)

@@ -3,7 +3,7 @@
 The order is the design: a comment stands wherever a position matters.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,6 +39,7 @@ from tritium.passes.recognise_products import recognise_products
 from tritium.passes.recognise_rotary import recognise_rotary
 from tritium.passes.recognise_scores import recognise_scores
 from tritium.passes.result import PassResult
+from tritium.passes.smooth import smooth
 from tritium.passes.views import canonicalise_views
 from tritium.quant.schemes import FP8, WeightFormat, scheme_named
 from tritium.weights.recipes import Recipe
@@ -117,12 +118,14 @@ def optimise(
     unquantized: Sequence[str] = (),
     stored: Mapping[str, WeightFormat] | None = None,
     kv_dtype: str = "auto",
+    calibrated: Collection[str] = (),
 ) -> Optimised:
     """Run the pipeline on a captured graph, in place. `after` is called with it after each pass (tests, dumps).
 
     foreign: the ops of plugins. scheme: how linears are quantised; unquantized: names of weights that are not.
     stored: weights that the checkpoint keeps quantised; without a scheme they stay so. kv_dtype: "int8" keeps keys and
     values in it.
+    calibrated: names of calibration tensors (calibrate/calibrate.py).
 
     Raises `CaptureError` when the graph is outside the vocabulary or not token-local, `ConfigError` for a name in
     `disabled` that is no optional pass.
@@ -140,6 +143,8 @@ def optimise(
     verify_captured(graph)
     run(NORMALISE)
     prove_token_local(graph)
+    if calibrated:  # here, where calibration saw the graph
+        run([Pass(name="smooth", run=partial(smooth, vectors=calibrated))])
     if foreign:
         run([Pass(name="recognise_plugins", run=partial(recognise_plugins, targets=foreign))])
     run(BATCH)
@@ -147,7 +152,7 @@ def optimise(
     chosen = scheme_named(scheme) if scheme is not None else None
     # after merging: a merged linear is quantised as one, part by part
     if chosen is not None and chosen.weight != FP8:
-        run([Pass(name="quantize", run=partial(quantize, scheme=chosen, left_out=unquantized))])
+        run([Pass(name="quantize", run=partial(quantize, scheme=chosen, left_out=unquantized, calibrated=calibrated))])
     if chosen is None and stored:
         run([Pass(name="keep_stored", run=partial(keep_stored, stored=stored))])
     result, kv_groups = insert_kv(graph)

@@ -11,7 +11,7 @@ replaces them in the same way by that format, with activations as they are: what
 checkpoint has.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -25,28 +25,29 @@ from tritium.passes.merging import LINEAR
 from tritium.passes.result import PassResult
 from tritium.quant.schemes import FP8, QuantScheme, WeightFormat
 from tritium.quant.weights import DTYPES, SCALE_DTYPES
-from tritium.weights.recipes import Checkpoint, Concat, Quantized, Recipe, Scales, leaves
+from tritium.weights.recipes import Checkpoint, Concat, Constant, Quantized, Recipe, Scaled, Scales, leaves
 
+NUMBERS, SCALES, IMPORTANCE = ":numbers", ":scales", ":importance"  # of calibration tensors, behind a weight's name
 QUANTIZED = torch.ops.tritium.quantized_linear.default
 
 
-def quantize(graph: fx.Graph, *, scheme: QuantScheme, left_out: Sequence[str] = ()) -> PassResult:
+def quantize(
+    graph: fx.Graph, *, scheme: QuantScheme, left_out: Sequence[str] = (), calibrated: Collection[str] = ()
+) -> PassResult:
     """See the module's docstring. left_out: names of checkpoint or module tensors, `*` and `?` as in file names.
+    calibrated: names of calibration tensors: a weight's numbers and scales, or the importance of its inputs.
 
     Raises `CaptureError` when that leaves no linear.
     """
-    assert scheme.head is not None
-    head, count = _head(graph), 0
+    head, count = logits_linear(graph), 0
     for node in list(graph.nodes):
         if node.target is not LINEAR or not is_weight(arguments(node)["weight_NK"]):
             continue
         weight = arguments(node)["weight_NK"]
-        if _is_left_out(recipe_of(weight), left_out):
+        if is_left_out(recipe_of(weight), left_out):
             continue
-        num_in = int(spec_of(weight).shape[1])  # type: ignore[arg-type]
-        is_grouped = num_in % (scheme.weight.group_size or 1) == 0
-        chosen = scheme.weight if is_grouped and node is not head else scheme.head
-        _replace(node, chosen, has_int8_activations=scheme.int8_activations)
+        chosen = format_of(node, scheme, is_head=node is head)
+        _replace(node, chosen, has_int8_activations=scheme.int8_activations, calibrated=calibrated)
         count += 1
     if not count:
         raise CaptureError(
@@ -81,7 +82,9 @@ def _stored_format(recipe: Recipe, stored: Mapping[str, WeightFormat]) -> Weight
             return None
 
 
-def _replace(node: fx.Node, weight_format: WeightFormat, *, has_int8_activations: bool) -> None:
+def _replace(
+    node: fx.Node, weight_format: WeightFormat, *, has_int8_activations: bool, calibrated: Collection[str] = ()
+) -> None:
     a, graph = arguments(node), node.graph
     weight, spec = a["weight_NK"], spec_of(a["weight_NK"])
     kind, bits, group = weight_format.kind, weight_format.bits, weight_format.group_size
@@ -89,11 +92,41 @@ def _replace(node: fx.Node, weight_format: WeightFormat, *, has_int8_activations
     recipe, name = recipe_of(weight), weight.meta["name"]
     qspec = type(spec)(DTYPES[kind], (num_out, num_in * bits // 8))
     sspec = type(spec)(SCALE_DTYPES[kind], (num_out, num_in // (group or num_in)))
-    qweight = insert_weight(graph, f"{name}.{kind}", each_part(recipe, lambda p: Quantized(p, weight_format)), qspec)
-    scales = insert_weight(graph, f"{name}.scales", each_part(recipe, lambda p: Scales(p, weight_format)), sspec)
+    numbers = each_part(recipe, lambda part: _numbers(part, weight_format, calibrated))
+    by_group = each_part(recipe, lambda part: _scales(part, weight_format, calibrated))
+    qweight = insert_weight(graph, f"{name}.{kind}", numbers, qspec)
+    scales = insert_weight(graph, f"{name}.scales", by_group, sspec)
     with graph.inserting_before(node):
         args = (a["x"], qweight, scales, a["bias"], has_int8_activations)
         replace(node, insert(graph, QUANTIZED, args, spec_of(node), like=node, covers=[node]))
+
+
+def _numbers(part: Recipe, weight_format: WeightFormat, calibrated: Collection[str]) -> Recipe:
+    if (name := _base(part) + NUMBERS) in calibrated:
+        return Constant(name)
+    return Quantized(part, weight_format, _importance(part, calibrated))
+
+
+def _scales(part: Recipe, weight_format: WeightFormat, calibrated: Collection[str]) -> Recipe:
+    if (name := _base(part) + SCALES) in calibrated:
+        return Constant(name)
+    return Scales(part, weight_format, _importance(part, calibrated))
+
+
+def _importance(part: Recipe, calibrated: Collection[str]) -> Constant | None:
+    name = _base(part) + IMPORTANCE
+    return Constant(name) if name in calibrated else None
+
+
+def _base(part: Recipe) -> str:
+    """The module's tensor that a part is made of, whole and with its inputs in order; else no name."""
+    match part:
+        case Checkpoint(name=name):
+            return name
+        case Scaled(of=of):
+            return _base(of)
+        case _:
+            return ""
 
 
 def each_part(recipe: Recipe, change: Callable[[Recipe], Recipe]) -> Recipe:
@@ -103,12 +136,20 @@ def each_part(recipe: Recipe, change: Callable[[Recipe], Recipe]) -> Recipe:
     return change(recipe)
 
 
-def _is_left_out(recipe: Recipe, patterns: Sequence[str]) -> bool:
+def is_left_out(recipe: Recipe, patterns: Sequence[str]) -> bool:
     names = [leaf.name for leaf in leaves(recipe) if isinstance(leaf, Checkpoint)]
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-def _head(graph: fx.Graph) -> fx.Node | None:
+def format_of(linear: fx.Node, scheme: QuantScheme, *, is_head: bool) -> WeightFormat:
+    """How a scheme keeps a linear's weight."""
+    assert scheme.head is not None
+    num_in = int(spec_of(arguments(linear)["weight_NK"]).shape[1])  # type: ignore[arg-type]
+    is_grouped = num_in % (scheme.weight.group_size or 1) == 0
+    return scheme.weight if is_grouped and not is_head else scheme.head
+
+
+def logits_linear(graph: fx.Graph) -> fx.Node | None:
     """The linear that the logits come from: the first one met on the way back from the output."""
     node = output_node(graph)
     while node.all_input_nodes and node.target is not LINEAR:

@@ -18,14 +18,16 @@ DIVISORS = (-8.0, -8.5, -9.0, -9.5, -10.0, 7.0, 7.5, 8.0, 8.5, 9.0)
 _ROWS_AT_ONCE = 1 << 22  # elements: bounds what the search takes beside the weight
 
 
-def scales_of(weight_NK: torch.Tensor, weight_format: WeightFormat) -> torch.Tensor:
+def scales_of(
+    weight_NK: torch.Tensor, weight_format: WeightFormat, importance_K: torch.Tensor | None = None
+) -> torch.Tensor:
     """[N, G] in the kind's `SCALE_DTYPES`. The group size is 0 or a divisor of K.
 
     8 bits: max / 127, for clipping gains nothing there. 4 bits: of `DIVISORS` the one whose rounding error has the
-    least sum of squares, tried with the scale as it is kept.
+    least sum of squares, tried with the scale as it is kept. importance_K: what the square of an input's error counts.
     """
     num_rows = max(1, _ROWS_AT_ONCE // weight_NK.shape[1])
-    parts = [_scales(rows.float(), weight_format) for rows in weight_NK.split(num_rows)]
+    parts = [_scales(rows.float(), weight_format, importance_K) for rows in weight_NK.split(num_rows)]
     return torch.cat(parts)
 
 
@@ -56,7 +58,7 @@ def _integers(groups: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Te
     return (groups * inverse).round_().clamp_(low, high)
 
 
-def _scales(rows: torch.Tensor, weight_format: WeightFormat) -> torch.Tensor:
+def _scales(rows: torch.Tensor, weight_format: WeightFormat, importance_K: torch.Tensor | None) -> torch.Tensor:
     if weight_format.kind == "fp8":
         return quantize_fp8(rows)[1]
     bits, group_size = weight_format.bits, weight_format.group_size
@@ -66,10 +68,12 @@ def _scales(rows: torch.Tensor, weight_format: WeightFormat) -> torch.Tensor:
     dtype = SCALE_DTYPES[weight_format.kind]
     if bits == 8:
         return (extreme.abs() / 127.0).to(dtype)
+    counts = None if importance_K is None else importance_K.float().view(groups.shape[1:])
     best, least = torch.zeros_like(extreme), torch.full_like(extreme, torch.inf)
     for divisor in DIVISORS:
         scales = (extreme / divisor).to(dtype).float()
-        error = (_integers(groups, scales, bits) * scales[..., None] - groups).square_().sum(-1)
+        squares = (_integers(groups, scales, bits) * scales[..., None] - groups).square_()
+        error = (squares if counts is None else squares.mul_(counts)).sum(-1)
         is_better = error < least
         best, least = torch.where(is_better, scales, best), torch.where(is_better, error, least)
     return best.to(dtype)

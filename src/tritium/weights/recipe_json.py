@@ -1,5 +1,6 @@
 """Recipes as JSON: how an engine keeps them, so that new weights can be bound without the compiler."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from tritium.weights.recipes import (
     Quantized,
     Recipe,
     Reshape,
+    Scaled,
     Scales,
     Slice,
     Sum,
@@ -43,10 +45,12 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
             return {"sum": [to_json(part) for part in parts]}
         case Zeros(shape=shape, dtype=dtype):
             return {"zeros": list(shape), "dtype": dtype}
-        case Scales(of=of, format=kept):
-            return {"scales": to_json(of), "format": kept.name}
-        case Quantized(of=of, format=kept):
-            return {"quantized": to_json(of), "format": kept.name}
+        case Scaled(of=of, by=by, is_inverse=is_inverse, offset=offset):
+            return {"scaled": to_json(of), "by": by.name, "is_inverse": is_inverse, "offset": offset}
+        case Scales(of=of, format=kept, importance=vector):
+            return {"scales": to_json(of), "format": kept.name} | _importance(vector)
+        case Quantized(of=of, format=kept, importance=vector):
+            return {"quantized": to_json(of), "format": kept.name} | _importance(vector)
 
 
 def from_json(data: object) -> Recipe:
@@ -72,8 +76,18 @@ def _from_json(data: Any) -> Recipe:
         ),
         "concat": lambda: Concat(_parts(data.pop("concat")), _int(data.pop("dim"))),
         "sum": lambda: Sum(_parts(data.pop("sum"))),
-        "scales": lambda: Scales(_from_json(data.pop("scales")), _format(data.pop("format"))),
-        "quantized": lambda: Quantized(_from_json(data.pop("quantized")), _format(data.pop("format"))),
+        "scaled": lambda: Scaled(
+            _from_json(data.pop("scaled")),
+            Constant(_str(data.pop("by"))),
+            _bool(data.pop("is_inverse")),
+            _float(data.pop("offset")),
+        ),
+        "scales": lambda: Scales(
+            _from_json(data.pop("scales")), _format(data.pop("format")), _vector(data.pop("importance", None))
+        ),
+        "quantized": lambda: Quantized(
+            _from_json(data.pop("quantized")), _format(data.pop("format")), _vector(data.pop("importance", None))
+        ),
         "zeros": lambda: Zeros(tuple(_int(size) for size in data.pop("zeros")), _dtype(data.pop("dtype"))),
     }
     data = dict(data)
@@ -99,6 +113,26 @@ def _int(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise TypeError(f"expected a number, not {value!r}")
     return value
+
+
+def _bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"expected true or false, not {value!r}")
+    return value
+
+
+def _float(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise TypeError(f"expected a number, not {value!r}")
+    return float(value)
+
+
+def _importance(vector: Constant | None) -> dict[str, Any]:
+    return {} if vector is None else {"importance": vector.name}
+
+
+def _vector(name: object) -> Constant | None:
+    return None if name is None else Constant(_str(name))
 
 
 def _format(value: object) -> WeightFormat:

@@ -11,6 +11,7 @@ A recipe is a frozen expression tree. Passes rewrite trees, never tensors; bindi
     Concat(parts, dim)               parts one after the other along a dimension
     Sum(parts)                       parts added up in float32, rounded once to the first one's dtype
     Zeros(shape, dtype)              zeros: the bias of a linear that has none, beside one that has; a leaf
+    Scaled(of, by, is_inverse, ...)  each channel (last dimension) times, or divided by, a calibrated vector
     Scales(of, format)               the scales by which a linear's weight is quantised (quant/weights.py)
     Quantized(of, format)            its numbers by those scales, as `ops.quantized` or `ops.fp8` lays them out; where
                                      a checkpoint keeps the weight in that format, these two are what it keeps
@@ -106,11 +107,22 @@ class Zeros:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """`of * by` along the last dimension, or `(of + offset) / by - offset`; in float32, then in the dtype of `of`."""
+
+    of: "Recipe"
+    by: Constant
+    is_inverse: bool = False
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
 class Scales:
-    """The scales of a linear's weight, [N, G]."""
+    """The scales of a linear's weight, [N, G]. importance: what an error in each input counts."""
 
     of: "Recipe"
     format: WeightFormat
+    importance: Constant | None = None
 
 
 @dataclass(frozen=True)
@@ -119,9 +131,10 @@ class Quantized:
 
     of: "Recipe"
     format: WeightFormat
+    importance: Constant | None = None
 
 
-Recipe = Checkpoint | Constant | Cast | Reshape | Transpose | Slice | Concat | Sum | Zeros | Scales | Quantized
+Recipe = Checkpoint | Constant | Cast | Reshape | Transpose | Slice | Concat | Sum | Zeros | Scaled | Scales | Quantized
 
 
 def leaves(recipe: Recipe) -> Iterator[Checkpoint | Constant]:
@@ -131,8 +144,12 @@ def leaves(recipe: Recipe) -> Iterator[Checkpoint | Constant]:
             return
         case Checkpoint() | Constant():
             yield recipe
-        case Cast(of=of) | Reshape(of=of) | Transpose(of=of) | Slice(of=of) | Scales(of=of) | Quantized(of=of):
+        case Cast(of=of) | Reshape(of=of) | Transpose(of=of) | Slice(of=of):
             yield from leaves(of)
+        case Scales(of=of, importance=vector) | Quantized(of=of, importance=vector) | Scaled(of=of, by=vector):
+            yield from leaves(of)
+            if vector is not None:
+                yield vector
         case Concat(parts=parts) | Sum(parts=parts):
             for part in parts:
                 yield from leaves(part)
@@ -143,7 +160,7 @@ def map_checkpoint(recipe: Recipe, change: Callable[[Checkpoint], Recipe]) -> Re
     match recipe:
         case Checkpoint():
             return change(recipe)
-        case Cast() | Reshape() | Transpose() | Slice() | Scales() | Quantized():
+        case Cast() | Reshape() | Transpose() | Slice() | Scaled() | Scales() | Quantized():
             return replace(recipe, of=map_checkpoint(recipe.of, change))
         case Concat(parts=parts) | Sum(parts=parts):
             return replace(recipe, parts=tuple(map_checkpoint(part, change) for part in parts))
@@ -182,15 +199,20 @@ def evaluate(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tenso
                 return total.to(first.dtype)
             case Zeros(shape=shape, dtype=dtype):
                 return torch.zeros(shape, dtype=getattr(torch, dtype))
-            case Scales(of=of, format=kept):
+            case Scaled(of=of, by=by, is_inverse=is_inverse, offset=offset):
+                tensor, vector = value(of), value(by).float()
+                scaled = (tensor.float() + offset) / vector - offset if is_inverse else tensor.float() * vector
+                return scaled.to(tensor.dtype)
+            case Scales(of=of, format=kept, importance=vector):
                 if (stored := _stored(of, kept, source)) is not None:
                     return _rows(of, stored.scales())
-                return scales_of(value(of), kept)
-            case Quantized(of=of, format=kept):
+                return scales_of(value(of), kept, None if vector is None else value(vector))
+            case Quantized(of=of, format=kept, importance=vector):
                 if (stored := _stored(of, kept, source)) is not None:
                     return _rows(of, stored.numbers())
                 weight = value(of)
-                return quantize_weight(weight, scales_of(weight, kept), kept)
+                scales = scales_of(weight, kept, None if vector is None else value(vector))
+                return quantize_weight(weight, scales, kept)
 
     return value(recipe)
 
@@ -236,6 +258,11 @@ def infer(recipe: Recipe, source: WeightSource, constants: Mapping[str, Tensor] 
             return specs[0]
         case Zeros(shape=shape, dtype=dtype):
             return TensorSpec(dtype, shape)
+        case Scaled(of=of, by=by):
+            spec, vector = infer(of, source, constants), infer(by, source, constants)
+            if spec.shape[-1:] != vector.shape:
+                raise CheckpointError(f"{describe(recipe)}: {list(spec.shape)} by a vector of {list(vector.shape)}")
+            return spec
         case Scales(of=of, format=kept) | Quantized(of=of, format=kept):
             spec, group_size = infer(of, source, constants), kept.group_size
             if len(spec.shape) != 2 or spec.shape[1] % (group_size or 1) or spec.shape[1] * kept.bits % 8:
@@ -306,6 +333,8 @@ def describe(recipe: Recipe) -> str:
             return f"sum({', '.join(map(describe, parts))})"
         case Zeros(shape=shape, dtype=dtype):
             return f"zeros({list(shape)}, {dtype})"
+        case Scaled(of=of, by=by, is_inverse=is_inverse):
+            return f"scaled({describe(of)}, {'1 / ' if is_inverse else ''}{by.name})"
         case Scales(of=of, format=kept):
             return f"scales({describe(of)}, {kept.name})"
         case Quantized(of=of, format=kept):
