@@ -209,6 +209,7 @@ def _compile(
             scheme=config.scheme,
             kv_dtype=config.kv_dtype,
             unquantized=config.unquantized,
+            ranks=config.ranks,
             stored=stored if config.device == "cpu" else {},
             calibrated=calibration.keys(),
         )
@@ -333,6 +334,7 @@ def _write(
         dummy_seed=DUMMY_SEED if is_dummy else None,
         ignored_tensors=unread_tensors(trees, resolved.source),
         plugins=_used(plugins, compiled.plan),
+        mapping=dataclasses.asdict(config.ranks) if config.tensor_parallel > 1 else {},
         build=dataclasses.asdict(config),
         versions={"tritium": tritium.__version__, "torch": str(torch.__version__)},
         timings=clock.seconds,  # the same dict: "write" is in it by the time the manifest, the last file, is written

@@ -12,6 +12,7 @@ from typing import Literal
 
 from tritium.errors import ConfigError
 from tritium.keywords import refuse_unknown
+from tritium.mapping import Ranks
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -58,6 +59,7 @@ class BuildConfig:
     certificate: how thoroughly the engine is compared with its checkpoint in fp32 ("none": not at all).
     max_mean_kl: a bound on that comparison, in nats, in place of the scheme's own; beyond it a build fails.
     disabled_passes: names of optional passes to leave out.
+    tensor_parallel: processes that share every layer, each with an engine of its own. rank: which of them this is for.
     """
 
     dtype: DType = "auto"
@@ -71,6 +73,8 @@ class BuildConfig:
     certificate: Effort = "none"
     max_mean_kl: float | None = None
     disabled_passes: tuple[str, ...] = ()
+    tensor_parallel: int = 1
+    rank: int = 0
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, DTYPES)
@@ -102,6 +106,24 @@ class BuildConfig:
             raise ConfigError(f"unquantized={self.unquantized!r} is for a scheme: give scheme with it")
         if self.max_model_len is not None:
             check_int("max_model_len", self.max_model_len, 2, 1 << 24)
+        self._check_ranks()
+
+    def _check_ranks(self) -> None:
+        check_int("tensor_parallel", self.tensor_parallel, 1, 1024)
+        check_int("rank", self.rank, 0, self.tensor_parallel - 1)
+        if self.tensor_parallel == 1:
+            return
+        for name, plain in (("device", "cpu"), ("scheme", None), ("kv_dtype", "auto"), ("tune", "none"), ("certificate", "none")):
+            if getattr(self, name) != plain:
+                raise ConfigError(
+                    f"tensor_parallel={self.tensor_parallel} does not go with {name}={getattr(self, name)!r}: "
+                    f"leave {name} out"
+                )
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the model, and which of them this is for."""
+        return Ranks(tensor_parallel=self.tensor_parallel, rank=self.rank)
 
     @property
     def resolved_invariance(self) -> Invariance:

@@ -123,6 +123,8 @@ def _from_gguf(path: Path, origin: str, config: BuildConfig, weights: Weights) -
 def _encoder(
     described: EncoderConfig, config: BuildConfig, source: WeightSource | None, model_dir: Path | None, origin: str
 ) -> ResolvedModel:
+    if config.tensor_parallel > 1:
+        raise ConfigError(f"tensor_parallel={config.tensor_parallel} is for decoders: leave it out for an encoder")
     module = models.create_encoder(described)
     sentence = read_sentence_config(model_dir) if model_dir is not None else SentenceConfig()
     longest = described.num_positions
@@ -223,7 +225,7 @@ def resolve_stateless(module: nn.Module, config: BuildConfig, weights: Weights) 
     """A stateless module with its own weights. Raises `ConfigError` for options that only a language model has."""
     if not isinstance(module, nn.Module):
         raise ConfigError(f"example_inputs are for an nn.Module, not {type(module).__name__}: {module!r:.100}")
-    for name in ("dtype", "scheme", "kv_dtype", "unquantized", "max_model_len", "disabled_passes"):
+    for name in ("dtype", "scheme", "kv_dtype", "unquantized", "max_model_len", "disabled_passes", "tensor_parallel"):
         if (value := getattr(config, name)) != getattr(BuildConfig(), name):
             hint = "; convert the module itself, by module.to(...)" if name == "dtype" else ""
             raise ConfigError(f"{name}={value!r} has no meaning for a stateless module{hint}")

@@ -60,6 +60,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     ignored_tensors: of the checkpoint it was built from, those that no weight reads.
     plugins: by name, the version of each plugin that the plan needs.
     build: the resolved BuildConfig. timings: seconds by stage of the build. matches: places changed, by pass.
+    mapping: the ranks that share the model and which of them this engine is for; empty: it is whole.
     versions: of tritium, torch. files: every other file of the directory.
     """
 
@@ -83,6 +84,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     weights_source: str = ""
     ignored_tensors: tuple[str, ...] = ()
     plugins: dict[str, str] = {}
+    mapping: dict[str, int] = {}
     build: dict[str, Any] = {}
     timings: dict[str, float] = {}
     matches: dict[str, int] = {}

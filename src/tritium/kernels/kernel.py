@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import torch
 
+from tritium.kernels.communicator import Communicator
+
 Backend = Literal["cpu", "eager", "gpu"]
 Scalar = bool | int | float | str
 Thunk = Callable[[], object]
@@ -37,12 +39,14 @@ class LaunchContext:
 
     Whoever launches writes it before each step; thunks read it when they are called. num_decodes: sequences of one
     token, which come first in the batch (while a graph is captured: as many as it may ever have). num_prefills,
-    num_prefill_tokens: the other sequences, and how many tokens they have in this step.
+    num_prefill_tokens: the other sequences, and how many tokens they have in this step. communicator: connects the
+    ranks that share the model; None when there is one.
     """
 
     num_decodes: int = 0
     num_prefills: int = 0
     num_prefill_tokens: int = 0
+    communicator: Communicator | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -166,6 +166,17 @@ KERNELS: tuple[Kernel, ...] = (
         target=f"{_EAGER}.experts:bind",
         numerics="fp32 sums, torch's order for TILE_ROWS rows",
     ),
+    *(
+        Kernel(
+            name=f"eager.{op}",
+            op=op,
+            backend="eager",
+            target=f"{_EAGER}.collectives:bind_{op}",
+            takes_context=True,
+            numerics=numerics,
+        )
+        for op, numerics in (("all_reduce", "fp32, in the order of the ranks"), ("all_gather", "exact"))
+    ),
     Kernel(
         name="eager.linear",
         op="linear",
@@ -184,6 +195,7 @@ KERNELS: tuple[Kernel, ...] = (
         )
         for op in (
             "embedding",
+            "embedding_part",
             "rms_norm",
             "layer_norm",
             "rope_cos_sin",

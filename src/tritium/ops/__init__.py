@@ -26,6 +26,9 @@ rope_kv_store = target("rope_kv_store")
 linear_activation = target("linear_activation")
 linear_gated = target("linear_gated")
 experts = target("experts")
+all_reduce = target("all_reduce")
+all_gather = target("all_gather")
+embedding_part = target("embedding_part")
 
 __all__ = [
     "LIBRARY",
@@ -35,8 +38,11 @@ __all__ = [
     "activation",
     "add_layer_norm",
     "add_rms_norm",
+    "all_gather",
+    "all_reduce",
     "attention",
     "embedding",
+    "embedding_part",
     "experts",
     "gated_activation",
     "gather_rows",

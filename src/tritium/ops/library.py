@@ -9,6 +9,7 @@ import torch
 
 from tritium.ops.activations import ACTIVATION, GATED_ACTIVATION
 from tritium.ops.attention import ATTENTION, KV_STORE, PAGED_ATTENTION
+from tritium.ops.collectives import ALL_GATHER, ALL_REDUCE, EMBEDDING_PART
 from tritium.ops.experts import EXPERTS
 from tritium.ops.fp8 import FP8_OPS
 from tritium.ops.fused import ADD_LAYER_NORM, ADD_RMS_NORM, LINEAR_ACTIVATION, LINEAR_GATED, ROPE_KV_STORE
@@ -46,6 +47,9 @@ OPS: tuple[Op, ...] = (
     LINEAR_ACTIVATION,
     LINEAR_GATED,
     EXPERTS,
+    ALL_REDUCE,
+    ALL_GATHER,
+    EMBEDDING_PART,
     *FP8_OPS,
 )
 

@@ -16,6 +16,7 @@ from tritium.graph.derived import derived_weights
 from tritium.graph.foreign import Targets
 from tritium.graph.grammar import verify, verify_captured
 from tritium.graph.locality import prove_token_local
+from tritium.mapping import Ranks
 from tritium.passes.canonicalise import canonicalise
 from tritium.passes.dead_code import remove_duplicates
 from tritium.passes.fold_constants import constants_of, fold_constants
@@ -39,6 +40,7 @@ from tritium.passes.recognise_products import recognise_products
 from tritium.passes.recognise_rotary import recognise_rotary
 from tritium.passes.recognise_scores import recognise_scores
 from tritium.passes.result import PassResult
+from tritium.passes.shard import shard
 from tritium.passes.smooth import smooth
 from tritium.passes.views import canonicalise_views
 from tritium.quant.schemes import FP8, WeightFormat, scheme_named
@@ -116,6 +118,7 @@ def optimise(
     foreign: Targets | None = None,
     scheme: str | None = None,
     unquantized: Sequence[str] = (),
+    ranks: Ranks = Ranks(),
     stored: Mapping[str, WeightFormat] | None = None,
     kv_dtype: str = "auto",
     calibrated: Collection[str] = (),
@@ -123,6 +126,7 @@ def optimise(
     """Run the pipeline on a captured graph, in place. `after` is called with it after each pass (tests, dumps).
 
     foreign: the ops of plugins. scheme: how linears are quantised; unquantized: names of weights that are not.
+    ranks: those that share the model, and which of them this graph is for.
     stored: weights that the checkpoint keeps quantised; without a scheme they stay so. kv_dtype: "int8" keeps keys and
     values in it.
     calibrated: names of calibration tensors (calibrate/calibrate.py).
@@ -131,6 +135,11 @@ def optimise(
     `disabled` that is no optional pass.
     """
     check_disabled(disabled)
+    if ranks.tensor_parallel > 1 and stored:
+        raise ConfigError(
+            f"tensor_parallel={ranks.tensor_parallel}: {next(iter(stored))!r} is kept quantised in the checkpoint, which "
+            "ranks cannot share: give them the unquantised model"
+        )
     matches: dict[str, int] = {}
 
     def run(passes: Sequence[Pass]) -> None:
@@ -148,6 +157,8 @@ def optimise(
     if foreign:
         run([Pass(name="recognise_plugins", run=partial(recognise_plugins, targets=foreign))])
     run(BATCH)
+    if ranks.tensor_parallel > 1:  # before merging: a part of a joint weight is not the joint weight of the parts
+        run([Pass(name="shard", run=partial(shard, ranks=ranks))])
     run(MERGE)
     chosen = scheme_named(scheme) if scheme is not None else None
     # after merging: a merged linear is quantised as one, part by part

@@ -20,8 +20,9 @@ from tritium.config import RuntimeConfig, available_memory, available_threads
 from tritium.engine.engine import Engine
 from tritium.engine.plan import Phase, Sizes
 from tritium.engine.tactics import Tactics
-from tritium.errors import OutOfMemory
-from tritium.kernels.kernel import Thunk
+from tritium.errors import EngineError, OutOfMemory
+from tritium.kernels.communicator import Communicator
+from tritium.kernels.kernel import LaunchContext, Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
 from tritium.runtime.binding import Binder
 from tritium.runtime.buckets import bucket
@@ -56,15 +57,24 @@ class Executor:
     """
 
     def __init__(
-        self, engine: Engine, config: RuntimeConfig, *, is_null: bool = False, tactics: Tactics | None = None
+        self,
+        engine: Engine,
+        config: RuntimeConfig,
+        *,
+        is_null: bool = False,
+        tactics: Tactics | None = None,
+        communicator: Communicator | None = None,
     ) -> None:
         """Load and lay out everything. is_null: launch calls that do nothing in place of kernels, to time the host.
 
         tactics: in place of the engine's own, which count only on a machine like that on which they were measured.
+        communicator: connects the ranks of an engine that is a part of a model. Every rank must be given the same
+            requests in the same order and a KV cache of the same size (`kv_cache_memory`): they run the same steps.
 
         Sets torch's thread count for this thread. Raises `EngineError`, `KernelError` or `OutOfMemory`.
         """
         torch.set_num_threads(config.num_threads or available_threads())
+        _check_ranks(engine, communicator)
         plan, groups = engine.plan, engine.plan.kv_groups
         self._engine = engine
         self._plan = plan
@@ -98,6 +108,7 @@ class Executor:
             inputs=self._builder.inputs.tensors,
             weights=LoadedWeights(engine),
             kv_cache=KVCache(groups, self.memory.num_blocks, config.block_size),
+            context=LaunchContext(communicator=communicator),
         )
         self._sampler = Sampler(plan.vocab_size, config.max_num_seqs, is_null=is_null)
         self._scorer = PromptScorer(plan.vocab_size, config.max_num_seqs)
@@ -225,6 +236,22 @@ class Executor:
         count = sizes.tokens if step.phase == "tokens" else sizes.rows
         tactic = self._tactics.tactic(index, kernel.name, count) if self._tactics else None
         return binder.bind(step, kernel, sizes, tactic)
+
+
+def _check_ranks(engine: Engine, communicator: Communicator | None) -> None:
+    """Raises `EngineError` unless the communicator connects this engine's rank with all others."""
+    ranks = engine.manifest.mapping
+    expected = (ranks.get("rank", 0), ranks.get("tensor_parallel", 1))
+    if communicator is None and expected[1] > 1:
+        raise EngineError(
+            f"{engine.path} is rank {expected[0]} of {expected[1]}, a part of a model: run every rank's engine in a "
+            "process of its own, each with a communicator, or build the model whole"
+        )
+    if communicator is not None and (communicator.rank, communicator.num_ranks) != expected:
+        raise EngineError(
+            f"{engine.path} is rank {expected[0]} of {expected[1]}, the communicator is rank {communicator.rank} of "
+            f"{communicator.num_ranks}: give each process the engine of its rank"
+        )
 
 
 def _null_thunk() -> Thunk:

@@ -7,6 +7,7 @@ import torch
 
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
+from tritium.kernels.communicator import Communicator
 from tritium.runtime.assemble import make_scheduler
 from tritium.runtime.executor import Executor
 from tritium.runtime.request import Request, SampledToken
@@ -25,11 +26,12 @@ class Recorder:
 
     engine: Engine
     config: RuntimeConfig
+    communicator: Communicator | None = None
     executor: Executor = field(init=False)
     scheduler: Scheduler = field(init=False)
 
     def __post_init__(self) -> None:
-        self.executor = Executor(self.engine, self.config)
+        self.executor = Executor(self.engine, self.config, communicator=self.communicator)
         self.scheduler = make_scheduler(self.engine, self.config, self.executor)
 
     def run(

@@ -62,6 +62,7 @@ def kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
 
 
 embedding = _copying("embedding")
+embedding_part = _copying("embedding_part")
 rms_norm = _copying("rms_norm")
 layer_norm = _copying("layer_norm")
 rope_cos_sin = _copying("rope_cos_sin")

@@ -1,0 +1,37 @@
+"""Ranks on CPUs, connected by torch's gloo: a process group of one engine's own, in nobody's global state."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+from tritium.errors import EngineError
+
+TIMEOUT = timedelta(seconds=120)  # how long a rank waits for the others
+
+
+class GlooCommunicator:
+    """See `kernels.communicator.Communicator`."""
+
+    def __init__(self, store: distributed.Store, rank: int, num_ranks: int, *, timeout: timedelta = TIMEOUT) -> None:
+        """store: where the ranks find each other, `distributed.FileStore(path, num_ranks)` on one machine.
+
+        Waits for all ranks. Raises `EngineError` when they do not come.
+        """
+        self.rank, self.num_ranks = rank, num_ranks
+        try:
+            self._group = distributed.ProcessGroupGloo(store, rank, num_ranks, timeout)
+        except RuntimeError as error:
+            raise EngineError(
+                f"rank {rank} of {num_ranks} did not find the others: {error}; start all of them"
+            ) from error
+
+    def all_gather(self, parts: Sequence[torch.Tensor], x: torch.Tensor) -> None:
+        """See the protocol."""
+        try:
+            self._group.allgather([list(parts)], [x]).wait()  # type: ignore[attr-defined]  # of its base, in C++
+        except RuntimeError as error:
+            raise EngineError(
+                f"rank {self.rank} of {self.num_ranks} lost the others: {error}; start all of them again"
+            ) from error

@@ -1,0 +1,156 @@
+"""Two processes share a model: each has half of its weights, and both choose the tokens that one process chooses."""
+
+import importlib.util
+import json
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch.distributed import FileStore
+
+from tritium import ops
+from tritium.compiler import build
+from tritium.config import BuildConfig, RuntimeConfig
+from tritium.engine.engine import Engine
+from tritium.errors import ConfigError, EngineError, KernelError
+from tritium.kernels.eager.collectives import bind_all_gather, bind_all_reduce
+from tritium.kernels.kernel import LaunchContext
+from tritium.models import EncoderConfig
+from tritium.runtime.executor import Executor
+from tritium.runtime.gloo import GlooCommunicator
+from tritium.testing.tiny_models import make_checkpoint
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tensor_parallel.py"
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    """examples/tensor_parallel.py: it starts the processes."""
+    spec = importlib.util.spec_from_file_location("tensor_parallel", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("llama") / "model", "llama")
+
+
+@pytest.fixture(scope="module")
+def halves(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Engine]:
+    """The engines of both ranks."""
+    place = tmp_path_factory.mktemp("ranks")
+    return [build(checkpoint, output_dir=place / str(r), tensor_parallel=2, rank=r) for r in range(2)]
+
+
+def test_two_ranks_choose_the_tokens_of_one_process(example, checkpoint, halves, tmp_path) -> None:
+    alone = build(checkpoint, output_dir=tmp_path / "alone")
+    expected = example.generate(str(alone.path))
+    assert len({token for tokens in expected for token in tokens}) > 8
+    printed = example.run_ranks([[half.path] for half in halves], tmp_path / "store")
+    assert printed == [[str(expected)]] * 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["gptj", "mixtral", "bloom", "gemma2", "qwen3"])
+def test_families_of_every_kind_can_be_shared(example, name, tmp_path) -> None:
+    model = make_checkpoint(tmp_path / "model", name)
+    alone = build(model, output_dir=tmp_path / "alone")
+    ranks = [build(model, output_dir=tmp_path / str(r), tensor_parallel=2, rank=r) for r in range(2)]
+    assert ranks[0].manifest.matches["shard"] >= 2
+    printed = example.run_ranks([[rank.path] for rank in ranks], tmp_path / "store")
+    assert printed == [[str(example.generate(str(alone.path)))]] * 2
+
+
+def test_a_rank_has_its_part_of_the_weights_and_of_the_kv_cache(halves) -> None:
+    for rank, half in enumerate(halves):
+        assert half.manifest.mapping == {"tensor_parallel": 2, "rank": rank}
+        assert [group.num_kv_heads for group in half.plan.kv_groups] == [1]
+        assert [step.op for step in half.plan.steps].count("all_reduce") == 1 + 2 * 2  # embedding; two a layer
+        assert half.plan.steps[-1].op == "all_gather"
+    trees = [json.loads((half.path / "recipes.json").read_text()) for half in halves]
+    assert trees[0].keys() == trees[1].keys() and trees[0] != trees[1]
+
+
+RUNTIME = RuntimeConfig(max_num_seqs=2, max_num_batched_tokens=8, kv_cache_memory=1 << 20, num_threads=1)
+
+
+class Alone:
+    """A communicator whose peers send what they are told to."""
+
+    def __init__(self, *parts: torch.Tensor, rank: int = 0) -> None:
+        self.rank, self.num_ranks, self.parts = rank, len(parts), parts
+
+    def all_gather(self, parts, x) -> None:
+        for part, sent in zip(parts, self.parts, strict=True):
+            part.copy_(sent)
+
+
+def test_a_part_of_a_model_does_not_run_alone(halves) -> None:
+    with pytest.raises(EngineError, match=r"is rank 1 of 2, a part of a model: run every rank's engine"):
+        Executor(halves[1], RUNTIME)
+
+
+def test_a_rank_is_not_taken_for_another(halves) -> None:
+    with pytest.raises(EngineError, match=r"is rank 1 of 2, the communicator is rank 0 of 3: give each process"):
+        Executor(halves[1], RUNTIME, communicator=Alone(*torch.zeros(3, 1)))
+
+
+@pytest.mark.parametrize(
+    "option", [{"scheme": "w8a8"}, {"tune": "quick"}, {"certificate": "quick"}, {"device": "cuda"}]
+)
+def test_what_ranks_cannot_have_is_refused(option) -> None:
+    ((name, value),) = option.items()
+    with pytest.raises(ConfigError, match=f"tensor_parallel=2 does not go with {name}='{value}': leave {name} out"):
+        BuildConfig(tensor_parallel=2, **option)
+
+
+def test_a_rank_beyond_the_ranks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="rank must be an integer from 0 to 1, not 2"):
+        BuildConfig(tensor_parallel=2, rank=2)
+
+
+def test_an_encoder_is_not_shared(tmp_path) -> None:
+    config = EncoderConfig(architecture="BertModel", vocab_size=16, hidden_size=8, intermediate_size=8, num_layers=1,
+                           num_heads=2, num_positions=16, num_token_types=2)  # fmt: skip
+    with pytest.raises(ConfigError, match="tensor_parallel=2 is for decoders: leave it out for an encoder"):
+        build(config, weights="dummy", output_dir=tmp_path / "engine", tensor_parallel=2)
+
+
+def test_sums_of_ranks_are_made_in_fp32_in_their_order() -> None:
+    parts = [torch.randn(5, 7).to(torch.bfloat16) for _ in range(3)]
+    out = torch.full((5, 7), torch.nan, dtype=torch.bfloat16)
+    bind_all_reduce({"x": parts[0]}, [out], LaunchContext(communicator=Alone(*parts)))()
+    assert torch.equal(out, (parts[0].float() + parts[1].float() + parts[2].float()).to(torch.bfloat16))
+
+
+def test_logits_of_ranks_stand_side_by_side() -> None:
+    parts = [torch.randn(5, 7) for _ in range(2)]
+    out = torch.full((5, 14), torch.nan)
+    bind_all_gather({"x": parts[0], "num_ranks": 2}, [out], LaunchContext(communicator=Alone(*parts)))()
+    assert torch.equal(out, torch.cat(parts, -1))
+
+
+def test_a_collective_without_its_ranks_says_so() -> None:
+    with pytest.raises(KernelError, match="all_reduce needs a communicator in its launch context"):
+        bind_all_reduce({"x": torch.ones(1)}, [torch.ones(1)], LaunchContext())
+    with pytest.raises(KernelError, match="all_gather is of 3 ranks, the communicator connects 2"):
+        context = LaunchContext(communicator=Alone(*torch.zeros(2, 1)))
+        bind_all_gather({"x": torch.ones(1), "num_ranks": 3}, [torch.ones(3)], context)
+
+
+def test_the_parts_of_a_table_add_up_to_it() -> None:
+    table, ids = torch.randn(12, 5), torch.tensor([0, 11, 5, 6, 3])
+    parts = [ops.embedding_part(ids, table[start : start + 6], start) for start in (0, 6)]
+    assert torch.equal(parts[0] + parts[1], table[ids])
+    assert (parts[0] == 0).all(-1).tolist() == [False, True, False, True, False]
+
+
+def test_ranks_that_do_not_come_are_an_error(tmp_path) -> None:
+    store = FileStore(str(tmp_path / "store"), 2)
+    with pytest.raises(EngineError, match="rank 0 of 2 did not find the others: .*; start all of them"):
+        GlooCommunicator(store, 0, 2, timeout=timedelta(seconds=1))
