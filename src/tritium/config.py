@@ -113,7 +113,13 @@ class BuildConfig:
         check_int("rank", self.rank, 0, self.tensor_parallel - 1)
         if self.tensor_parallel == 1:
             return
-        for name, plain in (("device", "cpu"), ("scheme", None), ("kv_dtype", "auto"), ("tune", "none"), ("certificate", "none")):
+        for name, plain in (
+            ("device", "cpu"),
+            ("scheme", None),
+            ("kv_dtype", "auto"),
+            ("tune", "none"),
+            ("certificate", "none"),
+        ):
             if getattr(self, name) != plain:
                 raise ConfigError(
                     f"tensor_parallel={self.tensor_parallel} does not go with {name}={getattr(self, name)!r}: "

@@ -137,7 +137,7 @@ def optimise(
     check_disabled(disabled)
     if ranks.tensor_parallel > 1 and stored:
         raise ConfigError(
-            f"tensor_parallel={ranks.tensor_parallel}: {next(iter(stored))!r} is kept quantised in the checkpoint, which "
+            f"tensor_parallel={ranks.tensor_parallel}: {next(iter(stored))!r} is kept quantised, which "
             "ranks cannot share: give them the unquantised model"
         )
     matches: dict[str, int] = {}
