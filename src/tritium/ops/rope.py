@@ -1,8 +1,12 @@
 """rope_cos_sin, rope: references and spellings."""
 
+from collections.abc import Callable
+
 import torch
 
 from tritium.ops.op import Op, Spelling, like_first
+
+Turn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def rope_cos_sin(positions_T: torch.Tensor, inv_freq_P: torch.Tensor, attention_scaling: float = 1.0) -> torch.Tensor:
@@ -86,6 +90,20 @@ def _every_two_in_dtype(x_TNH: torch.Tensor, cos_sin: torch.Tensor) -> torch.Ten
     return x_TNH * cos + _rotate_every_two(x_TNH) * sin
 
 
+def _beside(turn: Turn) -> Turn:
+    """`turn` of the first dimensions of each head, as many as there are angles; the rest stands beside it."""
+
+    def spelled(x_TNH: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
+        num_turned = cos_sin.shape[-1]
+        return torch.cat((turn(x_TNH[..., :num_turned], cos_sin), x_TNH[..., num_turned:]), dim=-1)
+
+    return spelled
+
+
+def _wide_x_cos_sin(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return torch.randn(8, 3, 22, dtype=dtype), _x_cos_sin(dtype)[1]
+
+
 def _cos_sin_shape(positions_T: torch.Tensor, inv_freq_P: torch.Tensor, attention_scaling: float = 1.0) -> torch.Tensor:
     shape = (positions_T.shape[0], 2 * inv_freq_P.shape[0])
     return torch.empty(shape, dtype=torch.float32, device=positions_T.device)
@@ -101,22 +119,25 @@ ROPE_COS_SIN = Op(
         Spelling(name="outer_unscaled", fn=_outer_unscaled, example=_positions_inv_freq),
     ),
 )
+_INTERLEAVED = {"interleaved": True}
+
 ROPE = Op(
     name="rope",
     schema="rope(Tensor x_TNH, Tensor cos_sin, bool interleaved=False) -> Tensor",
     reference=rope,
     fake=like_first,
-    spellings=(
-        Spelling(name="half", fn=_half, example=_x_cos_sin),
-        Spelling(name="half_in_dtype", fn=_half_in_dtype, example=_x_cos_sin, bound=2.0),
-        Spelling(name="two_halves", fn=_two_halves, example=_x_cos_sin),
-        Spelling(name="every_two", fn=_every_two, example=_x_cos_sin, binds={"interleaved": True}),
-        Spelling(
-            name="every_two_in_dtype",
-            fn=_every_two_in_dtype,
-            example=_x_cos_sin,
-            binds={"interleaved": True},
-            bound=2.0,
-        ),
+    spellings=tuple(
+        Spelling(name=name, fn=fn, example=example, binds=binds, bound=bound)
+        for written, turn, binds, bound in (
+            ("half", _half, {}, 0.0),
+            ("half_in_dtype", _half_in_dtype, {}, 2.0),
+            ("two_halves", _two_halves, {}, 0.0),
+            ("every_two", _every_two, _INTERLEAVED, 0.0),
+            ("every_two_in_dtype", _every_two_in_dtype, _INTERLEAVED, 2.0),
+        )
+        for name, fn, example in (
+            (f"{written}_of_a_part", _beside(turn), _wide_x_cos_sin),
+            (written, turn, _x_cos_sin),
+        )
     ),
 )
