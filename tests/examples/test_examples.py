@@ -16,7 +16,8 @@ def run(name: str) -> str:
 
 
 def test_an_example_of_the_gallery_is_read_in_a_minute() -> None:
-    longer = {"demo.py", "plugin.py"}  # what `make demo` runs; an op, its kernel in C++ and a model that takes it
+    # What `make demo` runs; an op, its kernel in C++ and a model that takes it; two processes that find each other.
+    longer = {"demo.py", "plugin.py", "tensor_parallel.py"}
     lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in EXAMPLES.glob("*.py")}
     assert {name for name, length in lengths.items() if length >= 60} <= longer
 
@@ -101,3 +102,9 @@ def test_the_openai_package_talks_to_a_server_of_its_own() -> None:
     found = [re.fullmatch(r"answer (\d): .*, log-probability -\d+\.\d\d", line) for line in answers]
     assert [match and match[1] for match in found] == ["0", "1", "2"]
     assert len((EXAMPLES / "openai_client.py").read_text().splitlines()) < 60
+
+
+def test_two_processes_with_a_part_of_every_layer_choose_the_tokens_of_one() -> None:
+    lines = run("tensor_parallel.py").splitlines()
+    assert [line.split(":")[0] for line in lines] == ["rank-0", "rank-1"]
+    assert all(line.endswith("same tokens as alone: True") for line in lines)
