@@ -1,0 +1,50 @@
+"""The peer ONNX Runtime, in the environment that has it: its own BERT optimizer and its own dynamic quantisation."""
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from onnxruntime.quantization import quantize_dynamic
+from onnxruntime.transformers.optimizer import optimize_model
+from transformers import BertModel
+
+from encoder import side
+
+
+class Hidden(torch.nn.Module):
+    """The model, with its hidden states as the one output."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.module(input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def encoders(model: Path, dtype: str) -> dict[str, side.Encode]:
+    """Beside the model stand its graphs. dtype: "float32" or "w8a8"."""
+    module: Any = BertModel.from_pretrained(model, add_pooling_layer=False, attn_implementation="eager").eval()
+    plain, optimized = model.parent / "plain.onnx", model.parent / "optimized.onnx"
+    axes = {name: {0: "batch", 1: "length"} for name in ("input_ids", "attention_mask", "hidden")}
+    names = {"input_names": ["input_ids", "attention_mask"], "output_names": ["hidden"]}
+    example = side.padded([[5] * 9, [6] * 4])
+    torch.onnx.export(Hidden(module), example, str(plain), dynamic_axes=axes, dynamo=False, opset_version=17, **names)
+    optimize_model(str(plain), model_type="bert", num_heads=12, hidden_size=768).save_model_to_file(str(optimized))
+    if dtype == "w8a8":
+        source, optimized = optimized, model.parent / "int8.onnx"
+        quantize_dynamic(source, optimized, per_channel=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(optimized), options, providers=["CPUExecutionProvider"])
+
+    def hidden_of(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        (hidden,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        return torch.from_numpy(hidden)
+
+    return side.padded_ways(hidden_of)
+
+
+if __name__ == "__main__":
+    side.run(encoders)
