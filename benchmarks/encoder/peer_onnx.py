@@ -5,6 +5,7 @@ from typing import Any
 
 import onnxruntime
 import torch
+from onnx import TensorProto
 from onnxruntime.quantization import quantize_dynamic
 from onnxruntime.transformers.optimizer import optimize_model
 from transformers import BertModel
@@ -34,7 +35,8 @@ def encoders(model: Path, dtype: str) -> dict[str, side.Encode]:
     optimize_model(str(plain), model_type="bert", num_heads=12, hidden_size=768).save_model_to_file(str(optimized))
     if dtype == "w8a8":
         source, optimized = optimized, model.parent / "int8.onnx"
-        quantize_dynamic(source, optimized, per_channel=True)
+        # onnx infers no types behind the optimizer's own ops: say what they are
+        quantize_dynamic(source, optimized, per_channel=True, extra_options={"DefaultTensorType": TensorProto.FLOAT})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(optimized), options, providers=["CPUExecutionProvider"])
