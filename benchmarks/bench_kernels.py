@@ -3,7 +3,7 @@
     python benchmarks/bench_kernels.py [--threads 2] [--tokens 1 32 512]
 
 GB/s are the bytes of inputs and outputs over the time; small batches stay in the caches, so it may exceed RAM's.
-T tokens, D model, N heads, K kv heads, H head size, I width of the MLP.
+T tokens, D model, N heads, K kv heads, H head size, F width of the MLP.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 from tritium.kernels.select import named
 from tritium.testing.kernel_cases import bind
 
-D, N, K, H, I = 2048, 32, 8, 64, 8192  # noqa: E741
+D, N, K, H, F = 2048, 32, 8, 64, 8192
 Call = tuple[str, dict[str, Any], torch.Tensor, int]  # op, arguments, output, bytes moved
 
 
@@ -24,8 +24,8 @@ def calls(num_tokens: int, dtype: torch.dtype) -> Iterator[Call]:
     """One decoder block's row kernels, reading views of fused projections as the plan's do."""
     x, weight = torch.randn(num_tokens, D).to(dtype), torch.randn(D).to(dtype)
     q, k, v = torch.randn(num_tokens, N + 2 * K, H).to(dtype).split([N, K, K], dim=1)
-    gate, up = torch.randn(num_tokens, 2 * I).to(dtype).chunk(2, dim=-1)
-    cos_sin, out_TI = torch.randn(num_tokens, H), torch.empty(num_tokens, I, dtype=dtype)
+    gate, up = torch.randn(num_tokens, 2 * F).to(dtype).chunk(2, dim=-1)
+    cos_sin, out_TF = torch.randn(num_tokens, H), torch.empty(num_tokens, F, dtype=dtype)
     cache, slots = torch.zeros(num_tokens // 16 + 1, 2, K, 16, H).to(dtype), torch.randperm(num_tokens)
     size = num_tokens * dtype.itemsize
     yield (
@@ -40,8 +40,8 @@ def calls(num_tokens: int, dtype: torch.dtype) -> Iterator[Call]:
     yield "rope_cos_sin", angles, torch.empty(num_tokens, H), 4 * H * num_tokens
     yield "rope", {"x_TNH": q, "cos_sin": cos_sin}, torch.empty(num_tokens, N, H, dtype=dtype), 2 * N * H * size
     yield "kv_store", {"k_TKH": k, "v_TKH": v, "cache_layer": cache, "slot_mapping_T": slots}, x, 4 * K * H * size
-    yield "activation", {"x": gate, "kind": "gelu_tanh"}, out_TI, 2 * I * size
-    yield "gated_activation", {"gate": gate, "up": up, "kind": "silu"}, out_TI, 3 * I * size
+    yield "activation", {"x": gate, "kind": "gelu_tanh"}, out_TF, 2 * F * size
+    yield "gated_activation", {"gate": gate, "up": up, "kind": "silu"}, out_TF, 3 * F * size
 
 
 def best_microseconds(call: Callable[[], object], budget_s: float = 0.1) -> float:

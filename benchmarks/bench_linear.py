@@ -7,31 +7,17 @@ the best of the calls in half a second counts. GB/s are the weight's bytes over 
 """
 
 import argparse
-import itertools
 import json
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from in_turn import best_seconds
 from tritium.kernels.cpu import linear
 
 SHAPES = ((8192, 2048), (2048, 8192), (2048, 2048))  # N, K
 BYTES_IN_TURN = 600_000_000
-
-
-def best_milliseconds(calls: list[Callable[[], object]], budget_s: float = 0.5) -> float:
-    """The fastest of the calls, which take turns, after one round of them."""
-    for call in calls:
-        call()
-    best, turns, end = float("inf"), itertools.cycle(calls), time.perf_counter() + budget_s
-    while time.perf_counter() < end:
-        call, start = next(turns), time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best * 1e3
 
 
 def onednn(x: torch.Tensor, packed: torch.Tensor, out: torch.Tensor) -> None:
@@ -49,8 +35,8 @@ def rows(num_out: int, num_in: int, dtype: torch.dtype, counts: list[int]) -> li
     for count in counts:
         x, out = torch.randn(count, num_in).to(dtype), torch.empty(count, num_out, dtype=dtype)
         bound = [linear.bind({"x": x, "weight_NK": packed, "bias": None}, [out]) for packed in ours]
-        ms = best_milliseconds(list(bound))
-        peer = best_milliseconds([partial(onednn, x, packed, out) for packed in theirs])
+        ms = best_seconds(bound) * 1e3
+        peer = best_seconds([partial(onednn, x, packed, out) for packed in theirs]) * 1e3
         gb_s, gflop_s = weight.numel() * dtype.itemsize / ms / 1e6, 2 * count * weight.numel() / ms / 1e6
         name = f"{str(dtype)[6:]} N={num_out} K={num_in} M={count}"
         print(f"{name:32} {ms:8.3f} ms {gb_s:6.1f} GB/s {gflop_s:7.0f} GFLOP/s   oneDNN {peer:8.3f} ms", flush=True)

@@ -8,15 +8,13 @@ same process right before, and bf16 on the same shape.
 """
 
 import argparse
-import itertools
 import json
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from in_turn import best_seconds
 from tritium.kernels.cpu import linear, quantized
 from tritium.quant.schemes import SCHEMES, WeightFormat
 from tritium.quant.weights import quantize_weight, scales_of
@@ -24,18 +22,6 @@ from tritium.quant.weights import quantize_weight, scales_of
 SHAPES = ((8192, 2048), (2048, 8192), (2048, 2048))  # N, K
 BYTES_IN_TURN = 400_000_000
 FORMATS: dict[str, tuple[WeightFormat, bool]] = {s.name: (s.weight, s.int8_activations) for s in SCHEMES if s.head}
-
-
-def best_seconds(calls: list[Callable[[], object]], budget_s: float = 0.5) -> float:
-    """The fastest of the calls, which take turns, after one round of them."""
-    for call in calls:
-        call()
-    best, turns, end = float("inf"), itertools.cycle(calls), time.perf_counter() + budget_s
-    while time.perf_counter() < end:
-        call, start = next(turns), time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def read_gb_s(weights: list[torch.Tensor]) -> float:
@@ -64,7 +50,7 @@ def results(num_out: int, num_in: int, name: str, counts: list[int]) -> list[dic
         else:
             args |= {"scales_NG": quantized.pack_scales(scales), "int8_activations": int8_activations}
             calls = [quantized.bind({**args, "qweight": packed}, [out]) for packed in copies]
-        seconds = best_seconds(list(calls))
+        seconds = best_seconds(calls)
         row = {
             "format": name,
             "num_out": num_out,
