@@ -2,10 +2,10 @@
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -77,21 +77,17 @@ def resolve_model(model: Model, config: BuildConfig, weights: Weights) -> Resolv
 
 
 def _from_directory(model_dir: Path, origin: str, config: BuildConfig, weights: Weights) -> ResolvedModel:
-    source = _source(weights) or (None if weights == "dummy" else open_checkpoint(model_dir))
+    source = _source(weights, lambda: open_checkpoint(model_dir))
     encoder = models.read_encoder_config(model_dir, dtype=config.dtype, source=source)
     if encoder is not None:
         return _encoder(encoder, config, source, model_dir, origin)
     described = models.read_config(model_dir, dtype=config.dtype, max_model_len=config.max_model_len, source=source)
-    module = models.create(described)
     bos, eos = _special_tokens(model_dir, described.vocab_size)
-    return ResolvedModel(
-        module=module,
+    return _decoder(
+        described,
+        source,
         name=model_dir.name,
-        architecture=described.family,
         origin=origin,
-        max_model_len=described.max_model_len or described.default_model_len,
-        recipes=models.weight_recipes(module, described, source=source),
-        source=source,
         model_dir=model_dir,
         bos_token_id=bos,
         eos_token_ids=eos,
@@ -101,22 +97,31 @@ def _from_directory(model_dir: Path, origin: str, config: BuildConfig, weights: 
 def _from_gguf(path: Path, origin: str, config: BuildConfig, weights: Weights) -> ResolvedModel:
     """A .gguf file. Its tokenizer is the tokenizer.json beside it."""
     file = GgufSource(path)
-    source = _source(weights) or (None if weights == "dummy" else open_checkpoint(path))
+    source = _source(weights, lambda: open_checkpoint(path))
     described = models.read_gguf_config(file, dtype=config.dtype, max_model_len=config.max_model_len)
-    module = models.create(described)
     bos, eos = models.gguf_special_tokens(file)
     own_bos, own_eos = _special_tokens(path.parent, described.vocab_size)
-    return ResolvedModel(
-        module=module,
+    return _decoder(
+        described,
+        source,
         name=path.stem,
-        architecture=described.family,
         origin=origin,
-        max_model_len=described.max_model_len or described.default_model_len,
-        recipes=models.weight_recipes(module, described, source=source),
-        source=source,
         model_dir=path.parent,
         bos_token_id=bos if own_bos is None else own_bos,
         eos_token_ids=own_eos or eos,
+    )
+
+
+def _decoder(described: ModelConfig, source: WeightSource | None, **about: Any) -> ResolvedModel:
+    """A model of a family. about: what is known beside its configuration."""
+    module = models.create(described)
+    return ResolvedModel(
+        module=module,
+        architecture=described.family,
+        max_model_len=described.max_model_len or described.default_model_len,
+        recipes=models.weight_recipes(module, described, source=source),
+        source=source,
+        **about,
     )
 
 
@@ -161,24 +166,14 @@ def _from_config(described: ModelConfig, config: BuildConfig, weights: Weights) 
         dtype=described.dtype if config.dtype == "auto" else config.dtype,
         max_model_len=config.max_model_len or described.max_model_len,
     )
-    module = models.create(described)
-    source = _source(weights)
-    return ResolvedModel(
-        module=module,
-        name=described.family or "model",
-        architecture=described.family,
-        origin="ModelConfig",
-        max_model_len=described.max_model_len or described.default_model_len,
-        recipes=models.weight_recipes(module, described, source=source),
-        source=source,
-    )
+    return _decoder(described, _source(weights), name=described.family or "model", origin="ModelConfig")
 
 
 def _from_module(module: nn.Module, config: BuildConfig, weights: Weights) -> ResolvedModel:
     described = getattr(module, "config", None)
     described = described if isinstance(described, ModelConfig) else None
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    source = None if weights == "dummy" else _source(weights) or ModuleSource(module)
+    source = _source(weights, lambda: ModuleSource(module))
     return ResolvedModel(
         module=module,
         name=type(module).__name__,
@@ -215,7 +210,7 @@ def _from_transformers(model: nn.Module, config: BuildConfig, weights: Weights) 
         origin=f"{type(model).__module__}.{type(model).__qualname__}",
         max_model_len=config.max_model_len or known_len,
         recipes=_cast(models.weight_recipes(module, mapping=own), module, dtype),
-        source=None if weights == "dummy" else _source(weights) or ModuleSource(model),
+        source=_source(weights, lambda: ModuleSource(model)),
         dtype=dtype,
         eos_token_ids=edge.eos_token_ids(model),
     )
@@ -229,7 +224,7 @@ def resolve_stateless(module: nn.Module, config: BuildConfig, weights: Weights) 
         if (value := getattr(config, name)) != getattr(BuildConfig(), name):
             hint = "; convert the module itself, by module.to(...)" if name == "dtype" else ""
             raise ConfigError(f"{name}={value!r} has no meaning for a stateless module{hint}")
-    source = None if weights == "dummy" else _source(weights) or ModuleSource(module)
+    source = _source(weights, lambda: ModuleSource(module))
     own = {name: name for name, _ in module.named_parameters(remove_duplicate=False)}
     buffers = dict(module.named_buffers(remove_duplicate=False))
     learned = {
@@ -290,8 +285,11 @@ def _module_len(module: nn.Module, described: ModelConfig | None, config: BuildC
     return wanted
 
 
-def _source(weights: Weights) -> WeightSource | None:
-    return DictSource(weights) if isinstance(weights, Mapping) else None
+def _source(weights: Weights, own: Callable[[], WeightSource | None] = lambda: None) -> WeightSource | None:
+    """Where weights are read: a state dict that was given, nowhere for dummies, else the model's own place."""
+    if isinstance(weights, Mapping):
+        return DictSource(weights)
+    return None if weights == "dummy" else own()
 
 
 def _special_tokens(model_dir: Path, vocab_size: int) -> tuple[int | None, tuple[int, ...]]:

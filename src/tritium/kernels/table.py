@@ -4,32 +4,39 @@ The order is the preference: compiled (for the CPU or a GPU: a process has only 
 every op has and which takes everything.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from tritium.kernels.eager import torch_ops
 from tritium.kernels.eager.aten import ALLOWED, bind_name
 from tritium.kernels.eager.linear import TILE_ROWS
-from tritium.kernels.kernel import Kernel
+from tritium.kernels.kernel import Backend, Kernel
 from tritium.ops.torch_ops import TORCH_OPS
-
-_CPU = "tritium.kernels.cpu"
-_GPU = "tritium.kernels.gpu"
-_EAGER = "tritium.kernels.eager"
-_REFERENCE = "the op's reference"
 
 _TACTICS: dict[str, tuple[dict[str, int], ...]] = {
     "paged_attention": ({"item_rows": 64}, {"item_rows": 16}, {"item_rows": 32}, {"item_rows": 128})
 }
 
+
+def _row(
+    backend: Backend, op: str, bind: str, supports: str = "", *, pack: Mapping[str, str] | None = None, **rest: Any
+) -> Kernel:
+    """A kernel named after its backend and op. bind, supports, pack: "module:attribute" in the backend's package."""
+    package = f"tritium.kernels.{backend}"
+    return Kernel(
+        name=f"{backend}.{op}",
+        op=op,
+        backend=backend,
+        target=f"{package}.{bind}",
+        supports=f"{package}.{supports}" if supports else None,
+        pack={argument: f"{package}.{target}" for argument, target in (pack or {}).items()},
+        **rest,
+    )
+
+
 KERNELS: tuple[Kernel, ...] = (
     *(
-        Kernel(
-            name=f"cpu.{op}",
-            op=op,
-            backend="cpu",
-            target=f"{_CPU}.{module}:bind_{op}",
-            supports=f"{_CPU}.{module}:{supports}",
-            tactics=_TACTICS.get(op, ()),
-            numerics=numerics,
-        )
+        _row("cpu", op, f"{module}:bind_{op}", f"{module}:{supports}", tactics=_TACTICS.get(op, ()), numerics=numerics)
         for op, module, supports, numerics in (
             ("embedding", "copies", "supports_embedding", "exact"),
             ("rms_norm", "norms", "supports", "fp32, 4 vectors of 16 lanes"),
@@ -48,12 +55,11 @@ KERNELS: tuple[Kernel, ...] = (
         )
     ),
     *(
-        Kernel(
-            name=f"gpu.{op}",
-            op=op,
-            backend="gpu",
-            target=f"{_GPU}.{module}:{bind}",
-            supports=f"{_GPU}.supports:{supports}",
+        _row(
+            "gpu",
+            op,
+            f"{module}:{bind}",
+            f"supports:{supports}",
             takes_context=op == "paged_attention",
             numerics=numerics,
         )
@@ -80,62 +86,51 @@ KERNELS: tuple[Kernel, ...] = (
             ("paged_attention", "attention", "bind", "paged_attention", "fp32, split by the number of sequences"),
         )
     ),
-    Kernel(
-        name="cpu.linear",
-        op="linear",
-        backend="cpu",
-        target=f"{_CPU}.linear:bind",
-        supports=f"{_CPU}.linear:supports",
-        pack={"weight_NK": f"{_CPU}.linear:pack_weight"},
-        numerics="fp32 chains over K; their order is the instruction set's",
-    ),
-    Kernel(
-        name="cpu.linear_activation",
-        op="linear_activation",
-        backend="cpu",
-        target=f"{_CPU}.linear:bind",
-        supports=f"{_CPU}.linear:supports_activation",
-        pack={"weight_NK": f"{_CPU}.linear:pack_weight"},
-        numerics="fp32 chains over K; their order is the instruction set's",
-    ),
-    Kernel(
-        name="cpu.linear_gated",
-        op="linear_gated",
-        backend="cpu",
-        target=f"{_CPU}.linear:bind",
-        supports=f"{_CPU}.linear:supports_activation",
-        pack={"weight_NK": f"{_CPU}.linear:pack_gated"},
-        numerics="fp32 chains over K; their order is the instruction set's",
+    *(
+        _row(
+            "cpu",
+            op,
+            "linear:bind",
+            f"linear:{supports}",
+            pack={"weight_NK": f"linear:{pack}"},
+            numerics="fp32 chains over K; their order is the instruction set's",
+        )
+        for op, supports, pack in (
+            ("linear", "supports", "pack_weight"),
+            ("linear_activation", "supports_activation", "pack_weight"),
+            ("linear_gated", "supports_activation", "pack_gated"),
+        )
     ),
     *(
-        Kernel(
-            name=f"eager.{op}",
-            op=op,
-            backend="eager",
-            target=f"{_EAGER}.linear:bind_{op}",
+        _row(
+            "eager",
+            op,
+            f"linear:{bind}",
             row_multiple=TILE_ROWS,
             numerics="fp32 sums, torch's order for TILE_ROWS rows",
         )
-        for op in ("linear_activation", "linear_gated")
+        for op, bind in (
+            ("linear", "bind"),
+            ("linear_activation", "bind_linear_activation"),
+            ("linear_gated", "bind_linear_gated"),
+        )
     ),
-    Kernel(
-        name="cpu.moe",
-        op="moe",
-        backend="cpu",
-        target=f"{_CPU}.moe:bind_moe",
-        supports=f"{_CPU}.moe:supports_moe",
-        pack={"gate_up_EGD": f"{_CPU}.moe:pack_gate_up", "down_EDF": f"{_CPU}.moe:pack_experts"},
+    _row(
+        "cpu",
+        "moe",
+        "moe:bind_moe",
+        "moe:supports_moe",
+        pack={"gate_up_EGD": "moe:pack_gate_up", "down_EDF": "moe:pack_experts"},
         numerics="fp32 chains over K; their order is the instruction set's",
     ),
-    Kernel(name="eager.moe", op="moe", backend="eager", target=f"{_EAGER}.moe:bind", numerics="torch's, row by row"),
+    _row("eager", "moe", "moe:bind", numerics="torch's, row by row"),
     *(
-        Kernel(
-            name=f"cpu.{op}",
-            op=op,
-            backend="cpu",
-            target=f"{_CPU}.quantized:bind",
-            supports=f"{_CPU}.quantized:{supports}",
-            pack={"qweight": f"{_CPU}.quantized:{weight}", "scales_NG": f"{_CPU}.quantized:{scales}"},
+        _row(
+            "cpu",
+            op,
+            "quantized:bind",
+            f"quantized:{supports}",
+            pack={"qweight": f"quantized:{weight}", "scales_NG": f"quantized:{scales}"},
             numerics="int8 activations: exact sums by group, fp32 over groups; else fp32 chains, by machine",
         )
         for op, supports, weight, scales in (
@@ -145,11 +140,10 @@ KERNELS: tuple[Kernel, ...] = (
         )
     ),
     *(
-        Kernel(
-            name=f"eager.{op}",
-            op=op,
-            backend="eager",
-            target=f"{_EAGER}.quantized:{bind}",
+        _row(
+            "eager",
+            op,
+            f"quantized:{bind}",
             row_multiple=TILE_ROWS,
             numerics="int8 activations: as on the CPU, compiled; else torch's order for TILE_ROWS rows",
         )
@@ -159,40 +153,13 @@ KERNELS: tuple[Kernel, ...] = (
             ("quantized_linear_gated", "bind_quantized_linear_gated"),
         )
     ),
-    Kernel(
-        name="eager.experts",
-        op="experts",
-        backend="eager",
-        target=f"{_EAGER}.experts:bind",
-        numerics="fp32 sums, torch's order for TILE_ROWS rows",
-    ),
+    _row("eager", "experts", "experts:bind", numerics="fp32 sums, torch's order for TILE_ROWS rows"),
     *(
-        Kernel(
-            name=f"eager.{op}",
-            op=op,
-            backend="eager",
-            target=f"{_EAGER}.collectives:bind_{op}",
-            takes_context=True,
-            numerics=numerics,
-        )
+        _row("eager", op, f"collectives:bind_{op}", takes_context=True, numerics=numerics)
         for op, numerics in (("all_reduce", "fp32, in the order of the ranks"), ("all_gather", "exact"))
     ),
-    Kernel(
-        name="eager.linear",
-        op="linear",
-        backend="eager",
-        target=f"{_EAGER}.linear:bind",
-        row_multiple=TILE_ROWS,
-        numerics="fp32 sums, torch's order for TILE_ROWS rows",
-    ),
     *(
-        Kernel(
-            name=f"eager.{op}",
-            op=op,
-            backend="eager",
-            target=f"{_EAGER}.reference:{op}",
-            numerics=_REFERENCE,
-        )
+        _row("eager", op, f"reference:{op}", numerics="the op's reference")
         for op in (
             "embedding",
             "embedding_part",
@@ -219,20 +186,6 @@ KERNELS: tuple[Kernel, ...] = (
             "add_layer_norm_fp8",
         )
     ),
-    *(
-        Kernel(
-            name=f"eager.{op}", op=op, backend="eager", target=f"{_EAGER}.aten:{bind_name(op)}", numerics="torch's own"
-        )
-        for op in ALLOWED
-    ),
-    *(
-        Kernel(
-            name=f"eager.{op}",
-            op=op,
-            backend="eager",
-            target=f"{_EAGER}.torch_ops:{torch_ops.bind_name(op)}",
-            numerics="torch's own",
-        )
-        for op in TORCH_OPS
-    ),
+    *(_row("eager", op, f"aten:{bind_name(op)}", numerics="torch's own") for op in ALLOWED),
+    *(_row("eager", op, f"torch_ops:{torch_ops.bind_name(op)}", numerics="torch's own") for op in TORCH_OPS),
 )

@@ -106,64 +106,25 @@ def _linear_shape(
 
 
 _NORM = "float eps, float weight_offset, bool cast_before_weight"
+_LINEAR = "Tensor x, Tensor x_scales, Tensor weight_NK, Tensor weight_scales, Tensor? bias, str dtype"
+_ADD_LAYER_NORM = "Tensor x, Tensor residual, Tensor? x_bias, Tensor weight, Tensor? bias, float eps"
+_RESULTS = {_quantized: "(Tensor, Tensor)", _quantized_and_sum: "(Tensor, Tensor, Tensor)", _linear_shape: "Tensor"}
 
-QUANTIZE_FP8 = Op(
-    name="quantize_fp8",
-    schema="quantize_fp8(Tensor x) -> (Tensor, Tensor)",
-    reference=quantize_fp8,
-    fake=_quantized,
-    is_fused=True,
-)
-LINEAR_FP8 = Op(
-    name="linear_fp8",
-    schema="linear_fp8(Tensor x, Tensor x_scales, Tensor weight_NK, Tensor weight_scales, Tensor? bias, str dtype) "
-    "-> Tensor",
-    reference=linear_fp8,
-    fake=_linear_shape,
-    is_fused=True,
-)
-RMS_NORM_FP8 = Op(
-    name="rms_norm_fp8",
-    schema=f"rms_norm_fp8(Tensor x, Tensor weight, {_NORM}) -> (Tensor, Tensor)",
-    reference=rms_norm_fp8,
-    fake=_quantized,
-    is_fused=True,
-)
-ADD_RMS_NORM_FP8 = Op(
-    name="add_rms_norm_fp8",
-    schema=f"add_rms_norm_fp8(Tensor x, Tensor residual, Tensor weight, {_NORM}) -> (Tensor, Tensor, Tensor)",
-    reference=add_rms_norm_fp8,
-    fake=_quantized_and_sum,
-    is_fused=True,
-)
-GATED_ACTIVATION_FP8 = Op(
-    name="gated_activation_fp8",
-    schema="gated_activation_fp8(Tensor gate, Tensor up, str kind) -> (Tensor, Tensor)",
-    reference=gated_activation_fp8,
-    fake=_quantized,
-    is_fused=True,
-)
-ACTIVATION_FP8 = Op(
-    name="activation_fp8",
-    schema="activation_fp8(Tensor x, Tensor? bias, str kind) -> (Tensor, Tensor)",
-    reference=activation_fp8,
-    fake=_quantized,
-    is_fused=True,
-)
-ADD_LAYER_NORM_FP8 = Op(
-    name="add_layer_norm_fp8",
-    schema="add_layer_norm_fp8(Tensor x, Tensor residual, Tensor? x_bias, Tensor weight, Tensor? bias, float eps) "
-    "-> (Tensor, Tensor, Tensor)",
-    reference=add_layer_norm_fp8,
-    fake=_quantized_and_sum,
-    is_fused=True,
-)
-FP8_OPS = (
-    QUANTIZE_FP8,
-    LINEAR_FP8,
-    RMS_NORM_FP8,
-    ADD_RMS_NORM_FP8,
-    GATED_ACTIVATION_FP8,
-    ACTIVATION_FP8,
-    ADD_LAYER_NORM_FP8,
+FP8_OPS = tuple(
+    Op(
+        name=reference.__name__,
+        schema=f"{reference.__name__}({arguments}) -> {_RESULTS[fake]}",
+        reference=reference,
+        fake=fake,
+        is_fused=True,
+    )
+    for reference, arguments, fake in (
+        (quantize_fp8, "Tensor x", _quantized),
+        (linear_fp8, _LINEAR, _linear_shape),
+        (rms_norm_fp8, f"Tensor x, Tensor weight, {_NORM}", _quantized),
+        (add_rms_norm_fp8, f"Tensor x, Tensor residual, Tensor weight, {_NORM}", _quantized_and_sum),
+        (gated_activation_fp8, "Tensor gate, Tensor up, str kind", _quantized),
+        (activation_fp8, "Tensor x, Tensor? bias, str kind", _quantized),
+        (add_layer_norm_fp8, _ADD_LAYER_NORM, _quantized_and_sum),
+    )
 )

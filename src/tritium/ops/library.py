@@ -17,7 +17,7 @@ from tritium.ops.linears import EMBEDDING, GATHER_ROWS, LINEAR
 from tritium.ops.moe import MOE
 from tritium.ops.norms import LAYER_NORM, RMS_NORM
 from tritium.ops.op import Op
-from tritium.ops.quantized import QUANTIZED_LINEAR, QUANTIZED_LINEAR_ACTIVATION, QUANTIZED_LINEAR_GATED
+from tritium.ops.quantized import QUANTIZED_OPS
 from tritium.ops.rope import ROPE, ROPE_COS_SIN
 from tritium.ops.varlen import VARLEN_ATTENTION
 
@@ -26,9 +26,7 @@ NAMESPACE = "tritium"
 OPS: tuple[Op, ...] = (
     EMBEDDING,
     LINEAR,
-    QUANTIZED_LINEAR,
-    QUANTIZED_LINEAR_ACTIVATION,
-    QUANTIZED_LINEAR_GATED,
+    *QUANTIZED_OPS,
     RMS_NORM,
     LAYER_NORM,
     ROPE_COS_SIN,

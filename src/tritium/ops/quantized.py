@@ -101,21 +101,11 @@ def _gated_shape(x: torch.Tensor, qweight: torch.Tensor, *_: object) -> torch.Te
 
 
 _ARGS = "Tensor x, Tensor qweight, Tensor scales_NG, Tensor? bias, bool int8_activations"
-QUANTIZED_LINEAR = Op(
-    name="quantized_linear",
-    schema=f"quantized_linear({_ARGS}) -> Tensor",
-    reference=quantized_linear,
-    fake=_shape,
-)
-QUANTIZED_LINEAR_ACTIVATION = Op(
-    name="quantized_linear_activation",
-    schema=f"quantized_linear_activation({_ARGS}, str kind) -> Tensor",
-    reference=quantized_linear_activation,
-    fake=_shape,
-)
-QUANTIZED_LINEAR_GATED = Op(
-    name="quantized_linear_gated",
-    schema=f"quantized_linear_gated({_ARGS}, str kind) -> Tensor",
-    reference=quantized_linear_gated,
-    fake=_gated_shape,
+QUANTIZED_OPS = tuple(
+    Op(name=reference.__name__, schema=f"{reference.__name__}({arguments}) -> Tensor", reference=reference, fake=fake)
+    for reference, arguments, fake in (
+        (quantized_linear, _ARGS, _shape),
+        (quantized_linear_activation, f"{_ARGS}, str kind", _shape),
+        (quantized_linear_gated, f"{_ARGS}, str kind", _gated_shape),
+    )
 )
