@@ -95,7 +95,7 @@ def _remove_errors(path: Path) -> None:
             os.fsync(new.fileno())
         shutil.copymode(path, kept)
         os.replace(kept, path)
-    except BaseException:
+    except BaseException:  # an interrupt too leaves no file beside the output
         os.unlink(kept)
         raise
 

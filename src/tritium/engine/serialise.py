@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,17 +45,14 @@ def write_engine(
     the way (a full disk, an interrupt) leaves the old state and no temporary directory; a killed process leaves only a
     directory named `.<name>.partial-*`, which the next build into the same place removes.
     """
-    output_dir = Path(os.path.abspath(output_dir))
-    _check_target(output_dir)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(output_dir)
+    output_dir = _prepared(output_dir)
     with _partial_directory(output_dir) as partial:
         (partial / PLAN_NAME).write_bytes(msgspec.json.encode(plan))
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
-        for name in TOKENIZER_FILES if model_dir is not None else ():
-            if (model_dir / name).is_file():  # type: ignore[operator]
-                shutil.copyfile(model_dir / name, partial / name)  # type: ignore[operator]
+        for path in [] if model_dir is None else [model_dir / name for name in TOKENIZER_FILES]:
+            if path.is_file():
+                shutil.copyfile(path, partial / path.name)
         files = {path.name: record(path) for path in partial.iterdir() if path.name != LOCK_NAME}
         if write_weights is not None:
             files[WEIGHTS_NAME] = write_weights(partial / WEIGHTS_NAME)
@@ -67,10 +64,7 @@ def write_engine(
 @contextmanager
 def staged(output_dir: str | Path) -> Iterator[Path]:
     """A path beside `output_dir` to write an engine at; at the end, not after an error, it goes there in one step."""
-    output_dir = Path(os.path.abspath(output_dir))
-    _check_target(output_dir)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(output_dir)
+    output_dir = _prepared(output_dir)
     with _partial_directory(output_dir) as partial:
         yield partial / "engine"
         _publish(partial / "engine", output_dir)
@@ -86,9 +80,7 @@ def replace_weights(engine_dir: Path, manifest: Callable[[], Manifest], write_we
     engine_dir = Path(os.path.abspath(engine_dir))
     _remove_leftovers(engine_dir)
     with _partial_directory(engine_dir) as partial:
-        for path in engine_dir.iterdir():
-            if path.is_file() and path.name not in (*OF_THE_WEIGHTS, MANIFEST_NAME):
-                _link_or_copy(path, partial / path.name)
+        _keep_files(engine_dir, partial, but=(*OF_THE_WEIGHTS, MANIFEST_NAME))
         written = write_weights(partial / WEIGHTS_NAME)
         changed = manifest()
         files = {name: file for name, file in changed.files.items() if name not in OF_THE_WEIGHTS}
@@ -101,9 +93,7 @@ def replace_text(engine_dir: Path, manifest: Manifest, name: str, text: str) -> 
     engine_dir = Path(os.path.abspath(engine_dir))
     _remove_leftovers(engine_dir)
     with _partial_directory(engine_dir) as partial:
-        for path in engine_dir.iterdir():
-            if path.is_file() and path.name not in (name, MANIFEST_NAME):
-                _link_or_copy(path, partial / path.name)
+        _keep_files(engine_dir, partial, but=(name, MANIFEST_NAME))
         (partial / name).write_text(text, encoding="utf-8")
         files = manifest.files | {name: record(partial / name)}
         _finish(partial, engine_dir, msgspec.structs.replace(manifest, files=files))
@@ -120,17 +110,25 @@ def _finish(partial: Path, output_dir: Path, manifest: Manifest) -> None:
     _sync(output_dir.parent)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def _keep_files(engine_dir: Path, partial: Path, *, but: Collection[str]) -> None:
+    """Link the engine's files into `partial`, or copy them where there are no links."""
+    for path in engine_dir.iterdir():
+        if path.is_file() and path.name not in but:
+            try:
+                os.link(path, partial / path.name)
+            except OSError:
+                shutil.copy2(path, partial / path.name)
 
 
-def _check_target(output_dir: Path) -> None:
+def _prepared(output_dir: str | Path) -> Path:
+    """The absolute path, below a directory that exists, of nothing or of an engine, without leftovers beside it."""
+    output_dir = Path(os.path.abspath(output_dir))
     is_free = not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir()))
     if not is_free and not is_engine(output_dir):
         raise EngineError(f"{output_dir} exists and is not an engine: choose another output directory")
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(output_dir)
+    return output_dir
 
 
 def _partial_prefix(output_dir: Path) -> str:
@@ -181,7 +179,7 @@ def _publish(partial: Path, output_dir: Path) -> None:
         output_dir.rename(old / "old")
         try:
             partial.rename(output_dir)
-        except BaseException:
+        except BaseException:  # an interrupt too: the engine goes back before `old` is removed with it
             (old / "old").rename(output_dir)
             raise
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from tritium.graph.edit import insert_inferred, replace
-from tritium.graph.spec import args_of, has_spec, spec_of
+from tritium.graph.edit import insert_inferred
+from tritium.graph.spec import args_of, spec_of
 from tritium.passes.result import PassResult
+from tritium.passes.sinking import rewrite_calls
 
 aten = torch.ops.aten
 CAST = aten.to.dtype
@@ -20,17 +21,15 @@ CAST = aten.to.dtype
 
 def sink_casts(graph: fx.Graph) -> PassResult:
     """See the module's docstring."""
-    count = 0
-    for node in list(graph.nodes):
-        if node.op != "call_function" or not has_spec(node) or (moved := _moved(node)) is None:
-            continue
-        with graph.inserting_before(node):
-            inner = insert_inferred(graph, node.target, moved, like=node)
-            new = insert_inferred(graph, CAST, (inner, spec_of(node).dtype), like=node)
-        new.meta["covers"] = node.meta["covers"]
-        replace(node, new)
-        count += 1
-    return PassResult(count)
+    return rewrite_calls(graph, _sunk)
+
+
+def _sunk(node: fx.Node) -> fx.Node | None:
+    moved = _moved(node)
+    if moved is None:
+        return None
+    inner = insert_inferred(node.graph, node.target, moved, like=node)
+    return insert_inferred(node.graph, CAST, (inner, spec_of(node).dtype), like=node)
 
 
 def _moved(node: fx.Node) -> tuple[Any, ...] | None:

@@ -12,10 +12,11 @@ import torch
 from torch import fx
 
 from tritium.engine.plan import Extent
-from tritium.graph.edit import insert_inferred, replace
+from tritium.graph.edit import insert_inferred
 from tritium.graph.spec import args_of, has_spec, spec_of, target_of
 from tritium.graph.vocabulary import ALONG_LAST, POINTWISE
 from tritium.passes.result import PassResult
+from tritium.passes.sinking import rewrite_calls
 
 aten = torch.ops.aten
 VIEW, PERMUTE, SLICE = aten.view.default, aten.permute.default, aten.slice.Tensor
@@ -24,17 +25,11 @@ ALONG_LAST_DIM = {aten.mean.dim, aten.softmax.int}  # taken when they work along
 
 def sink_leading_ones(graph: fx.Graph) -> PassResult:
     """See the module's docstring."""
-    count = 0
-    for node in list(graph.nodes):
-        if node.op != "call_function" or not has_spec(node) or _is_irregular(node):
-            continue
-        with graph.inserting_before(node):
-            new = _without_ones(node) or _narrower(node)
-        if new is not None:
-            new.meta["covers"] = node.meta["covers"]
-            replace(node, new)
-            count += 1
-    return PassResult(count)
+    return rewrite_calls(graph, _sunk)
+
+
+def _sunk(node: fx.Node) -> fx.Node | None:
+    return None if _is_irregular(node) else _without_ones(node) or _narrower(node)
 
 
 def _is_irregular(node: fx.Node) -> bool:

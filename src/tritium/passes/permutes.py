@@ -9,10 +9,11 @@ import torch
 from torch import fx
 
 from tritium.engine.plan import Extent
-from tritium.graph.edit import insert_inferred, replace
+from tritium.graph.edit import insert_inferred
 from tritium.graph.spec import args_of, has_spec, spec_of
 from tritium.graph.vocabulary import POINTWISE
 from tritium.passes.result import PassResult
+from tritium.passes.sinking import rewrite_calls
 
 aten = torch.ops.aten
 VIEW, PERMUTE, SLICE = aten.view.default, aten.permute.default, aten.slice.Tensor
@@ -20,16 +21,7 @@ VIEW, PERMUTE, SLICE = aten.view.default, aten.permute.default, aten.slice.Tenso
 
 def sink_permutes(graph: fx.Graph) -> PassResult:
     """See the module's docstring."""
-    count = 0
-    for node in list(graph.nodes):
-        if node.op == "call_function" and has_spec(node):
-            with graph.inserting_before(node):
-                new = _sunk(node)
-            if new is not None:
-                new.meta["covers"] = node.meta["covers"]
-                replace(node, new)
-                count += 1
-    return PassResult(count)
+    return rewrite_calls(graph, _sunk)
 
 
 def _sunk(node: fx.Node) -> fx.Node | None:
