@@ -2,8 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -15,6 +14,7 @@ from tritium.server.generation import Generation
 from tritium.server.openai_logprobs import chat_logprobs
 from tritium.server.openai_request import ChatRequest, Parsed, parse_chat
 from tritium.server.service import Service
+from tritium.wire import Output
 
 _TAKEN = {"messages", "tools", "documents", "template", "add_generation_prompt"}  # not for chat_template_kwargs
 _MAX_VARIABLES = 32
@@ -84,9 +84,6 @@ class _ChatAnswer:
 
     def stream(self) -> Response:
         self._generation.check_room()
-        return EventStream(self._events())
-
-    async def _events(self) -> AsyncIterator[Event | None]:
         has_usage = self._request.stream_options.include_usage
         head = {**self._head, "object": "chat.completion.chunk"}
         extra = {"usage": None} if has_usage else {}
@@ -96,22 +93,17 @@ class _ChatAnswer:
             return {**head, "choices": [choice], **extra}
 
         started: set[int] = set()
-        try:
-            async with aclosing(self._generation.outputs()) as outputs:  # type: ignore[type-var]
-                async for index, output in outputs:
-                    if index not in started:
-                        started.add(index)
-                        yield chunk(index, {"role": "assistant", "content": ""})
-                    if output.text or (self._request.logprobs and output.logprobs):
-                        yield chunk(index, {"content": output.text}, self._logprobs(output.logprobs))
-                    if output.finish_reason:
-                        yield chunk(index, {}, reason=output.finish_reason)
-        except ApiError as error:
-            yield error.body()
-            yield None
-            return
-        if has_usage:
-            yield {**head, "choices": [], "usage": self._generation.usage}
+
+        def events_of(index: int, output: Output) -> Iterator[Event]:
+            if index not in started:
+                started.add(index)
+                yield chunk(index, {"role": "assistant", "content": ""})
+            if output.text or (self._request.logprobs and output.logprobs):
+                yield chunk(index, {"content": output.text}, self._logprobs(output.logprobs))
+            if output.finish_reason:
+                yield chunk(index, {}, reason=output.finish_reason)
+
+        return EventStream(self._generation.events(head, events_of, has_usage=has_usage))
 
     def _logprobs(self, tokens: Any) -> dict[str, Any] | None:
         return chat_logprobs(self._tokenizer, tokens) if self._request.logprobs else None

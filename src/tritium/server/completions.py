@@ -2,19 +2,19 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import Iterator
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tritium.server.api_error import ApiError, json_response
+from tritium.server.api_error import json_response
 from tritium.server.connection import Event, EventStream, until_gone
 from tritium.server.generation import Generation
 from tritium.server.openai_logprobs import completion_logprobs
 from tritium.server.openai_request import CompletionRequest, Parsed, parse_completion
 from tritium.server.service import Service
+from tritium.wire import Output
 
 
 async def completions(service: Service, request: Request) -> Response:
@@ -67,27 +67,19 @@ class _Completion:
 
     def stream(self) -> Response:
         self._generation.check_room()
-        return EventStream(self._events())
-
-    async def _events(self) -> AsyncIterator[Event | None]:
         has_usage = self._request.stream_options.include_usage
         extra = {"usage": None} if has_usage else {}
         lengths: dict[int, int] = {}
-        try:
-            async with aclosing(self._generation.outputs()) as outputs:  # type: ignore[type-var]
-                async for index, output in outputs:
-                    text = output.text if index in lengths else self._echo(index) + output.text
-                    offset = lengths.get(index, 0)
-                    lengths[index] = offset + len(text)
-                    if text or output.finish_reason or (self._has_logprobs and output.logprobs):
-                        choice = self._choice(index, text, output.logprobs, offset, output.finish_reason)
-                        yield {**self._head, "choices": [choice], **extra}
-        except ApiError as error:
-            yield error.body()
-            yield None
-            return
-        if has_usage:
-            yield {**self._head, "choices": [], "usage": self._generation.usage}
+
+        def events_of(index: int, output: Output) -> Iterator[Event]:
+            text = output.text if index in lengths else self._echo(index) + output.text
+            offset = lengths.get(index, 0)
+            lengths[index] = offset + len(text)
+            if text or output.finish_reason or (self._has_logprobs and output.logprobs):
+                choice = self._choice(index, text, output.logprobs, offset, output.finish_reason)
+                yield {**self._head, "choices": [choice], **extra}
+
+        return EventStream(self._generation.events(self._head, events_of, has_usage=has_usage))
 
     def _echo(self, index: int) -> str:
         return self._texts[index // self._request.n]

@@ -1,12 +1,13 @@
 """One HTTP request as requests to the engine: every prompt n times, outputs merged as they come."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
 from tritium.errors import EngineUnavailable, TritiumError
 from tritium.server.api_error import ApiError
 from tritium.server.arrivals import MAX_WAITING, Arrivals
+from tritium.server.connection import Event
 from tritium.server.openai_request import Common
 from tritium.server.service import Service
 from tritium.wire import Output, TokenLogprob
@@ -52,6 +53,22 @@ class Generation:
             for request_id, (_, num_answers) in self._unfinished.items():
                 self._service.client.abort(request_id)
                 self._service.metrics.note_aborts(num_answers)
+
+    async def events(
+        self, head: Event, events_of: Callable[[int, Output], Iterable[Event]], *, has_usage: bool
+    ) -> AsyncIterator[Event | None]:
+        """A stream's events: those of each output, then perhaps the usage; an error is the last event, then None."""
+        try:
+            async with aclosing(self.outputs()) as outputs:  # type: ignore[type-var]
+                async for index, output in outputs:
+                    for event in events_of(index, output):
+                        yield event
+        except ApiError as error:
+            yield error.body()
+            yield None
+            return
+        if has_usage:
+            yield {**head, "choices": [], "usage": self.usage}
 
     async def _next(self) -> Output:
         try:
