@@ -97,7 +97,7 @@ def measure(model: Path, text: Path, num_tokens: int, folder: Path) -> list[dict
             model,
             output_dir=folder / "engine",
             scheme=scheme,
-            method=method.split()[0],  # type: ignore[arg-type]
+            method=method.split()[0],
             calibration_text=given,
             num_tokens=CALIBRATION_TOKENS,
             dtype="float32",

@@ -40,6 +40,17 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
+def check_batch_limits(max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    """Raise `ConfigError` for numbers that no batch can have."""
+    check_int("max_num_seqs", max_num_seqs, 1, 1 << 14)
+    check_int("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 20)
+    if max_num_batched_tokens < max_num_seqs:
+        raise ConfigError(
+            f"max_num_batched_tokens ({max_num_batched_tokens}) must be at least max_num_seqs "
+            f"({max_num_seqs}): each running request decodes one token a step"
+        )
+
+
 @refuse_unknown(ConfigError)
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
@@ -186,13 +197,7 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         if self.max_model_len is not None:
             check_int("max_model_len", self.max_model_len, 2, 1 << 24)
-        check_int("max_num_seqs", self.max_num_seqs, 1, 1 << 14)
-        check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 20)
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ConfigError(
-                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
-                f"({self.max_num_seqs}): each running request decodes one token a step"
-            )
+        check_batch_limits(self.max_num_seqs, self.max_num_batched_tokens)
         if self.kv_cache_memory is not None:
             check_int("kv_cache_memory", self.kv_cache_memory, 1, 1 << 50)
         check_int("block_size", self.block_size, 1, 256)

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from tritium.errors import CaptureError
 from tritium.graph.edit import output_node
+from tritium.graph.spec import target_of
 
 ReadWeight = Callable[[str], Tensor]
 Values = dict[fx.Node, Any]
@@ -90,7 +91,7 @@ def _call(node: fx.Node, values: Values, index: int) -> Any:
     kwargs = fx.node.map_arg(dict(node.kwargs), value)
     if str(kwargs.get("device")) == "meta":  # made in the model's code, where capture had no data
         kwargs["device"] = torch.device("cpu")
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return target_of(node)(*args, **kwargs)
 
 
 def _bytes(value: Any) -> int:

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 
 from tritium.errors import EngineError, TritiumError
@@ -29,14 +30,10 @@ class EngineThread:
         self._inbox: deque[Callable[[EngineLoop], None]] = deque()
         self._wake = threading.Condition()
         self._is_closing = False
-        self._failure: BaseException | None = None
-        self._ready = threading.Event()
-        self._loop: EngineLoop | None = None
-        self._thread = threading.Thread(target=self._run, args=(make_loop,), name=name, daemon=True)
+        started: Future[EngineLoop] = Future()
+        self._thread = threading.Thread(target=self._run, args=(make_loop, started), name=name, daemon=True)
         self._thread.start()
-        self._ready.wait()
-        if self._failure is not None:
-            raise self._failure
+        self._loop = started.result()
 
     def submit(self, request: Request, listener: Listener, *, is_streaming: bool = False) -> None:
         """Hand over a request; `listener` runs on the engine thread. A refused one gets one output with a `refusal`.
@@ -80,7 +77,6 @@ class EngineThread:
     @property
     def running_loop(self) -> EngineLoop:
         """The loop; from other threads only to read counts."""
-        assert self._loop is not None
         return self._loop
 
     @property
@@ -95,14 +91,13 @@ class EngineThread:
             self._inbox.append(message)
             self._wake.notify()
 
-    def _run(self, make_loop: Callable[[], EngineLoop]) -> None:
+    def _run(self, make_loop: Callable[[], EngineLoop], started: "Future[EngineLoop]") -> None:
         try:
-            loop = self._loop = make_loop()
+            loop = make_loop()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for us
-            self._failure = error
+            started.set_exception(error)
             return
-        finally:
-            self._ready.set()
+        started.set_result(loop)
         try:
             while self._take_messages(loop):
                 try:

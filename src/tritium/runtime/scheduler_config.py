@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tritium.config import SchedulingPolicy, check_choice, check_int
+from tritium.config import SchedulingPolicy, check_batch_limits, check_choice, check_int
 from tritium.errors import ConfigError
 
 
@@ -31,13 +31,7 @@ class SchedulerConfig:
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
-        check_int("max_num_seqs", self.max_num_seqs, 1, 1 << 14)
-        check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 20)
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ConfigError(
-                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
-                f"({self.max_num_seqs}): each running request decodes one token a step"
-            )
+        check_batch_limits(self.max_num_seqs, self.max_num_batched_tokens)
         check_int("max_model_len", self.max_model_len, 2, 1 << 24)
         check_int("block_size", self.block_size, 1, 1 << 16)
         check_int("num_blocks", self.num_blocks, 2, 1 << 31)
