@@ -32,10 +32,8 @@ def untrained(folder: str) -> Path:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, LLM(sys.argv[1] if sys.argv[1:] else untrained(folder)) as llm:
         texts = [*SENTENCES, QUESTION]
-        has_tokenizer = llm.tokenizer is not None  # else bytes stand for tokens
-        outputs = llm.embed(
-            texts if has_tokenizer else [list(text.encode()) for text in texts], truncate_prompt_tokens=-1
-        )
+        prompts = texts if llm.tokenizer is not None else [list(text.encode()) for text in texts]  # bytes are tokens
+        outputs = llm.embed(prompts, truncate_prompt_tokens=-1)
         *sentences, question = [output.outputs.embedding for output in outputs]
         scores = [sum(a * b for a, b in zip(question, sentence, strict=True)) for sentence in sentences]
         for score, text in sorted(zip(scores, SENTENCES, strict=True), reverse=True):
