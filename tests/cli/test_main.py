@@ -114,6 +114,17 @@ WRONG: dict[str, tuple[list[str], str, str]] = {
     "nothing to measure": (["bench", "throughput"], "ConfigError", "name a model"),
     "two loads": (["bench", "latency", "m", "--rate", "2", "--concurrency", "3"], "ConfigError", "give one of them"),
     "no rate": (["bench", "latency", "m", "--rate", "0"], "ConfigError", "above 0, up to 1e+06, not 0.0"),
+    "generation by an encoder": (
+        ["bench", "throughput", "--arch", "bert-base", "--dummy-weights"],
+        "ConfigError",
+        "--arch bert-base is an encoder and generates no text, which is what is measured here; build it with "
+        "`tritium build` and time LLM.embed",
+    ),
+    "latency of an encoder": (
+        ["bench", "latency", "--arch", "roberta-base", "--dummy-weights"],
+        "ConfigError",
+        "--arch roberta-base is an encoder",
+    ),
     "random weights for a model": (["bench", "throughput", "m", "--dummy-weights"], "ConfigError", "--arch"),
 }
 

@@ -100,3 +100,13 @@ def test_a_memory_of_nothing_is_refused_by_name():
     result = CliRunner().invoke(app, ["plan", "--arch", "llama-3.2-1b", "--memory", "0"])
     assert result.exit_code == 1
     assert "--memory must be a number of bytes from 1 on, not 0" in result.stderr
+
+
+def test_an_encoder_has_no_kv_cache_to_plan_and_is_refused_by_name():
+    result = CliRunner().invoke(app, ["plan", "--arch", "bert-base"])
+    assert result.exit_code == 1
+    line = result.stderr.strip().splitlines()[-1]
+    assert line == (
+        "error: --arch bert-base is of kind 'encoder': only decoders have a KV cache to plan; anything else takes its "
+        "weights and the activations of one batch"
+    )

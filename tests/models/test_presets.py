@@ -4,7 +4,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
 
 from tritium import models
 from tritium.errors import ConfigError
@@ -56,11 +56,19 @@ PARAMETERS = {  # in millions, as the model cards say; embeddings counted once w
     "opt-350m": 331,
     "opt-6.7b": 6658,
 }
+ENCODER_PARAMETERS = {  # the same, with the pooler, which published weights have, and without the head of masked tokens
+    "bert-base": 109,
+    "bert-large": 335,
+    "roberta-base": 125,
+    "roberta-large": 355,
+    "xlm-roberta-base": 278,
+    "xlm-roberta-large": 560,
+}
 HAS_ROPE = [name for name in models.PRESETS if models.preset(name).rope and name != "gpt-j-6b"]  # it has no such module
 
 
 def hf_config(name):
-    fields = dict(models.PRESETS[name])
+    fields = dict(models.PRESETS.get(name) or models.ENCODER_PRESETS[name])
     return CONFIG_MAPPING[fields["model_type"]](**fields)
 
 
@@ -73,6 +81,20 @@ def test_the_loader_asks_for_exactly_the_tensors_transformers_has(name):
     asked = {leaf.name: leaf.shape for r in recipes.values() for leaf in leaves(r) if isinstance(leaf, Checkpoint)}
     assert asked == expected
     assert round(reference.num_parameters() / 1e6) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", models.ENCODER_PRESETS)
+def test_an_encoders_loader_asks_for_exactly_the_tensors_transformers_has(name):
+    with torch.device("meta"):
+        reference = AutoModel.from_config(hf_config(name))  # published tensors are those of a model with a head
+    prefix = "bert" if name.startswith("bert") else "roberta"
+    expected = {f"{prefix}.{key}": tuple(tensor.shape) for key, tensor in reference.state_dict().items()}
+    config = models.encoder_preset(name)
+    recipes = models.weight_recipes(models.create_encoder(config), config)
+    asked = {leaf.name: leaf.shape for r in recipes.values() for leaf in leaves(r) if isinstance(leaf, Checkpoint)}
+    assert asked == expected
+    assert round(reference.num_parameters() / 1e6) == ENCODER_PARAMETERS[name]
+    assert (config.num_positions, config.dtype) == (512, "float32")
 
 
 @pytest.mark.parametrize("name", HAS_ROPE)
@@ -104,3 +126,12 @@ def test_a_preset_takes_no_memory():
 def test_an_unknown_preset_names_the_nearest_one():
     with pytest.raises(ConfigError, match=r"unknown architecture 'llama3-8b'; did you mean 'llama-3-8b'\?"):
         models.preset("llama3-8b")
+
+
+def test_an_encoder_is_no_decoder_and_an_unknown_one_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"'bert-base' is an encoder, not a decoder: encoder_preset\('bert-base'\)"):
+        models.preset("bert-base")
+    with pytest.raises(ConfigError, match=r"unknown architecture 'bert-bas'; did you mean 'bert-base'\?"):
+        models.preset("bert-bas")
+    with pytest.raises(ConfigError, match=r"unknown encoder 'roberta-bas'; did you mean 'roberta-base'\?"):
+        models.encoder_preset("roberta-bas")

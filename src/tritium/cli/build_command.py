@@ -17,6 +17,8 @@ from tritium.engine.certificate import read_certificate
 from tritium.engine.engine import Engine
 from tritium.errors import ConfigError
 from tritium.models.config import ModelConfig
+from tritium.models.encoder_config import EncoderConfig
+from tritium.models.encoder_presets import ENCODER_PRESETS, encoder_preset
 from tritium.models.presets import preset
 
 
@@ -53,7 +55,9 @@ def run(
     say(f"built {about['engine']}: {about['steps']} steps, {about['bytes'] / 1e6:.1f} MB ({stages})")
 
 
-def choose_model(model: str | None, arch: str | None, config: BuildConfig, *, is_dummy: bool) -> str | ModelConfig:
+def choose_model(
+    model: str | None, arch: str | None, config: BuildConfig, *, is_dummy: bool
+) -> str | ModelConfig | EncoderConfig:
     """The model named on the command line: a path, a hub id, or a well-known shape."""
     if (model is None) == (arch is None):
         raise ConfigError("name a model, or a shape with --arch, not both" if model else "name a model, or use --arch")
@@ -62,6 +66,8 @@ def choose_model(model: str | None, arch: str | None, config: BuildConfig, *, is
         return model
     if not is_dummy:
         raise ConfigError(f"--arch {arch} is only a shape, without weights: add --dummy-weights")
+    if arch in ENCODER_PRESETS:
+        return encoder_preset(arch, dtype=config.dtype)
     return preset(arch, dtype=config.dtype, max_model_len=config.max_model_len)
 
 

@@ -20,6 +20,7 @@ from tritium.compiler import build
 from tritium.config import BuildConfig
 from tritium.errors import ConfigError, EngineError
 from tritium.llm import LLM, RequestOutput
+from tritium.models.encoder_config import EncoderConfig
 
 PERCENTILES = (50, 90, 99)
 
@@ -100,6 +101,11 @@ def _build_arch(arch: str, config: Mapping[str, Any], place: Path, *, is_dummy: 
     names = {field.name for field in fields(BuildConfig)}
     build_config = BuildConfig(**fields_of(BuildConfig, config))
     source = choose_model(None, arch, build_config, is_dummy=is_dummy)
+    if isinstance(source, EncoderConfig):
+        raise ConfigError(
+            f"--arch {arch} is an encoder and generates no text, which is what is measured here; build it with "
+            "`tritium build` and time LLM.embed, as benchmarks/bench_encoder.py does"
+        )
     start = time.perf_counter()
     plugins = config.get("plugins", ())
     build(source, build_config, output_dir=place / arch, weights="dummy", plugins=plugins)

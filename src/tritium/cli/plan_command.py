@@ -71,16 +71,25 @@ def plan_of(model: str | None, arch: str | None, build: BuildConfig) -> Planned:
     if model is not None and is_engine(model):
         engine = Engine.load(model)
         if engine.manifest.kind != "decoder":
-            raise ConfigError(f"{model} is of kind {engine.manifest.kind!r}: only decoders have a KV cache to plan")
+            raise _unplanned(model, engine.manifest.kind)
         manifest = engine.manifest
         device: Device = "cuda" if manifest.backend == "cuda" else "cpu"
         is_bitwise = manifest.invariance == "bitwise"
         return Planned(engine.plan, manifest.max_model_len, is_bitwise, manifest.dtype, device)
     say("compiling the graph, without weights")
     resolved = resolve_model(choose_model(model, arch, build, is_dummy=True), build, "dummy" if arch else None)
+    if resolved.encoder is not None:
+        raise _unplanned(model or f"--arch {arch}", "encoder")
     compiled = compile_module(resolved.module, build, dtype=resolved.dtype)
     dtype = compute_dtype(compiled.plan)
     return Planned(compiled.plan, resolved.max_model_len, build.resolved_invariance == "bitwise", dtype, build.device)
+
+
+def _unplanned(name: str, kind: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is of kind {kind!r}: only decoders have a KV cache to plan; anything else takes its weights and the "
+        "activations of one batch"
+    )
 
 
 def _memory_of(device: Device) -> int:

@@ -14,6 +14,7 @@ from tritium.models.create import create, create_encoder
 from tritium.models.decoder import Decoder
 from tritium.models.encoder import Encoder
 from tritium.models.encoder_config import EncoderConfig
+from tritium.models.encoder_presets import ENCODER_PRESETS, encoder_preset
 from tritium.models.gguf_config import gguf_special_tokens, read_gguf_config
 from tritium.models.hf_config import parse_config, read_config, read_encoder_config
 from tritium.models.parts import (
@@ -31,6 +32,7 @@ from tritium.models.presets import PRESETS, preset
 from tritium.models.rope_config import RopeConfig
 
 __all__ = [
+    "ENCODER_PRESETS",
     "MLP",
     "PRESETS",
     "Attention",
@@ -57,6 +59,7 @@ __all__ = [
     "constants",
     "create",
     "create_encoder",
+    "encoder_preset",
     "gguf_special_tokens",
     "parse_config",
     "preset",

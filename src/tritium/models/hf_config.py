@@ -25,11 +25,23 @@ def read_encoder_config(
     data, where = _load(model_dir)
     if not isinstance(data, Mapping):
         return None
+    has_pooler = source is not None and any(name.endswith("pooler.dense.weight") for name in source.names)
+    return parse_encoder_config(data, where, dtype=dtype, has_pooler=has_pooler, source=source)
+
+
+def parse_encoder_config(
+    data: Mapping[str, Any],
+    where: str,
+    *,
+    dtype: str = "auto",
+    has_pooler: bool,
+    source: WeightSource | None = None,
+) -> EncoderConfig | None:
+    """The same from the contents of a config.json. has_pooler: the checkpoint has the tensors of one."""
     fields = Fields(data, where)
     family = find_encoder(fields)
     if family is None:
         return None
-    has_pooler = source is not None and any(name.endswith("pooler.dense.weight") for name in source.names)
     found = family.read(fields, has_pooler=has_pooler)
     try:
         return EncoderConfig(**found, dtype=_stored_dtype(fields, source) if dtype == "auto" else dtype)

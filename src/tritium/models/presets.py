@@ -1,13 +1,14 @@
-"""Well-known model shapes by name: what `--arch` takes. Each row is the config.json of the published model.
+"""Well-known shapes of decoders by name: what `--arch` takes, beside the rows of `encoder_presets.py`.
 
-Only the fields that say the shape are kept. Sources: the model cards' repositories on the Hugging Face hub.
+Each row is the config.json of the published model, with only the fields that say the shape. Sources: the model cards'
+repositories on the Hugging Face hub.
 """
 
-import difflib
 from typing import Any
 
 from tritium.errors import ConfigError
 from tritium.models.config import ModelConfig
+from tritium.models.encoder_presets import ENCODER_PRESETS, unknown
 from tritium.models.hf_config import parse_config
 
 
@@ -256,9 +257,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, *, dtype: str = "auto", max_model_len: int | None = None) -> ModelConfig:
-    """The configuration of a well-known model. Raises `ConfigError` for an unknown name, with the nearest known one."""
+    """The configuration of a well-known decoder. Raises `ConfigError` for an unknown name, with the nearest one."""
+    if name in ENCODER_PRESETS:
+        raise ConfigError(f"{name!r} is an encoder, not a decoder: encoder_preset({name!r}) has its configuration")
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"unknown architecture {name!r}; {hint}known: {', '.join(PRESETS)}")
+        raise unknown("architecture", name, [*PRESETS, *ENCODER_PRESETS])
     return parse_config(PRESETS[name], f"preset {name}", dtype=dtype, max_model_len=max_model_len)
