@@ -33,6 +33,7 @@ from tritium.prompts import Prompt, as_prompts
 from tritium.runtime.assemble import load_tokenizer, make_loop
 from tritium.runtime.beam_search import BeamSearch, BeamSearchOutput, run_searches
 from tritium.runtime.engine_thread import EngineThread
+from tritium.runtime.gpu.device import check_device
 from tritium.runtime.make_request import RequestMaker
 from tritium.runtime.outputs import CompletionOutput, RequestOutput, StepOutput, join_steps
 from tritium.runtime.request import Request
@@ -66,6 +67,7 @@ class LLM(EncoderMethods):
         """Raises `ConfigError`, `CheckpointError`, `EngineError` or `OutOfMemory`, each naming what is wrong."""
         _speak()
         build, self.config = _split_options(options)
+        check_device(build.device)
         own = load_plugins(plugins)
         keys = [f"{given} {plugin.name} {plugin.version}" for given, plugin in zip(plugins, own, strict=True)]
         path = obtain_engine(model, build, partial(build_in_child, plugins=plugins), plugins=keys)

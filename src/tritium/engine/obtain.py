@@ -75,6 +75,8 @@ def _check_agrees(path: Path, config: BuildConfig) -> None:
         raise ConfigError(
             f"scheme={config.scheme!r}: the engine {path} was built with {manifest.scheme!r}; build another"
         )
+    if config.device != "cpu" and config.device != manifest.backend:
+        raise ConfigError(f"device={config.device!r}: the engine {path} is for {manifest.backend!r}; build another one")
     kept = manifest.build.get("kv_dtype", "auto")
     if config.kv_dtype not in ("auto", kept):
         raise ConfigError(f"kv_dtype={config.kv_dtype!r}: the engine {path} was built with {kept!r}; build another")

@@ -7,6 +7,7 @@ from tritium.engine.engine import Engine
 from tritium.kernels.kernel import resolve
 from tritium.runtime.engine_loop import EngineLoop
 from tritium.runtime.executor import Executor
+from tritium.runtime.gpu.device import gpu_for
 from tritium.runtime.overlap_loop import OverlapLoop
 from tritium.runtime.scheduler import Scheduler
 from tritium.runtime.scheduler_config import SchedulerConfig
@@ -37,6 +38,7 @@ def make_loop(engine: Engine, config: RuntimeConfig, tokenizer: Tokenizer | None
 def make_executor(engine: Engine, config: RuntimeConfig) -> "Executor | GpuExecutor":
     """The executor of the device that the engine was built for. Triton is loaded only for a GPU."""
     if engine.manifest.backend == "cuda":
+        gpu_for(engine)  # where there is none, its executor cannot even be imported
         executor: GpuExecutor = resolve("tritium.runtime.gpu.executor:GpuExecutor")(engine, config)
         return executor
     return Executor(engine, config)

@@ -20,11 +20,12 @@ from tritium.config import RuntimeConfig
 from tritium.engine.arena import plan_arena
 from tritium.engine.engine import Engine
 from tritium.engine.plan import Sizes
-from tritium.errors import EngineError, OutOfMemory
+from tritium.errors import OutOfMemory
 from tritium.kernels.kernel import LaunchContext, Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
 from tritium.runtime.binding import Binder
 from tritium.runtime.gpu.buckets import gpu_bucket
+from tritium.runtime.gpu.device import gpu_for
 from tritium.runtime.gpu.inputs import DeviceInputs
 from tritium.runtime.gpu.sampler import GpuSampler
 from tritium.runtime.kernel_choice import choose_kernels
@@ -65,7 +66,7 @@ class GpuExecutor:
 
     def __init__(self, engine: Engine, config: RuntimeConfig, *, has_graphs: bool = True) -> None:
         """Load and lay out everything. Raises `EngineError` without a GPU, `KernelError`, or `OutOfMemory`."""
-        self.device = _find_gpu(engine)
+        self.device = gpu_for(engine)
         plan, groups = engine.plan, engine.plan.kv_groups
         self._plan = plan
         self._kernels = choose_kernels(plan, engine.plugins, "cuda")
@@ -250,13 +251,3 @@ class GpuExecutor:
     def _bind(self, phase: str, sizes: Sizes) -> list[Thunk]:
         pairs = zip(self._plan.steps, self._kernels, strict=True)
         return [self._binder.bind(step, kernel, sizes) for step, kernel in pairs if step.phase == phase]
-
-
-def _find_gpu(engine: Engine) -> torch.device:
-    """The current CUDA device. Raises `EngineError` when there is none."""
-    if not torch.cuda.is_available():
-        raise EngineError(
-            f"{engine.path} was built for an NVIDIA GPU, and torch {torch.__version__} finds none here; build it for "
-            f"the CPU: tritium build {engine.manifest.model.get('source', 'MODEL')} --device cpu"
-        )
-    return torch.device("cuda", torch.cuda.current_device())

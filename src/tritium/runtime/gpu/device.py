@@ -1,0 +1,33 @@
+"""Is there a GPU to run on? Loads neither Triton nor anything that needs it, so that the answer can be no."""
+
+from importlib.util import find_spec
+
+import torch
+
+from tritium.engine.engine import Engine
+from tritium.errors import EngineError
+
+
+def check_device(device: str) -> None:
+    """Raise `EngineError` for "cuda" where there is no GPU: to be asked before an engine is built to be run here."""
+    if device == "cuda":
+        _find_gpu(f"device={device!r} was asked for", "leave it out to run on the CPU")
+
+
+def gpu_for(engine: Engine) -> torch.device:
+    """The current CUDA device. Raises `EngineError` when there is none."""
+    source = engine.manifest.model.get("source", "MODEL")
+    return _find_gpu(
+        f"{engine.path} was built for an NVIDIA GPU",
+        f"build it for the CPU: tritium build {source} --device cpu",
+    )
+
+
+def _find_gpu(why: str, instead: str) -> torch.device:
+    if not torch.cuda.is_available():
+        raise EngineError(f"{why}, and torch {torch.__version__} finds no GPU here; {instead}")
+    if find_spec("triton") is None:
+        raise EngineError(
+            f"{why}, and Triton, in which kernels for it are written, is not installed: pip install triton"
+        )
+    return torch.device("cuda", torch.cuda.current_device())

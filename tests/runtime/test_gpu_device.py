@@ -1,0 +1,71 @@
+"""A machine without a GPU says so in one line, whoever asks, and before anything is built for nothing."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tritium import LLM, build, models
+from tritium.cli.main import app
+from tritium.engine.engine import Engine
+from tritium.errors import ConfigError, EngineError
+from tritium.models.hf_config import parse_config
+from tritium.runtime.gpu import device
+from tritium.testing.tiny_configs import TINY_MODELS
+
+DEMO = str(Path(__file__).parents[2] / "examples" / "demo_model")
+ASKED = "device='cuda' was asked for, and torch .* finds no GPU here; leave it out to run on the CPU"
+COMMANDS = {
+    "run": ["run", DEMO, "--prompt", "x"],
+    "chat": ["chat", DEMO],
+    "throughput": ["bench", "throughput", DEMO],
+    "latency of a shape": ["bench", "latency", "--arch", "gpt2", "--dummy-weights"],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("TRITIUM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    config = parse_config(TINY_MODELS["llama"], "llama", dtype="bfloat16")
+    return build(config, output_dir=tmp_path_factory.mktemp("gpu") / "engine", weights="dummy", device="cuda")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_says_it_in_one_line_and_builds_nothing(command: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [*COMMANDS[command], "--device", "cuda"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: device='cuda' was asked for") and "leave it out" in line
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_engine_for_a_gpu_says_which_command_builds_one_for_the_cpu(engine: Engine) -> None:
+    with pytest.raises(
+        EngineError, match=r"was built for an NVIDIA GPU, .* no GPU here; .*tritium build .* --device cpu"
+    ):
+        LLM(engine.path)
+    with pytest.raises(EngineError, match=ASKED):
+        LLM(engine.path, device="cuda")
+
+
+def test_a_gpu_without_triton_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device, "find_spec", lambda name: None if name == "triton" else importlib.util.find_spec(name))
+    with pytest.raises(EngineError, match="Triton, in which .* is not installed: pip install triton"):
+        device.gpu_for(engine)
+
+
+def test_an_encoder_is_not_built_for_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="device='cuda' is for decoders: encoders are computed on the CPU, leave it out"
+    ):
+        build(models.encoder_preset("bert-base"), output_dir=tmp_path / "engine", weights="dummy", device="cuda")
+    assert not (tmp_path / "engine").exists()
