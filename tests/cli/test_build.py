@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from tritium.cli.main import app
 from tritium.engine.engine import Engine
 from tritium.llm import LLM
+from tritium.models.encoder_presets import ENCODER_PRESETS
 from tritium.models.presets import PRESETS
 
 DEMO = str(Path(__file__).parents[2] / "examples" / "demo_model")
@@ -58,15 +59,17 @@ def test_a_shape_with_random_weights_needs_no_weights_file(tiny: str, tmp_path: 
     assert sum(file.size for file in manifest.files.values()) < 1 << 20
 
 
-def test_an_encoders_shape_becomes_an_engine_that_embeds(tmp_path: Path) -> None:
-    arguments = ["--arch", "bert-base", "--dummy-weights", "--dtype", "bfloat16", "--max-model-len", "64"]
+def test_an_encoders_shape_becomes_an_engine_that_embeds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    monkeypatch.setitem(ENCODER_PRESETS, "tiny-bert", {**ENCODER_PRESETS["bert-base"], **small})
+    arguments = ["--arch", "tiny-bert", "--dummy-weights", "--dtype", "bfloat16", "--max-model-len", "64"]
     result = tritium("build", *arguments, "--output", str(tmp_path / "engine"))
     assert result.exit_code == 0, result.stderr
     manifest = Engine.load(tmp_path / "engine").manifest
     assert (manifest.kind, manifest.dtype, manifest.max_model_len) == ("encoder", "bfloat16", 64)
     with LLM(tmp_path / "engine", max_num_seqs=2, max_num_batched_tokens=64, num_threads=1) as llm:
         (output,) = llm.embed([[5, 6, 7]], pooling="mean", use_progress=False)
-    assert len(output.outputs.embedding) == 768
+    assert len(output.outputs.embedding) == 32
 
 
 def test_throughput_of_a_shape_is_measured_without_leaving_an_engine(tiny: str, tmp_path: Path) -> None:
