@@ -1,26 +1,20 @@
 """The compiled kernels on an older instruction set: the portable code paths, which this machine would not take."""
 
 import ctypes
-from pathlib import Path
 
 import pytest
 import torch
 
-from tritium.kernels.cpu import build, library, openmp
+from tritium.kernels.cpu import library
 from tritium.kernels.kernel import resolve
 from tritium.kernels.table import KERNELS
+from tritium.testing.isa_levels import LEVELS, compiled
 from tritium.testing.kernel_cases import CASES, run
-
-LEVEL = "-march=x86-64-v3"  # AVX2 and FMA, no AVX-512
 
 
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    runtime = openmp.torch_runtime(openmp.loaded_runtimes())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "FLAGS", tuple(LEVEL if f == "-march=native" else f for f in build.FLAGS))
-        cache: Path = tmp_path_factory.mktemp("cache") / "kernels"
-        return ctypes.CDLL(str(build.library_path("g++", runtime, cache, progress=lambda _: None)))
+    return compiled(LEVELS["avx2"], tmp_path_factory.mktemp("level"), "*.cpp")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])

@@ -3,8 +3,6 @@
 Tolerance (DESIGN "Testing"): err(kernel) <= 2 * err(low-precision reference) + 1 ulp, both against double precision.
 """
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -14,19 +12,11 @@ from tritium.kernels.kernel import Kernel, TensorSpec, resolve
 from tritium.kernels.table import KERNELS
 from tritium.testing.kernel_cases import CASES, Case, bind, first_rows, in_double, run
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PAIRS = [
     pytest.param(k, c, id=f"{k.name}-{c.name}") for c in CASES for k in KERNELS if k.op == c.op and k.backend != "gpu"
 ]
-
-
-@pytest.fixture(autouse=True)
-def _seeded_with_two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def _refuses(kernel: Kernel, args: dict) -> str | None:

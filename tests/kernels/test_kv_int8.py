@@ -13,7 +13,7 @@ from tritium.kernels.cpu.attention import bind_paged_attention, supports_paged_a
 from tritium.kernels.kernel import TensorSpec
 from tritium.ops.attention import SCALE_BYTES
 from tritium.ops.quantized import quantize_rows
-from tritium.testing.attention_problems import Problem
+from tritium.testing.attention_problems import Problem, check_company
 
 pytestmark = pytest.mark.skipif(not library.available(), reason=library.why_not())
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -88,18 +88,7 @@ def test_rotating_and_storing_in_one_step_gives_the_bits_of_two(dtype: torch.dty
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_a_sequence_in_any_batch_has_the_bits_it_has_alone(data: st.DataObject) -> None:
-    torch.manual_seed(data.draw(st.integers(0, 1 << 16)))
-    shape = data.draw(st.sampled_from([(4, 2, 64), (8, 1, 32), (3, 3, 20), (14, 2, 128)]))
-    dtype, window = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from([0, 1, 30, 64, 65]))
-    lengths = data.draw(st.lists(st.integers(1, 180), min_size=1, max_size=4))
-    problem = Problem.draw(lengths, *shape, dtype, window=window)
-    whole = problem.run(compute, problem.whole(), block_size=data.draw(st.sampled_from([4, 16, 128])))
-    chunks = []
-    for sequence, length in enumerate(lengths):
-        context = data.draw(st.integers(1, length))
-        chunks.append((sequence, (data.draw(st.integers(1, context)), context)))
-    for (sequence, (count, context)), out in zip(chunks, problem.run(compute, chunks), strict=True):
-        assert torch.equal(out, whole[sequence][context - count : context])
+    check_company(data, compute, most_sequences=4)
 
 
 def test_a_row_without_room_for_its_scale_is_refused_with_its_sizes() -> None:

@@ -1,29 +1,17 @@
 """The compiled linear on each of its paths: right, and a row's bits are its own whatever the batch and the threads."""
 
-import ctypes
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-from tritium.kernels.cpu import build, library, linear, openmp
+from tritium.kernels.cpu import library, linear
 from tritium.kernels.table import KERNELS
+from tritium.testing.isa_levels import HERE, LEVELS, compiled
 from tritium.testing.kernel_cases import bind, run
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 KERNEL = next(k for k in KERNELS if k.name == "cpu.linear")
-# What the compiler may use: all this machine has (AMX where there is), then one level less each time.
-LEVELS = {
-    "native": "-march=native",
-    "native without amx": "-march=native -mno-amx-tile -mno-amx-bf16 -mno-amx-int8",
-    "avx512": "-march=x86-64-v4",
-    "avx2": "-march=x86-64-v3",
-    "sse": "-march=x86-64-v2",
-}
-CPU_FLAGS = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
-NEEDS = {"avx512": {"avx512f", "avx512vl", "avx512bw", "avx512dq"}, "avx2": {"avx2", "fma", "f16c"}}
-HERE = [name for name in LEVELS if NEEDS.get(name, set()) <= set(CPU_FLAGS)]
 FULL = ("avx512", "sse")
 SHAPES = ((1, 1), (33, 37), (100, 64), (65, 257), (31, 1030), (700, 96))  # N, K
 ROWS = (*range(1, 65), 100, 257, 513)
@@ -33,27 +21,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.full] * (n in FULL)) for n in HERE])
 def level(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The linear kernels compiled for one level stand in for the library. A CPU without a level has fewer to test."""
-    sources = tmp_path_factory.mktemp("csrc")
-    for path in (*build.SOURCE_DIR.glob("*.h"), *build.SOURCE_DIR.glob("linear*.cpp")):
-        shutil.copy(path, sources)
-    runtime = openmp.torch_runtime(openmp.loaded_runtimes())
+    linears = compiled(LEVELS[request.param], tmp_path_factory.mktemp("level"), "linear*.cpp")
     with pytest.MonkeyPatch.context() as patch:
-        flags = [f for f in build.FLAGS if f != "-march=native"]
-        patch.setattr(build, "FLAGS", (*flags, *LEVELS[request.param].split()))
-        patch.setattr(build, "SOURCE_DIR", sources)
-        cache: Path = tmp_path_factory.mktemp("cache") / "kernels"
-        compiled = ctypes.CDLL(str(build.library_path("g++", runtime, cache, progress=lambda _: None)))
-        patch.setattr(library, "_load", lambda: (compiled, ""))
+        patch.setattr(library, "_load", lambda: (linears, ""))
         yield request.param
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def arguments(num_rows: int, num_out: int, num_in: int, dtype: torch.dtype, *, has_bias: bool = True) -> dict:

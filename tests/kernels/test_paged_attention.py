@@ -1,6 +1,5 @@
 """Paged attention: right against its op in fp32, blind to what no query sees, and bit-equal however a batch is cut."""
 
-import ctypes
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from hypothesis import strategies as st
 
 from tritium import ops
 from tritium.errors import KernelError
-from tritium.kernels.cpu import build, library, openmp
+from tritium.kernels.cpu import library
 from tritium.kernels.cpu.attention import bind_paged_attention, supports_paged_attention
 from tritium.kernels.kernel import TensorSpec
-from tritium.testing.attention_problems import Problem
+from tritium.testing.attention_problems import Problem, check_company
+from tritium.testing.isa_levels import compiled
 
 pytestmark = pytest.mark.skipif(not library.available(), reason=library.why_not())
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -101,19 +101,7 @@ def test_a_row_has_the_same_bits_for_every_number_of_threads(dtype: torch.dtype)
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_sequence_in_any_batch_has_the_bits_it_has_alone(data: st.DataObject) -> None:
-    torch.manual_seed(data.draw(st.integers(0, 1 << 16)))
-    shape = data.draw(st.sampled_from([(4, 2, 64), (8, 1, 32), (3, 3, 20), (14, 2, 128)]))
-    dtype, window = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from([0, 1, 30, 64, 65]))
-    lengths = data.draw(st.lists(st.integers(1, 180), min_size=1, max_size=5))
-    slopes = torch.rand(shape[0]) if data.draw(st.booleans()) else None
-    problem = Problem.draw(lengths, *shape, dtype, window=window, slopes=slopes)
-    whole = problem.run(compute, problem.whole(), block_size=data.draw(st.sampled_from([4, 16, 128])))
-    chunks = []
-    for sequence, length in enumerate(lengths):
-        context = data.draw(st.integers(1, length))
-        chunks.append((sequence, (data.draw(st.integers(1, context)), context)))
-    for (sequence, (count, context)), out in zip(chunks, problem.run(compute, chunks), strict=True):
-        assert torch.equal(out, whole[sequence][context - count : context])
+    check_company(data, compute, most_sequences=5, has_slopes=True)
 
 
 def test_it_reads_no_slot_that_no_query_sees() -> None:
@@ -192,12 +180,10 @@ def test_it_refuses_arguments_that_it_has_no_code_for() -> None:
 def test_an_older_instruction_set_is_as_right_and_as_invariant(
     level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = [f"-march={level}" if f == "-march=native" else f for f in build.FLAGS]
-    path, runtime = tmp_path / "attention.so", openmp.torch_runtime(openmp.loaded_runtimes())
-    build._run(["g++", *flags, "-shared", str(build.SOURCE_DIR / "attention.cpp"), runtime, "-o", str(path)])
+    attention = compiled(f"-march={level}", tmp_path, "attention.cpp")
     problems = [Problem.draw([c for _, c in MIXED], *shape, dtype) for shape in SHAPES[:4] for dtype in DTYPES]
     native = [compute(p.args(list(enumerate(MIXED)))) for p in problems]
-    monkeypatch.setattr(library, "_load", lambda: (ctypes.CDLL(str(path)), ""))
+    monkeypatch.setattr(library, "_load", lambda: (attention, ""))
     for problem, expected in zip(problems, native, strict=True):
         out = problem.run(compute, list(enumerate(MIXED)))
         has_other_products = (

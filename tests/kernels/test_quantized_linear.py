@@ -1,9 +1,6 @@
 """Quantised linears: bits of the reference with int8 activations, on every path; rows by themselves in every format."""
 
-import ctypes
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,25 +8,17 @@ import torch
 from tritium import ops
 from tritium.errors import KernelError
 from tritium.kernels import select
-from tritium.kernels.cpu import activations, build, library, openmp, quantized
+from tritium.kernels.cpu import activations, library, quantized
 from tritium.kernels.kernel import TensorSpec
 from tritium.kernels.table import KERNELS
 from tritium.ops.quantized import dequantize_weight
 from tritium.quant.schemes import INT8, WeightFormat
 from tritium.quant.weights import quantize_weight, scales_of
+from tritium.testing.isa_levels import HERE, LEVELS, compiled
 from tritium.testing.kernel_cases import run
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 KERNEL, EAGER = (next(k for k in KERNELS if k.name == f"{name}.quantized_linear") for name in ("cpu", "eager"))
-LEVELS = {
-    "native": "-march=native",
-    "native without amx": "-march=native -mno-amx-tile -mno-amx-bf16 -mno-amx-int8",
-    "avx512": "-march=x86-64-v4",
-    "avx2": "-march=x86-64-v3",
-    "sse": "-march=x86-64-v2",
-}
-CPU_FLAGS = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
-NEEDS = {"avx512": "avx512f", "avx2": "avx2", "native without amx": "amx_int8"}
-HERE = [n for n in LEVELS if n not in NEEDS or NEEDS[n] in CPU_FLAGS]
 FULL = ("avx512", "sse", "native without amx")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMATS = (INT8, WeightFormat("int4", 32), WeightFormat("int4", 128))
@@ -43,30 +32,11 @@ def level(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "native":
         yield request.param
         return
-    sources = tmp_path_factory.mktemp("csrc")
-    for path in (
-        *build.SOURCE_DIR.glob("*.h"),
-        *(build.SOURCE_DIR / f"{n}.cpp" for n in ("linear_quantized", "activations")),
-    ):
-        shutil.copy(path, sources)
-    runtime = openmp.torch_runtime(openmp.loaded_runtimes())
+    folder = tmp_path_factory.mktemp("level")
+    linears = compiled(LEVELS[request.param], folder, "linear_quantized.cpp", "activations.cpp")
     with pytest.MonkeyPatch.context() as patch:
-        flags = [f for f in build.FLAGS if f != "-march=native"]
-        patch.setattr(build, "FLAGS", (*flags, *LEVELS[request.param].split()))
-        patch.setattr(build, "SOURCE_DIR", sources)
-        cache: Path = tmp_path_factory.mktemp("cache") / "kernels"
-        compiled = ctypes.CDLL(str(build.library_path("g++", runtime, cache, progress=lambda _: None)))
-        patch.setattr(library, "_load", lambda: (compiled, ""))
+        patch.setattr(library, "_load", lambda: (linears, ""))
         yield request.param
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def arguments(num_rows: int, num_out: int, num_in: int, weight_format: WeightFormat, dtype: torch.dtype) -> dict:

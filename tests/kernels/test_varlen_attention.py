@@ -1,7 +1,5 @@
 """varlen_attention: right against a textbook, bit-equal whatever else is in the batch, in any layout of q, k and v."""
 
-import ctypes
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +8,10 @@ import torch
 
 from tritium import ops
 from tritium.errors import KernelError
-from tritium.kernels.cpu import build, library, openmp
+from tritium.kernels.cpu import library
 from tritium.kernels.cpu.varlen import bind_varlen_attention, supports_varlen_attention
 from tritium.kernels.kernel import TensorSpec
+from tritium.testing.isa_levels import LEVELS, compiled
 
 pytestmark = pytest.mark.skipif(not library.available(), reason=library.why_not())
 LENGTHS = [1, 70, 3, 200, 64, 65, 128]
@@ -97,23 +96,13 @@ def test_a_sequences_bits_do_not_depend_on_the_batch_nor_on_threads(
 
 @pytest.mark.parametrize(
     "level",
-    [
-        "-march=native -mno-amx-tile -mno-amx-bf16 -mno-amx-int8",
-        pytest.param("-march=x86-64-v3", marks=pytest.mark.full),
-    ],
+    ["native without amx", pytest.param("avx2", marks=pytest.mark.full)],
 )
 def test_in_bf16_it_is_right_and_has_its_own_bits_without_amx_too(
     level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = tmp_path / "csrc"
-    sources.mkdir()
-    for path in (*build.SOURCE_DIR.glob("*.h"), build.SOURCE_DIR / "varlen_attention.cpp"):
-        shutil.copy(path, sources)
-    runtime = openmp.torch_runtime(openmp.loaded_runtimes())
-    monkeypatch.setattr(build, "FLAGS", (*(f for f in build.FLAGS if f != "-march=native"), *level.split()))
-    monkeypatch.setattr(build, "SOURCE_DIR", sources)
-    compiled = ctypes.CDLL(str(build.library_path("g++", runtime, tmp_path / "kernels", progress=lambda _: None)))
-    monkeypatch.setattr(library, "_load", lambda: (compiled, ""))
+    attention = compiled(LEVELS[level], tmp_path, "varlen_attention.cpp")
+    monkeypatch.setattr(library, "_load", lambda: (attention, ""))
     for shape in SHAPES:
         test_it_is_within_twice_the_error_of_the_textbook_in_low_precision(torch.bfloat16, shape, 0.0)
         test_a_sequences_bits_do_not_depend_on_the_batch_nor_on_threads(torch.bfloat16, shape)

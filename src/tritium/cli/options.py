@@ -144,15 +144,15 @@ def takes(**groups: Group) -> Callable[[Callable[..., None]], Callable[..., None
         ]
         kept = [parameter for name, parameter in own.parameters.items() if name not in groups]
 
-        @functools.wraps(command)
         def run(**values: Any) -> None:
             for name, group in groups.items():
                 given = {flag: values.pop(flag) for flag in group}
                 values[name] = {flag: _value(value) for flag, value in given.items() if value not in (None, [])}
             command(**values)
 
-        run.__signature__ = own.replace(parameters=[*kept, *flags])  # type: ignore[attr-defined]
-        return run
+        wrapped: Any = functools.wraps(command)(run)
+        wrapped.__signature__ = own.replace(parameters=[*kept, *flags])
+        return wrapped
 
     return decorate
 

@@ -25,10 +25,11 @@ def run(
     """Calibrate, build and say what was built."""
     if "scheme" not in config:
         raise ConfigError("name a scheme: --scheme w8a8, w8a16, w4a16_g128, w4a8_g32 or w4a8_g128")
-    chosen = {"method": method, "calibration_text": calibration, "num_tokens": calibration_tokens, "work_dir": work_dir}
+    learning = {"calibration_text": calibration, "num_tokens": calibration_tokens, "work_dir": work_dir}
+    chosen: dict[str, Any] = {"method": method, **learning}
     say_config({"model": model, **config, **chosen, "output": output}, is_json=is_json)
     with build_progress(is_json=is_json) as progress:
-        engine = quantize(model, output_dir=output, progress=progress, **chosen, **config)  # type: ignore[arg-type]
+        engine = quantize(model, output_dir=output, progress=progress, **chosen, **config)
     about = describe_engine(engine)
     if is_json:
         print_json({"config": {**config, **{name: str(value) for name, value in chosen.items()}}, **about})

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 
 Chunk = tuple[int, int]  # query tokens, context length with them
+Compute = Callable[[dict[str, Any]], torch.Tensor]  # the op or a kernel, from its arguments
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,8 @@ class Problem:
             "alibi_slopes_N": self.slopes,
         }
 
-    def run(
-        self, compute: Callable[[dict[str, Any]], torch.Tensor], chunks: list[tuple[int, Chunk]], **layout: Any
-    ) -> list[torch.Tensor]:
-        """What `compute(args)`, the op or a kernel, gives for each chunk."""
+    def run(self, compute: Compute, chunks: list[tuple[int, Chunk]], **layout: Any) -> list[torch.Tensor]:
+        """What `compute` gives for each chunk."""
         args = self.args(chunks, **layout)
         out = compute(args)
         starts = args["cu_seqlens_q"].tolist()
@@ -98,3 +99,20 @@ class Problem:
 def num_leading_singles(chunks: list[tuple[int, Chunk]]) -> int:
     """How many chunks before the first of several query tokens: `batch_counts[3]`."""
     return next((i for i, (_, (num_queries, _)) in enumerate(chunks) if num_queries > 1), len(chunks))
+
+
+def check_company(data: st.DataObject, compute: Compute, *, most_sequences: int, has_slopes: bool = False) -> None:
+    """Assert of a drawn problem that chunks of its sequences have the bits that they have in the whole ones."""
+    torch.manual_seed(data.draw(st.integers(0, 1 << 16)))
+    shape = data.draw(st.sampled_from([(4, 2, 64), (8, 1, 32), (3, 3, 20), (14, 2, 128)]))
+    dtype, window = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from([0, 1, 30, 64, 65]))
+    lengths = data.draw(st.lists(st.integers(1, 180), min_size=1, max_size=most_sequences))
+    slopes = torch.rand(shape[0]) if has_slopes and data.draw(st.booleans()) else None
+    problem = Problem.draw(lengths, *shape, dtype, window=window, slopes=slopes)
+    whole = problem.run(compute, problem.whole(), block_size=data.draw(st.sampled_from([4, 16, 128])))
+    chunks = []
+    for sequence, length in enumerate(lengths):
+        context = data.draw(st.integers(1, length))
+        chunks.append((sequence, (data.draw(st.integers(1, context)), context)))
+    for (sequence, (count, context)), out in zip(chunks, problem.run(compute, chunks), strict=True):
+        assert torch.equal(out, whole[sequence][context - count : context])

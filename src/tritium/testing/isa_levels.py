@@ -1,0 +1,36 @@
+"""The kernels compiled for other instruction sets than this machine's: paths that it would not take."""
+
+import ctypes
+import shutil
+from pathlib import Path
+from unittest import mock
+
+from tritium.kernels.cpu import build, openmp
+
+# What the compiler may use: all this machine has (AMX where there is), then one level less each time.
+LEVELS = {
+    "native": "-march=native",
+    "native without amx": "-march=native -mno-amx-tile -mno-amx-bf16 -mno-amx-int8",
+    "avx512": "-march=x86-64-v4",
+    "avx2": "-march=x86-64-v3",
+    "sse": "-march=x86-64-v2",
+}
+NEEDS = {
+    "native without amx": {"amx_int8"},  # else it is the native one
+    "avx512": {"avx512f", "avx512vl", "avx512bw", "avx512dq"},
+    "avx2": {"avx2", "fma", "f16c"},
+}
+CPU_FLAGS = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split())
+HERE = tuple(name for name in LEVELS if NEEDS.get(name, set()) <= CPU_FLAGS)
+
+
+def compiled(flags: str, folder: Path, *sources: str) -> ctypes.CDLL:
+    """The kernels of these files of csrc, compiled in `folder` with `flags` in place of -march=native."""
+    (folder / "csrc").mkdir()
+    for pattern in ("*.h", *sources):
+        for path in build.SOURCE_DIR.glob(pattern):
+            shutil.copy(path, folder / "csrc")
+    others = (flag for flag in build.FLAGS if flag != "-march=native")
+    runtime = openmp.torch_runtime(openmp.loaded_runtimes())
+    with mock.patch.multiple(build, FLAGS=(*others, *flags.split()), SOURCE_DIR=folder / "csrc"):
+        return ctypes.CDLL(str(build.library_path("g++", runtime, folder / "kernels", progress=lambda _: None)))
