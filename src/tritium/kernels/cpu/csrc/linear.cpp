@@ -1,10 +1,7 @@
 // linear: x weight^T + bias over a packed weight (linear.h), perhaps with an activation applied to it; and the packing.
-//
-// A gated linear has 2 num_out outputs, gates before the values they gate, and writes num_out. In its packed weight a panel
-// holds half gates and half what they gate, so that a panel's sums are all that its outputs need.
-#include "activation.h"
 #include "linear_amx.h"
 #include "linear_blocks.h"
+#include "linear_outputs.h"
 
 namespace {
 using namespace tritium;
@@ -25,40 +22,28 @@ struct LinearPackArgs {
   int32_t is_gated;  // num_out counts gates and what they gate
 };
 
-constexpr int64_t kHalf = kPanel / 2, kRowsAhead = 32;
+constexpr int64_t kRowsAhead = 32;
 
 template <class T> class Linear {
  public:
   explicit Linear(const LinearArgs& args)
       : a(args), num_rows_(a.num_outer * a.num_inner), padded_(padded_k<T>(a.num_in)),
-        num_panels_(a.is_gated ? (a.num_out + kHalf - 1) / kHalf : (a.num_out + kPanel - 1) / kPanel) {}
+        num_panels_(panels_of(a.num_out, a.is_gated)) {}
 
   template <class Tiles> void run(const Tiles& tiles, Scratch& memory) const {
-    // Below about 50 us one thread is faster than a parallel region is safe (tritium.h).
     const int64_t num_weights = padded_ * a.num_out, size = sizeof(T);
-    const bool is_worth_threads = num_weights * size > (1 << 19) || num_weights * num_rows_ > (1 << 23);
-    Blocks<Tiles>(tiles, a.weight, num_rows_, num_panels_, padded_, kPanel * size)(is_worth_threads, memory);
+    const bool is_parallel = is_worth_threads(num_weights * size, num_weights * num_rows_);
+    Blocks<Tiles>(tiles, a.weight, num_rows_, num_panels_, padded_, kPanel * size)(is_parallel, memory);
   }
 
   const T* row(int64_t m) const {
     return static_cast<const T*>(a.x) + m / a.num_inner * a.stride_outer + m % a.num_inner * a.stride_inner;
   }
 
-  // Outputs of one panel from their sums [rows, kPanel]. What an activation reads is rounded first, as it would be in
-  // memory: the bits are those of two steps.
+  // Outputs of one panel from their sums [rows, kPanel].
   void finish(int64_t p, Run rows, const float* sums) const {
-    if (a.is_gated) return finish_gated(p, rows, sums);
-    const int64_t first = p * kPanel, width = std::min(kPanel, a.num_out - first);
-    const T* bias = a.bias == nullptr ? nullptr : static_cast<const T*>(a.bias) + first;
-    for (int64_t r = 0; r < rows.size(); ++r) {
-      T* out = static_cast<T*>(a.out) + (rows.begin + r) * a.num_out + first;
-      expect(out + kRowsAhead * a.num_out, width);
-      for_vectors(width, [&](int64_t i, int64_t n) {
-        f32x16 total = load16(sums + r * kPanel + i);
-        if (bias != nullptr) total += load(bias + i, n);
-        store(out + i, a.kind < 0 ? total : apply(a.kind, round_to(total, T{})), n);
-      });
-    }
+    const auto expect_ahead = [&](const T* out, int64_t width) { expect(out + kRowsAhead * a.num_out, width); };
+    finish_panel<T>(a, p, rows.begin, rows.size(), sums, [](int64_t) { return 1.0f; }, expect_ahead);
   }
 
  protected:
@@ -67,20 +52,6 @@ template <class T> class Linear {
   static void expect(const T* out, int64_t count) {
     if constexpr (sizeof(T) < sizeof(float)) return;
     for (int64_t i = 0; i < count; i += kLine / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(out + i, 1);
-  }
-
-  void finish_gated(int64_t p, Run rows, const float* sums) const {
-    const int64_t first = p * kHalf, width = std::min(kHalf, a.num_out - first);
-    const T* bias = static_cast<const T*>(a.bias);
-    for (int64_t r = 0; r < rows.size(); ++r) {
-      T* out = static_cast<T*>(a.out) + (rows.begin + r) * a.num_out + first;
-      expect(out + kRowsAhead * a.num_out, width);
-      for_vectors(width, [&](int64_t i, int64_t n) {
-        f32x16 gate = load(sums + r * kPanel + i, n), up = load(sums + r * kPanel + kHalf + i, n);
-        if (bias != nullptr) gate += load(bias + first + i, n), up += load(bias + a.num_out + first + i, n);
-        store(out + i, round_to(apply(a.kind, round_to(gate, T{})), T{}) * round_to(up, T{}), n);
-      });
-    }
   }
 
   const LinearArgs& a;
@@ -155,17 +126,15 @@ template <class T> void linear(const LinearArgs& a) {
 }
 
 template <class T> void linear_pack(const LinearPackArgs& a) {
-  const int64_t padded = padded_k<T>(a.num_in), num_gates = a.num_out / 2;
-  const int64_t num_panels = a.is_gated ? (num_gates + kHalf - 1) / kHalf : (a.num_out + kPanel - 1) / kPanel;
+  const int64_t padded = padded_k<T>(a.num_in), num_panels = panels_in(a.num_out, a.is_gated);
   constexpr int64_t kRun = kIsBf16<T> ? 2 : 1;  // elements of K side by side
 #pragma omp parallel for schedule(static)
   for (int64_t p = 0; p < num_panels; ++p) {
     T* to = static_cast<T*>(a.out) + p * kPanel * padded;
     for (int64_t k = 0; k < padded; ++k)
       for (int64_t i = 0; i < kPanel; ++i) {
-        const int64_t gate = p * kHalf + i % kHalf;
-        const int64_t n = !a.is_gated ? p * kPanel + i : i < kHalf ? gate : num_gates + gate;
-        const bool is_inside = (a.is_gated ? gate < num_gates : n < a.num_out) && k < a.num_in;
+        const int64_t n = row_in(p, i, a.num_out, a.is_gated);
+        const bool is_inside = n >= 0 && k < a.num_in;
         to[k / kRun * kRun * kPanel + i * kRun + k % kRun] =
             is_inside ? static_cast<const T*>(a.weight)[n * a.stride + k] : T{};
       }
@@ -179,5 +148,5 @@ TRITIUM_EXPORT(linear_pack, LinearPackArgs)
 
 // Elements a packed weight takes: what `linear_pack` writes.
 TRITIUM_SYMBOL int64_t tritium_linear_packed_size(int64_t num_out, int64_t num_in, int32_t is_bf16, int32_t is_gated) {
-  return (is_gated ? 2 * round_up(num_out / 2, kHalf) : round_up(num_out, kPanel)) * (is_bf16 ? padded_k<bf16>(num_in) : num_in);
+  return panels_in(num_out, is_gated) * kPanel * (is_bf16 ? padded_k<bf16>(num_in) : num_in);
 }

@@ -50,24 +50,39 @@ inline void amx_pack(const bf16* x, int64_t index, int64_t num_in, int64_t padde
   }
 }
 
+// The tiles of sums, [32, kPanel] of 32 bits each: from zero, from memory, to memory; the first 16 rows alone, or all.
+inline void zero_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+constexpr int64_t kSumStride = kPanel * 4, kTileSums = kTileRows * kSumStride;  // bytes
+inline void load_sums(const void* sums, bool is_tall) {
+  const char* from = static_cast<const char*>(sums);
+  _tile_loadd(0, from, kSumStride);
+  _tile_loadd(1, from + 64, kSumStride);
+  if (is_tall) {
+    _tile_loadd(2, from + kTileSums, kSumStride);
+    _tile_loadd(3, from + kTileSums + 64, kSumStride);
+  }
+}
+inline void store_sums(void* sums, bool is_tall) {
+  char* to = static_cast<char*>(sums);
+  _tile_stored(0, to, kSumStride);
+  _tile_stored(1, to + 64, kSumStride);
+  if (is_tall) {
+    _tile_stored(2, to + kTileSums, kSumStride);
+    _tile_stored(3, to + kTileSums + 64, kSumStride);
+  }
+}
+
 // sums [num_rows, kPanel] of one group and one panel, continued over num_k more of K, or begun.
 inline void amx_group(const bf16* panel, const bf16* x, int64_t num_k, bool is_tall, bool is_first, float* sums,
                       Ahead ahead) {
   constexpr int64_t kStep = kTileK * kPanel, kTile = kTileRows * kTileK;
-  constexpr int64_t kStride = kPanel * 2 * sizeof(bf16), kSumStride = kPanel * sizeof(float);
-  if (is_first) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  } else {
-    _tile_loadd(0, sums, kSumStride);
-    _tile_loadd(1, sums + 16, kSumStride);
-    if (is_tall) {
-      _tile_loadd(2, sums + kTileRows * kPanel, kSumStride);
-      _tile_loadd(3, sums + kTileRows * kPanel + 16, kSumStride);
-    }
-  }
+  constexpr int64_t kStride = kPanel * 2 * sizeof(bf16);
+  is_first ? zero_sums() : load_sums(sums, is_tall);
   for (int64_t step = 0; step < num_k / kTileK; ++step) {
     const bf16 *w = panel + step * kStep, *a = x + step * 2 * kTile;
     for (int64_t i = 0; i < ahead.per_k * kTileK; i += kLine)
@@ -83,12 +98,7 @@ inline void amx_group(const bf16* panel, const bf16* x, int64_t num_k, bool is_t
       _tile_dpbf16ps(3, 5, 7);
     }
   }
-  _tile_stored(0, sums, kSumStride);
-  _tile_stored(1, sums + 16, kSumStride);
-  if (is_tall) {
-    _tile_stored(2, sums + kTileRows * kPanel, kSumStride);
-    _tile_stored(3, sums + kTileRows * kPanel + 16, kSumStride);
-  }
+  store_sums(sums, is_tall);
 }
 
 }  // namespace tritium

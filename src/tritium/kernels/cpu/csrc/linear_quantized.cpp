@@ -20,14 +20,6 @@ struct ScalesPackArgs {
   int32_t is_gated;
 };
 
-// The row of the weight that lies in place i of panel p; -1: none does.
-int64_t row_in(int64_t p, int64_t i, int64_t num_out, bool is_gated) {
-  if (!is_gated) return p * kPanel + i < num_out ? p * kPanel + i : -1;
-  const int64_t gate = p * kHalf + i % kHalf;
-  return gate >= num_out / 2 ? -1 : i < kHalf ? gate : num_out / 2 + gate;
-}
-int64_t panels_in(int64_t num_out, bool is_gated) { return panels_of(is_gated ? num_out / 2 : num_out, is_gated); }
-
 template <int kBits> void multiply(const QuantizedLinearArgs& a, const RowFunctions& functions) {
   static thread_local Scratch memory;
 #if defined(TRITIUM_QUANTIZED_TILES)

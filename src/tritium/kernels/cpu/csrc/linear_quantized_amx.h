@@ -38,20 +38,8 @@ inline void configure_steps(int64_t num_rows, int64_t bytes) {
 // 64, continued or begun. `lines` cache lines from `next` on are asked for in every step.
 inline void integer_tiles(const uint32_t* panel, const char* x0, const char* x1, int64_t num_steps, bool is_first,
                           int32_t* sums, const char* next, int64_t lines) {
-  constexpr int64_t kStride = kPanel * 4, kRows = kTileRows * kPanel;
-  if (is_first) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  } else {
-    _tile_loadd(0, sums, kStride);
-    _tile_loadd(1, sums + 16, kStride);
-    if (x1 != nullptr) {
-      _tile_loadd(2, sums + kRows, kStride);
-      _tile_loadd(3, sums + kRows + 16, kStride);
-    }
-  }
+  constexpr int64_t kStride = kPanel * 4;
+  is_first ? zero_sums() : load_sums(sums, x1 != nullptr);
   for (int64_t step = 0; step < num_steps; ++step) {
     const uint32_t* w = panel + step * 16 * kPanel;
     for (int64_t i = 0; i < lines; ++i, next += 64) __builtin_prefetch(next, 0, 2);
@@ -66,12 +54,7 @@ inline void integer_tiles(const uint32_t* panel, const char* x0, const char* x1,
       _tile_dpbsud(3, 5, 7);
     }
   }
-  _tile_stored(0, sums, kStride);
-  _tile_stored(1, sums + 16, kStride);
-  if (x1 != nullptr) {
-    _tile_stored(2, sums + kRows, kStride);
-    _tile_stored(3, sums + kRows + 16, kStride);
-  }
+  store_sums(sums, x1 != nullptr);
 }
 
 // ---- expansion of `num_units` units of a panel into two halves of 16 outputs, each [rows of a tile, 64 bytes]
@@ -147,14 +130,10 @@ template <class S> struct Pieces {
 template <bool kIsInteger, int64_t kStep, class S>
 void multiply_block(int64_t num_rows, const char* x0, const char* x1, const char* w, int64_t half_size,
                        const Pieces<S>& pieces, bool is_first, float* totals) {
-  constexpr int64_t kStride = kPanel * 4;
   alignas(64) uint32_t sums[2 * kTileRows * kPanel];
   const S* scales = pieces.scales;
   for (int64_t at = pieces.begin; at < pieces.end;) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero_sums();
     for (const int64_t end = std::min(pieces.end, at + pieces.size); at < end; at += kStep, w += 16 * kStep) {
       const int64_t step = (at >> 6) * kTileBytes + (at & 63);
       _tile_loadd(6, w, 64);
@@ -168,12 +147,7 @@ void multiply_block(int64_t num_rows, const char* x0, const char* x1, const char
         TRITIUM_DOT(3, 5, 7);
       }
     }
-    _tile_stored(0, sums, kStride);
-    _tile_stored(1, sums + 16, kStride);
-    if (x1 != nullptr) {
-      _tile_stored(2, sums + kTileRows * kPanel, kStride);
-      _tile_stored(3, sums + kTileRows * kPanel + 16, kStride);
-    }
+    store_sums(sums, x1 != nullptr);
     const f32x16 scale[2] = {load16(scales), load16(scales + 16)};
     for (int64_t r = 0; r < num_rows; ++r)
       for (int i = 0; i < 2; ++i) {

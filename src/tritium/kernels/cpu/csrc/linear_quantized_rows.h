@@ -1,7 +1,7 @@
 // What a quantised linear does in the dtype of its activations: rows of them become int8 or fp32, and sums become outputs.
 // The rest of it knows no dtype: it calls these through `RowFunctions`.
 #pragma once
-#include "activation.h"
+#include "linear_outputs.h"
 #include "linear_quantized.h"
 #include "quantise_row.h"
 
@@ -21,47 +21,12 @@ template <class T> void widen_row(const void* row, int64_t count, float* to, int
   for (int64_t k = 0; k < count; ++k) to[k * stride] = to_float(static_cast<const T*>(row)[k]);
 }
 
-// One panel's outputs of some rows from their totals [num_rows, kPanel]; row_scales null: 1. What an activation reads is
-// rounded first, as it would be in memory: the bits are those of two steps. When gated, half a panel is gates.
-constexpr int64_t kHalf = kPanel / 2;
-template <class T>
-void finish_gated(const QuantizedLinearArgs& a, int64_t panel, int64_t m, int64_t num_rows, const float* totals,
-                  const float* row_scales) {
-  const int64_t first = panel * kHalf, width = std::min(kHalf, a.num_out - first);
-  const T* bias = static_cast<const T*>(a.bias);
-  for (int64_t r = 0; r < num_rows; ++r) {
-    T* out = static_cast<T*>(a.out) + (m + r) * a.num_out + first;
-    const float scale = row_scales == nullptr ? 1.0f : row_scales[m + r];
-    for_vectors(width, [&](int64_t i, int64_t n) {
-      f32x16 gate = load(totals + r * kPanel + i, n) * scale, up = load(totals + r * kPanel + kHalf + i, n) * scale;
-      if (bias != nullptr) gate += load(bias + first + i, n), up += load(bias + a.num_out + first + i, n);
-      store(out + i, round_to(apply(a.kind, round_to(gate, T{})), T{}) * round_to(up, T{}), n);
-    });
-  }
-}
-
+// One panel's outputs of some rows from their totals [num_rows, kPanel]; row_scales null: 1.
 template <class T>
 void finish_rows(const QuantizedLinearArgs& a, int64_t panel, int64_t m, int64_t num_rows, const float* totals,
                  const float* row_scales) {
-  if (a.is_gated) return finish_gated<T>(a, panel, m, num_rows, totals, row_scales);
-  const int64_t first = panel * kPanel;
-  const int64_t width = std::min(kPanel, a.num_out - first);
-  const T* bias = a.bias == nullptr ? nullptr : static_cast<const T*>(a.bias) + first;
-  for (int64_t r = 0; r < num_rows; ++r) {
-    T* out = static_cast<T*>(a.out) + (m + r) * a.num_out + first;
-    const float scale = row_scales == nullptr ? 1.0f : row_scales[m + r];
-    for_vectors(width, [&](int64_t i, int64_t n) {
-      f32x16 y = load16(totals + r * kPanel + i) * scale;
-      if (bias != nullptr) y += load(bias + i, n);
-      store(out + i, a.kind < 0 ? y : apply(a.kind, round_to(y, T{})), n);
-    });
-  }
-}
-
-// num_out counts what is written.
-inline int64_t panels_of(int64_t num_out, bool is_gated) {
-  const int64_t in_panel = is_gated ? kHalf : kPanel;
-  return (num_out + in_panel - 1) / in_panel;
+  const auto scale = [=](int64_t row) { return row_scales == nullptr ? 1.0f : row_scales[row]; };
+  finish_panel<T>(a, panel, m, num_rows, totals, scale, [](const T*, int64_t) {});
 }
 
 struct RowFunctions {
@@ -82,9 +47,9 @@ template <int kBits> class Quantized {
         units_(padded_units<kBits>(a.num_in)), padded_(round_up(a.num_in, kPadK)) {}
 
  protected:
-  bool is_worth_threads() const {
+  bool is_parallel() const {
     const int64_t num_weights = padded_ * a.num_out;
-    return num_weights * kBits / 8 > (1 << 19) || num_weights * num_rows_ > (1 << 23);
+    return is_worth_threads(num_weights * kBits / 8, num_weights * num_rows_);
   }
   const void* row(int64_t m) const {
     const int64_t index = m / a.num_inner * a.stride_outer + m % a.num_inner * a.stride_inner;

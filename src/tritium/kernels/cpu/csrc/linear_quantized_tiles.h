@@ -35,7 +35,7 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
   }
 
   void operator()() const {
-#pragma omp parallel if (this->is_worth_threads())
+#pragma omp parallel if (this->is_parallel())
     {
       const int64_t thread = omp_get_thread_num(), count = omp_get_num_threads();
       const int64_t begin = thread * num_panels_ / count, end = (thread + 1) * num_panels_ / count;

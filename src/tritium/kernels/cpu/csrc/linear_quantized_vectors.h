@@ -18,7 +18,7 @@ template <int kBits> class VectorQuantized : Quantized<kBits> {
   }
 
   void operator()() const {
-#pragma omp parallel if (this->is_worth_threads())
+#pragma omp parallel if (this->is_parallel())
     {
       static thread_local Scratch memory;
       float* buffer = reinterpret_cast<float*>(
