@@ -15,9 +15,7 @@ from tritium.compiler import build
 from tritium.config import BuildConfig
 from tritium.engine import cache, obtain
 from tritium.errors import CheckpointError, ConfigError, EngineError, RequestError, RequestTooLarge
-from tritium.testing.tiny_configs import LLAMA
-from tritium.testing.tiny_models import make_checkpoint, random_prompt, reference_model
-from tritium.testing.tiny_tokenizers import byte_level_bpe, write_directory
+from tritium.testing.tiny_models import make_llama_with_tokenizer, random_prompt, reference_model
 
 VOCAB_SIZE = 400
 TEMPLATE = (
@@ -30,8 +28,8 @@ LIMITS = {"max_num_seqs": 8, "max_num_batched_tokens": 32, "num_threads": 1}
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    path = make_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny-llama", LLAMA | {"vocab_size": VOCAB_SIZE})
-    return write_directory(path, byte_level_bpe(VOCAB_SIZE), {"chat_template": TEMPLATE, "eos_token": "<|end|>"})
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    return make_llama_with_tokenizer(folder, vocab_size=VOCAB_SIZE, chat_template=TEMPLATE)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,8 @@ import torch
 from tritium import LLM, BeamSearchParams
 from tritium.compiler import build
 from tritium.errors import EngineError, RequestError, RequestTooLarge
-from tritium.testing.tiny_configs import LLAMA, TINY_MODELS
-from tritium.testing.tiny_models import make_checkpoint, random_prompt, reference_model
-from tritium.testing.tiny_tokenizers import byte_level_bpe, write_directory
+from tritium.testing.tiny_configs import TINY_MODELS
+from tritium.testing.tiny_models import make_checkpoint, make_llama_with_tokenizer, random_prompt, reference_model
 
 VOCAB_SIZE = 400
 PROMPTS = [random_prompt(length, VOCAB_SIZE, seed=length) for length in (1, 7, 33, 50)]
@@ -17,8 +16,7 @@ LIMITS = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "num_threads": 1}
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    path = make_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny-llama", LLAMA | {"vocab_size": VOCAB_SIZE})
-    return write_directory(path, byte_level_bpe(VOCAB_SIZE), {"eos_token": "<|end|>"})
+    return make_llama_with_tokenizer(tmp_path_factory.mktemp("tiny") / "tiny-llama", vocab_size=VOCAB_SIZE)
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,7 @@ from tritium import LLM, SamplingParams
 from tritium.compiler import build
 from tritium.errors import RequestError
 from tritium.sampling_params import child_seed
-from tritium.testing.tiny_configs import LLAMA
-from tritium.testing.tiny_models import make_checkpoint, random_prompt
-from tritium.testing.tiny_tokenizers import byte_level_bpe, write_directory
+from tritium.testing.tiny_models import make_llama_with_tokenizer, random_prompt
 
 VOCAB_SIZE = 400
 PROMPT = random_prompt(40, VOCAB_SIZE, seed=1)
@@ -18,8 +16,7 @@ PROMPT = random_prompt(40, VOCAB_SIZE, seed=1)
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
-    path = make_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny-llama", LLAMA | {"vocab_size": VOCAB_SIZE})
-    write_directory(path, byte_level_bpe(VOCAB_SIZE), {"eos_token": "<|end|>"})
+    path = make_llama_with_tokenizer(tmp_path_factory.mktemp("tiny") / "tiny-llama", vocab_size=VOCAB_SIZE)
     engine = build(path, output_dir=path.parent / "engine").path
     with LLM(engine, max_num_seqs=8, max_num_batched_tokens=32, num_threads=1) as llm:
         yield llm

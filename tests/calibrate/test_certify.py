@@ -14,8 +14,7 @@ from tritium.engine.certificate import Certificate, read_certificate
 from tritium.errors import ConfigError, EngineError
 from tritium.quant.schemes import SCHEMES
 from tritium.testing.tiny_configs import LLAMA
-from tritium.testing.tiny_models import make_checkpoint, random_prompt
-from tritium.testing.tiny_tokenizers import byte_level_bpe, write_directory
+from tritium.testing.tiny_models import make_checkpoint, make_llama_with_tokenizer, random_prompt
 from tritium.weights.recipes import evaluate
 from tritium.weights.safetensors import SafetensorsSource
 
@@ -88,8 +87,7 @@ def random_prompt_of(engine):
 
 
 def test_with_a_tokenizer_perplexity_on_held_out_text_is_measured(tmp_path):
-    path = make_checkpoint(tmp_path / "m", LLAMA | {"vocab_size": 400})
-    write_directory(path, byte_level_bpe(400), {"eos_token": "<|end|>"})
+    path = make_llama_with_tokenizer(tmp_path / "m")
     found = read_certificate(build(path, output_dir=tmp_path / "e", certificate="quick").path)
     assert found.text == "held-out text" and found.num_tokens == 127
     assert found.perplexity_engine == pytest.approx(found.perplexity_reference, rel=1e-4)

@@ -15,9 +15,7 @@ import pytest
 from tritium import LLM, SamplingParams
 from tritium.compiler import build
 from tritium.runtime.outputs import RequestOutput
-from tritium.testing.tiny_configs import LLAMA
-from tritium.testing.tiny_models import make_checkpoint, random_prompt
-from tritium.testing.tiny_tokenizers import byte_level_bpe, write_directory
+from tritium.testing.tiny_models import make_llama_with_tokenizer, random_prompt
 
 VOCAB_SIZE = 400
 LIMITS = {"max_num_batched_tokens": 24, "num_threads": 1, "block_size": 4}
@@ -67,8 +65,7 @@ def request_of(case: Case) -> tuple[list[int], SamplingParams]:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = make_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny-llama", LLAMA | {"vocab_size": VOCAB_SIZE})
-    write_directory(path, byte_level_bpe(VOCAB_SIZE), {"eos_token": "<|end|>"})
+    path = make_llama_with_tokenizer(tmp_path_factory.mktemp("tiny") / "tiny-llama", vocab_size=VOCAB_SIZE)
     return build(path, output_dir=path.parent / "engine").path
 
 

@@ -21,7 +21,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tritium import models
+from tritium.testing.tiny_configs import LLAMA
 from tritium.testing.tiny_configs import TINY_MODELS as TINY_MODELS
+from tritium.testing.tiny_tokenizers import byte_level_bpe, write_directory
 from tritium.weights.recipes import evaluate
 from tritium.weights.safetensors import SafetensorsSource
 from tritium.weights.source import WeightSource
@@ -71,6 +73,12 @@ def make_checkpoint(
         tensors = _other_spelling(tensors, config)
     write_tensors(path, tensors, num_shards)
     return path
+
+
+def make_llama_with_tokenizer(path: str | Path, *, vocab_size: int = 400, **tokenizer_config: Any) -> Path:
+    """A checkpoint of a tiny LLaMA with a byte-level BPE, whose end is <|end|>."""
+    made = make_checkpoint(path, LLAMA | {"vocab_size": vocab_size})
+    return write_directory(made, byte_level_bpe(vocab_size), {"eos_token": "<|end|>", **tokenizer_config})
 
 
 def draw_tensors(path: str | Path, seed: int) -> dict[str, Tensor]:
