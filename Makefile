@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # An index to take torch from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu; empty: pip's own.
 TORCH_INDEX ?=
 
+# Processes that run tests side by side; each takes about 1.5 GB of memory.
+JOBS ?= 2
+
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .PHONY: demo test test-full test-gpu check clean help
@@ -21,10 +24,10 @@ demo: $(VENV)/.ready-demo
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -q -m "not full and not gpu"
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not full and not gpu"
 
 test-full: $(VENV)/.ready-test $(VENV)/.ready-browser
-	$(BIN)/python -m pytest -q -m "not gpu"
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not gpu"
 
 test-gpu: $(VENV)/.ready-gpu
 	$(BIN)/python -m pytest -q -m gpu tests/gpu

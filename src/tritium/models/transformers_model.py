@@ -179,8 +179,8 @@ def _experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weig
     """transformers' experts function: x [T, D], experts and weights [T, J] -> [T, D]."""
     kinds = [name for name, cls in transformers.activations.ACT2CLS.items() if _is_made_by(module.act_fn, cls)]
     kind = next((ACTIVATION_NAMES[name] for name in kinds if name in ACTIVATION_NAMES), None)
-    is_plain = module.has_gate and module.is_concatenated
-    if kind is None or not is_plain or module.has_bias or module.is_transposed or module.has_post_expert_norm:
+    is_plain = module.has_gate and module.is_concatenated and not module.has_bias and not module.is_transposed
+    if kind is None or not is_plain or getattr(module, "has_post_expert_norm", False):  # 5.17 has no such attribute
         _refuse(module, "experts", "they are not act(gate) * up with weights [E, 2F, D] and [E, D, F] and no bias")
     if module._apply_gate.__qualname__ != "_default_apply_gate":
         _refuse(module, "experts", "their gate is a function of the model's own")

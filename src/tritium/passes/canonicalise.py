@@ -2,11 +2,12 @@
 
 Matches: assertions and constraints; dropout in eval mode, detach, alias, clone, contiguous and other identities; casts
     in any spelling; calls with keywords or omitted defaults.
-    The outer product. `min` and `max` of two tensors.
+    The outer product, also as a product of a column and a row. `min` and `max` of two tensors.
 Replaces with: nothing; their input; `aten.to.dtype(x, dtype, False, False, None)`, or the input where the dtype is
     already that; the same call with every argument written out, dimensions counted from the end (-1 is the last), so
-    that `(x, dim=1)` on a matrix and `(x, -1)` are one spelling; `x[:, None] * y[None, :]`. Views: views.py;
-    permutations: permutes.py; casts: casts.py; a batch of one: leading_ones.py.
+    that `(x, dim=1)` on a matrix and `(x, -1)` are one spelling; `x[:, None] * y[None, :]`, what depends on the batch
+    first and the result transposed where it was not. Views: views.py; permutations: permutes.py; casts: casts.py; a
+    batch of one: leading_ones.py.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tritium.engine.plan import Extent
 from tritium.errors import CaptureError
 from tritium.graph.edit import Target, arguments, insert, insert_inferred, normalise, replace
 from tritium.graph.spec import args_of, has_spec, spec_of
@@ -44,6 +46,8 @@ CASTS = {
 
 SYNONYMS = {aten.min.other: aten.minimum.default, aten.max.other: aten.maximum.default}
 MAX_ROUNDS = 1000  # a rule moves something one call down a round; models have come to rest within 20
+# They end: sizes of 1 in front sink below permutations, both below all arithmetic, casts below what cuts and joins, and
+# no rule moves one of them up. tests/passes/test_normal_form.py gives a graph a number that every rule makes smaller.
 RULES = (canonicalise_views, sink_leading_ones, sink_permutes, sink_casts)
 
 
@@ -77,6 +81,9 @@ def _calls(graph: fx.Graph) -> int:
         elif node.target is aten.outer.default:
             replace(node, _outer(node))
             count += 1
+        elif _is_column_by_row(node):
+            replace(node, _broadcast_product(node))
+            count += 1
         elif node.target in CASTS and node.target is not CAST:
             with graph.inserting_before(node):
                 spec = spec_of(node)
@@ -98,6 +105,27 @@ def _outer(node: fx.Node) -> fx.Node:
         column = insert_inferred(node.graph, aten.view.default, (x, [-1, 1]), like=node)
         row = insert_inferred(node.graph, aten.view.default, (y, [1, -1]), like=node)
         return insert(node.graph, aten.mul.Tensor, (column, row), spec_of(node), like=node, covers=[node])
+
+
+def _is_column_by_row(node: fx.Node) -> bool:
+    """True for a matrix product whose sums have one term: [..., N, 1] by [..., 1, M]."""
+    if node.target not in (aten.matmul.default, aten.mm.default, aten.bmm.default):
+        return False
+    column, row = (spec_of(x).shape for x in args_of(node))
+    return len(column) > 1 and len(row) > 1 and column[-1] == row[-2] == 1
+
+
+def _broadcast_product(node: fx.Node) -> fx.Node:
+    """column * row; [..., M, N] and a transposition of it when M depends on the batch."""
+    column, row = args_of(node)
+    shape = spec_of(node).shape
+    with node.graph.inserting_before(node):
+        if not isinstance(shape[-1], Extent):
+            return insert(node.graph, aten.mul.Tensor, (column, row), spec_of(node), like=node, covers=[node])
+        factors = tuple(insert_inferred(node.graph, aten.transpose.int, (x, -2, -1), like=node) for x in (row, column))
+        product = insert_inferred(node.graph, aten.mul.Tensor, factors, like=node)
+        product.meta["covers"] = node.meta["covers"]
+        return insert_inferred(node.graph, aten.transpose.int, (product, -2, -1), like=node)
 
 
 def _identity(node: fx.Node) -> fx.Node | None:

@@ -13,7 +13,7 @@ from torch import fx
 
 from tritium.engine.plan import Extent
 from tritium.graph.edit import insert_inferred
-from tritium.graph.spec import args_of, has_spec, spec_of, target_of
+from tritium.graph.spec import Dim, args_of, has_spec, spec_of, target_of
 from tritium.graph.vocabulary import ALONG_LAST, POINTWISE
 from tritium.passes.result import PassResult
 from tritium.passes.sinking import rewrite_calls
@@ -32,6 +32,11 @@ def _sunk(node: fx.Node) -> fx.Node | None:
     return None if _is_irregular(node) else _without_ones(node) or _narrower(node)
 
 
+def num_leading_ones(shape: tuple[Dim, ...]) -> int:
+    """How many sizes of 1 stand in front of another one; of nothing but sizes of 1, none does."""
+    return next((i for i, dim in enumerate(shape) if dim != 1), 0)
+
+
 def _is_irregular(node: fx.Node) -> bool:
     """True where two sizes depend on the batch: views of such values cannot be written with one -1."""
     return any(has_spec(n) and len(spec_of(n).batch_dims) > 1 for n in (node, *node.all_input_nodes))
@@ -40,7 +45,7 @@ def _is_irregular(node: fx.Node) -> bool:
 def _without_ones(node: fx.Node) -> fx.Node | None:
     """The call on values without `ones` leading dimensions, seen with them again."""
     shape, args = spec_of(node).shape, args_of(node)
-    ones = min(next((i for i, dim in enumerate(shape) if dim != 1), 0), _untouched(node))
+    ones = min(num_leading_ones(shape), _untouched(node))
     if ones <= 0:
         return None
     rank = len(shape) - ones
@@ -96,7 +101,7 @@ def _narrower(node: fx.Node) -> fx.Node | None:
         if not has_spec(arg) or not any(spec_of(a).rank == rank for a in others):
             continue
         shape = spec_of(arg).shape
-        ones = min(next((i for i, dim in enumerate(shape) if dim != 1), 0), len(shape) - 1)
+        ones = num_leading_ones(shape)
         if arg.target is VIEW and ones > 0:
             args[index] = _cut(node, arg, len(shape) - ones)
             return insert_inferred(node.graph, target_of(node), tuple(args), like=node, kwargs=node.kwargs)
