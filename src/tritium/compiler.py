@@ -46,7 +46,7 @@ from tritium.models.encoder import Encoder
 from tritium.passes import pipeline
 from tritium.passes.encoder_pipeline import optimise_encoder
 from tritium.passes.lower import lower_encoder, lower_module
-from tritium.passes.module_pipeline import OptimisedModule, optimise_module
+from tritium.passes.module_pipeline import optimise_module
 from tritium.passes.tables import check_tables
 from tritium.quant.schemes import WeightFormat
 from tritium.resolve import Model, ResolvedModel, Weights, learned_buffers, resolve_model, resolve_stateless
@@ -269,7 +269,7 @@ def _blocks(module: nn.Module) -> str | None:
 def _compiled(
     plan: Plan,
     captured: Captured,
-    optimised: OptimisedModule | pipeline.Optimised,
+    optimised: pipeline.Optimised,
     clock: "_Clock",
     plugins: Sequence[Plugin] = (),
     device: str = "cpu",

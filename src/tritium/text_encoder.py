@@ -94,25 +94,6 @@ class TextEncoder:
         by_row = self._engine.plan.value(outputs["scores"]).shape[0] == "R"
         return TASKS["row scores" if by_row else "token scores"]
 
-    def encode(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        pooling_task: Task | None = None,
-        pooling: Pooling | None = None,
-        normalize: bool | None = None,
-        truncate_prompt_tokens: int | None = None,
-        use_progress: bool | None = None,
-    ) -> list[PoolingRequestOutput[PoolingOutput]]:
-        """Encode prompts; see `LLM.encode`."""
-        return self._encode(
-            [self._tokens(prompt, truncate_prompt_tokens) for prompt in as_prompts(prompts)],
-            self._task(pooling_task),
-            pooling,
-            normalize,
-            use_progress,
-        )
-
     def score(
         self,
         data_1: str | Sequence[str],
@@ -130,7 +111,7 @@ class TextEncoder:
             raise RequestError(f"data_1 must be one text, or as many as data_2: there are {counts}")
         if "embed" in self.tasks:
             texts = list(dict.fromkeys([*first, *second]))
-            found = self.encode(texts, truncate_prompt_tokens=truncate_prompt_tokens, normalize=True)
+            found = self.encode([self.tokens(t, truncate_prompt_tokens) for t in texts], is_normalized=True)
             vectors = dict(zip(texts, found, strict=True))
             return [
                 self._output(
@@ -145,22 +126,26 @@ class TextEncoder:
                 f"{self._engine.path} has {len(self._info.labels)} labels for {self.tasks[0]}"
             )
         pairs = [self._pair(a, b, truncate_prompt_tokens) for a, b in zip(first, second, strict=True)]
-        scored = self._encode(pairs, "classify", None, None, use_progress)
+        scored = self.encode(pairs, use_progress=use_progress)
         return [_with(o, ScoringOutput(float(o.outputs.data[0]))) for o in scored]
 
     def close(self) -> None:
         """End the thread; what waits ends with an `EngineError`. May be called again."""
         self._thread.close()
 
-    def _encode(
+    def encode(
         self,
         tokens: Sequence[tuple[list[int], list[int]]],
-        task: Task,
-        pooling: Pooling | None,
-        normalize: bool | None,
-        use_progress: bool | None,
+        task: Task | None = None,
+        *,
+        pooling: Pooling | None = None,
+        is_normalized: bool | None = None,
+        use_progress: bool | None = None,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
-        is_normalized = self._info.is_normalized and task == "embed" if normalize is None else normalize
+        """One answer for each of `tokens`, ids and types; the rest as in `LLM.encode`."""
+        task = self._task(task)
+        if is_normalized is None:
+            is_normalized = self._info.is_normalized and task == "embed"
         requests = [
             EncoderRequest(
                 token_ids=ids,
@@ -206,7 +191,7 @@ class TextEncoder:
             raise RequestError(f"pooling='pooler': {self._engine.path} has no pooler; use cls, mean or last")
         return chosen
 
-    def _tokens(self, prompt: Prompt, limit: int | None) -> tuple[list[int], list[int]]:
+    def tokens(self, prompt: Prompt, limit: int | None) -> tuple[list[int], list[int]]:
         """Token ids and types of one prompt, cut to `limit` tokens if that is given."""
         length = self._limit(limit)
         if isinstance(prompt, str):
@@ -261,25 +246,22 @@ class EncoderMethods:
 
         Raises `RequestError` for the first prompt that is invalid or too long; then none of them is answered.
         """
-        return self._need_encoder("encode").encode(
-            prompts,
-            pooling_task=pooling_task,
-            pooling=pooling,
-            normalize=normalize,
-            truncate_prompt_tokens=truncate_prompt_tokens,
-            use_progress=use_progress,
-        )
+        encoder = self._need_encoder("encode")
+        tokens = [encoder.tokens(prompt, truncate_prompt_tokens) for prompt in as_prompts(prompts)]
+        return encoder.encode(tokens, pooling_task, pooling=pooling, is_normalized=normalize, use_progress=use_progress)
 
     def embed(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[PoolingRequestOutput[EmbeddingOutput]]:
         """`encode` for one embedding a prompt, as lists of numbers, `.outputs.embedding`; the same options."""
-        found = self._need_encoder("embed").encode(prompts, pooling_task="embed", **options)
+        self._need_encoder("embed")
+        found = self.encode(prompts, pooling_task="embed", **options)
         return [_with(o, EmbeddingOutput(o.outputs.data.tolist())) for o in found]
 
     def classify(
         self, prompts: Prompt | Sequence[Prompt], **options: Any
     ) -> list[PoolingRequestOutput[ClassificationOutput]]:
         """`encode` for the probability of each label, `.outputs.probs`; the same options."""
-        found = self._need_encoder("classify").encode(prompts, pooling_task="classify", **options)
+        self._need_encoder("classify")
+        found = self.encode(prompts, pooling_task="classify", **options)
         labels = self.engine.manifest.encoder.labels if self.engine.manifest.encoder else ()
         return [_with(o, ClassificationOutput(o.outputs.data.tolist(), labels)) for o in found]
 

@@ -1,5 +1,7 @@
 """The memory plan: no two values that are needed at once share a byte."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,13 +37,18 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(values=tuple(values), steps=tuple(steps), kv_groups=(), output=output, vocab_size=1)
 
 
+def size_of(dim: int | str, numbers: dict[str, int]) -> int:
+    """A size like "2*T+1"."""
+    terms = [term.split("*") for term in str(dim).split("+")]
+    return sum(math.prod(numbers[factor] if factor in numbers else int(factor) for factor in term) for term in terms)
+
+
 def num_bytes(plan: Plan, name: str, sizes: Sizes) -> int:
     """Bytes of a temporary, worked out in another way than the planner's."""
-    numbers = {"T": sizes.tokens, "R": sizes.rows, "S": sizes.sequences}
     value = plan.value(name)
     count = 1
     for dim in value.shape:
-        count *= eval(str(dim), {}, numbers)
+        count *= size_of(dim, {"T": sizes.tokens, "R": sizes.rows, "S": sizes.sequences})
     return count * {"float32": 4, "bfloat16": 2, "int64": 8, "bool": 1}[value.dtype]
 
 

@@ -14,6 +14,7 @@ from tritium.graph import dump
 from tritium.graph.annotate import fixed_sizes, symbolic_sizes
 from tritium.graph.capture import capture
 from tritium.graph.conditions import holds_for_every_length
+from tritium.graph.infer import infer
 from tritium.graph.spec import IRREGULAR, NUM_TOKENS, Spec, spec_of
 from tritium.testing.plain_models import PlainLlama
 
@@ -183,3 +184,19 @@ def test_conditions_that_hold_for_every_length_are_no_restriction(condition, hol
     size = torch.fx.Proxy(graph.call_function(torch.ops.aten.sym_size.int, (x, 0)))
     graph.call_function(torch.ops.aten._assert_scalar.default, (condition(size).node, "message"))
     assert holds_for_every_length(graph, tokens) == holds
+
+
+def test_a_condition_on_values_is_not_known_to_hold():
+    tokens = sympy.Symbol("s0", positive=True, integer=True)
+    graph = torch.fx.Graph()
+    value = torch.fx.Proxy(graph.call_function(torch.ops.aten._local_scalar_dense.default, (graph.placeholder("x"),)))
+    graph.call_function(torch.ops.aten._assert_scalar.default, ((value >= 0).node, "message"))
+    assert not holds_for_every_length(graph, tokens)
+
+
+def test_a_size_that_is_not_linear_in_the_tokens_is_refused_with_its_op_and_both_sizes():
+    node = torch.fx.Graph().placeholder("x")
+    node.meta["spec"] = Spec(torch.float32, (NUM_TOKENS, NUM_TOKENS))
+    assert infer(torch.ops.aten.mul.Tensor, (node, 2.0), {}).shape == (NUM_TOKENS, NUM_TOKENS)
+    with pytest.raises(CaptureError, match=r"aten\.flatten.*: a size of its result is 1018081 for 1009 tokens"):
+        infer(torch.ops.aten.flatten.using_ints, (node,), {})

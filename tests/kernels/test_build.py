@@ -73,9 +73,8 @@ def test_another_source_or_runtime_gets_another_directory(sources: Path, tmp_pat
 
 def test_the_cache_is_for_its_owner_alone_even_under_a_loose_umask(sources: Path, tmp_path: Path) -> None:
     script = f"import os; os.umask(0o002); {_script(sources, tmp_path / 'cache')}"
-    path = Path(
-        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    path = Path(done.stdout.split()[0])
     for part in (path, path.parent, path.parent.parent):
         assert stat.S_IMODE(part.stat().st_mode) == 0o700, part
 
@@ -113,15 +112,36 @@ def test_a_missing_compiler_is_named(sources: Path, tmp_path: Path) -> None:
 def test_processes_that_build_at_once_end_with_one_library(sources: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _script(sources, tmp_path / "cache")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    paths = {process.communicate()[0].strip() for process in running}
-    assert [process.returncode for process in running] == [0, 0, 0] and len(paths) == 1
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == [Path(paths.pop()).parent.name]
+    lines = [process.communicate()[0].split() for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0] and len({path for path, _ in lines}) == 1
+    assert sorted(num_lines for _, num_lines in lines) == ["0", "0", "2"]  # one has compiled, the others have waited
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [Path(lines[0][0]).parent.name]
+
+
+def test_without_locks_processes_that_build_at_once_end_with_one_library_too(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError("no locks available")
+
+    def beaten(command: list[str]) -> str:
+        done = run(command)
+        if "-shared" in command:  # another one was faster
+            monkeypatch.setattr(build, "_run", run)
+            _build(tmp_path / "cache")
+        return done
+
+    run = build._run
+    monkeypatch.setattr(build.fcntl, "flock", no_locks)
+    monkeypatch.setattr(build, "_run", beaten)
+    path, _ = _build(tmp_path / "cache")
+    assert path.exists() and [p.name for p in (tmp_path / "cache").iterdir()] == [path.parent.name]
 
 
 def _script(sources: Path, cache: Path) -> str:
-    """Builds in a process of its own; prints the path. Needs no torch, so it starts at once."""
+    """Builds in a process of its own; prints the path and the lines of progress. Needs no torch: it starts at once."""
     return (
-        "from pathlib import Path; from tritium.kernels.cpu import build; "
+        "from pathlib import Path; from tritium.kernels.cpu import build; lines = []; "
         f"build.SOURCE_DIR = Path({str(sources)!r}); "
-        f"print(build.library_path('g++', {RUNTIME!r}, Path({str(cache)!r}), progress=lambda _: None))"
+        f"print(build.library_path('g++', {RUNTIME!r}, Path({str(cache)!r}), progress=lines.append), len(lines))"
     )

@@ -7,15 +7,19 @@ import torch
 from torch import fx
 
 from tritium.engine.plan import Extent, Sizes
+from tritium.errors import CaptureError
 from tritium.graph.spec import Dim, Spec, spec_of
 
 LENGTHS = (1009, 1013)  # primes that no model has as a size
 
 
 def infer(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Spec:
-    """The spec of `target(*args, **kwargs)` whose tensor arguments are nodes. For ops with one tensor as result."""
+    """The spec of `target(*args, **kwargs)` whose tensor arguments are nodes. For ops with one tensor as result.
+
+    Raises `CaptureError` for a result of which a size is not linear in the number of tokens.
+    """
     first, second = (_run(target, args, kwargs, length) for length in LENGTHS)
-    shape = tuple(_dim(a, b) for a, b in zip(first.shape, second.shape, strict=True))
+    shape = tuple(_dim(target, a, b) for a, b in zip(first.shape, second.shape, strict=True))
     return Spec(first.dtype, shape)
 
 
@@ -32,7 +36,11 @@ def _run(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], length: 
     return target(*fx.node.map_arg(args, value), **fx.node.map_arg(dict(kwargs), value))
 
 
-def _dim(first: int, second: int) -> Dim:
+def _dim(target: Any, first: int, second: int) -> Dim:
     tokens, rest = divmod(second - first, LENGTHS[1] - LENGTHS[0])
-    assert rest == 0, "a size is not linear in the number of tokens"
+    if rest:
+        raise CaptureError(
+            f"{target}: a size of its result is {first} for {LENGTHS[0]} tokens and {second} for {LENGTHS[1]}; sizes "
+            "must be a number, or a multiple of the number of tokens plus a number: write the model without this one"
+        )
     return Extent(tokens=tokens, constant=first - tokens * LENGTHS[0]) if tokens else first

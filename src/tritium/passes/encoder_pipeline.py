@@ -5,16 +5,13 @@ from functools import partial
 
 from torch import fx
 
-from tritium.graph.derived import derived_weights
 from tritium.graph.edit import output_node
 from tritium.graph.grammar import verify_calls, verify_form
 from tritium.graph.locality import prove_token_local
 from tritium.graph.spec import args_of
-from tritium.passes.fold_constants import constants_of
 from tritium.passes.gather_rows import gather_sampled_rows
 from tritium.passes.insert_varlen import insert_varlen
-from tritium.passes.module_pipeline import OptimisedModule
-from tritium.passes.pipeline import FUSE, MERGE, NORMALISE, Pass, check_disabled
+from tritium.passes.pipeline import FUSE, MERGE, NORMALISE, Optimised, Pass, Run
 from tritium.passes.quantize import quantize
 from tritium.quant.schemes import scheme_named
 
@@ -27,7 +24,7 @@ def optimise_encoder(
     disabled: Sequence[str] = (),
     scheme: str | None = None,
     unquantized: Sequence[str] = (),
-) -> OptimisedModule:
+) -> Optimised:
     """Run the passes on a captured graph, in place.
 
     outputs: what the graph returns, in order. row_outputs: those that are computed for sampled rows only.
@@ -35,25 +32,18 @@ def optimise_encoder(
     Raises `CaptureError` when the graph is outside the vocabulary or not token-local, `ConfigError` for a name in
     `disabled` that is no optional pass.
     """
-    check_disabled(disabled)
-    matches: dict[str, int] = {}
-
-    def run(passes: Sequence[Pass]) -> None:
-        for row in passes:
-            if row.name not in disabled:
-                matches[row.name] = row.run(graph).num_matches
-
+    run = Run(graph, disabled)
     verify_form(graph)
     run(NORMALISE)
     prove_token_local(graph)
     results = zip(outputs, args_of(output_node(graph))[0], strict=True)
     whole = [node for name, node in results if name not in row_outputs]
-    matches["gather_sampled_rows"] = gather_sampled_rows(graph, whole).num_matches
+    run.matches["gather_sampled_rows"] = gather_sampled_rows(graph, whole).num_matches
     run(MERGE)
     if scheme is not None:
         run([Pass(name="quantize", run=partial(quantize, scheme=scheme_named(scheme), left_out=unquantized))])
-    matches["insert_varlen"] = insert_varlen(graph).num_matches
+    run.matches["insert_varlen"] = insert_varlen(graph).num_matches
     run(FUSE)
     verify_form(graph)
     verify_calls(graph)
-    return OptimisedModule(graph, matches, derived_weights(graph), constants_of(graph))
+    return Optimised.of(graph, run.matches)

@@ -3,24 +3,19 @@
 A module is run as it is, on exactly the batch that it is given; nothing is padded, so it may mix what it likes.
 """
 
-from dataclasses import dataclass
-
-import torch
 from torch import fx
 
-from tritium.graph.derived import derived_weights
 from tritium.graph.grammar import verify_form
 from tritium.graph.module_grammar import verify_module
 from tritium.passes.batch_views import expand_along_batch
 from tritium.passes.canonicalise import canonicalise
 from tritium.passes.dead_code import remove_dead_code, remove_duplicates
 from tritium.passes.embedding_bags import split_bags
-from tritium.passes.fold_constants import constants_of, fold_constants
+from tritium.passes.fold_constants import fold_constants
 from tritium.passes.fuse_linear_activation import fuse_linear_activation
-from tritium.passes.pipeline import Pass
+from tritium.passes.pipeline import Optimised, Pass, Run
 from tritium.passes.recognise import recognise
 from tritium.passes.recognise_products import recognise_products
-from tritium.weights.recipes import Recipe
 
 MODULE = (
     Pass(name="split_bags", run=split_bags),
@@ -38,25 +33,13 @@ MODULE = (
 )
 
 
-@dataclass(frozen=True)
-class OptimisedModule:
-    """A graph ready for lowering, and how often each pass matched.
-
-    weights: the recipes of weights that passes made. constants: by weight name.
-    """
-
-    graph: fx.Graph
-    matches: dict[str, int]
-    weights: dict[str, Recipe]
-    constants: dict[str, torch.Tensor]
-
-
-def optimise_module(graph: fx.Graph) -> OptimisedModule:
+def optimise_module(graph: fx.Graph) -> Optimised:
     """Run the passes on a captured graph, in place.
 
     Raises `CaptureError` with the node that no kernel runs, or whose sizes are not linear in the batch.
     """
     verify_form(graph)
-    matches = {row.name: row.run(graph).num_matches for row in MODULE}
+    run = Run(graph)
+    run(MODULE)
     verify_module(graph)
-    return OptimisedModule(graph, matches, derived_weights(graph), constants_of(graph))
+    return Optimised.of(graph, run.matches)

@@ -60,16 +60,40 @@ class Pass:
 
 @dataclass(frozen=True)
 class Optimised:
-    """A graph ready for lowering, its KV groups, and how often each pass matched.
+    """A graph ready for lowering, how often each pass matched, and a decoder's KV groups.
 
     weights: the recipes of weights that passes made, over the model's own tensors. constants: by weight name.
     """
 
     graph: fx.Graph
-    kv_groups: tuple[KVGroup, ...]
     matches: dict[str, int]
     weights: dict[str, Recipe]
     constants: dict[str, torch.Tensor]
+    kv_groups: tuple[KVGroup, ...] = ()
+
+    @classmethod
+    def of(cls, graph: fx.Graph, matches: dict[str, int], kv_groups: tuple[KVGroup, ...] = ()) -> "Optimised":
+        """With the weights and constants that the graph has now."""
+        return cls(graph, matches, derived_weights(graph), constants_of(graph), kv_groups)
+
+
+class Run:
+    """Runs passes on a graph, in place, without those that are disabled; `matches` says how often each matched.
+
+    Raises `ConfigError` for a name in `disabled` that is no optional pass. `after` is called with the graph after each.
+    """
+
+    def __init__(self, graph: fx.Graph, disabled: Sequence[str] = (), after: Rewrite | None = None) -> None:
+        check_disabled(disabled)
+        self.matches: dict[str, int] = {}
+        self._graph, self._disabled, self._after = graph, disabled, after
+
+    def __call__(self, passes: Sequence[Pass]) -> None:
+        for row in passes:
+            if row.name not in self._disabled:
+                self.matches[row.name] = row.run(self._graph).num_matches
+                if self._after is not None:
+                    self._after(self._graph)
 
 
 NORMALISE = (
@@ -134,21 +158,12 @@ def optimise(
     Raises `CaptureError` when the graph is outside the vocabulary or not token-local, `ConfigError` for a name in
     `disabled` that is no optional pass.
     """
-    check_disabled(disabled)
     if ranks.tensor_parallel > 1 and stored:
         raise ConfigError(
             f"tensor_parallel={ranks.tensor_parallel}: {next(iter(stored))!r} is kept quantised, which "
             "ranks cannot share: give them the unquantised model"
         )
-    matches: dict[str, int] = {}
-
-    def run(passes: Sequence[Pass]) -> None:
-        for row in passes:
-            if row.name not in disabled:
-                matches[row.name] = row.run(graph).num_matches
-                if after is not None:
-                    after(graph)
-
+    run = Run(graph, disabled, after)
     verify_captured(graph)
     run(NORMALISE)
     prove_token_local(graph)
@@ -167,7 +182,7 @@ def optimise(
     if chosen is None and stored:
         run([Pass(name="keep_stored", run=partial(keep_stored, stored=stored))])
     result, kv_groups = insert_kv(graph)
-    matches["insert_kv"] = result.num_matches
+    run.matches["insert_kv"] = result.num_matches
     run(FUSE)
     if chosen is not None and chosen.weight == FP8:  # last: it takes the norms before a linear as FUSE has made them
         run([Pass(name="quantize_fp8", run=quantize_linears_fp8)])
@@ -176,7 +191,7 @@ def optimise(
         kept, kv_groups = quantize_kv(graph, kv_groups)
         matches["quantize_kv"] = kept.num_matches
     verify(graph, foreign=[target for _, target in (foreign or {}).values()])
-    return Optimised(graph, kv_groups, matches, derived_weights(graph), constants_of(graph))
+    return Optimised.of(graph, run.matches, kv_groups)
 
 
 def left_out(disabled: Sequence[str], device: str) -> tuple[str, ...]:

@@ -1,9 +1,12 @@
 """Building the kernel library: compile csrc/*.cpp in parallel, link, and rename into the cache in one step.
 
 The cache directory holds code that will run, so it is made 0700 and refused when someone else owns or may write it.
-Two processes that build at once each build in their own directory; the first rename wins, the other is thrown away.
+One process builds at a time and who waits for it finds its library; where the cache's file system knows no locks, each
+builds in a directory of its own, the first rename wins and the other is thrown away.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import platform
@@ -13,7 +16,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,14 +50,28 @@ def library_path(
     directory = _directory(cache, command, openmp_runtime, source_dir)
     make_private(cache)
     if not directory.exists():
-        progress(f"tritium: compiling CPU kernels with {compiler} (once, into {directory})")
-        start = time.perf_counter()
-        _build_into(directory, command, openmp_runtime, source_dir)
-        progress(f"tritium: CPU kernels compiled in {time.perf_counter() - start:.1f} s")
+        with _alone(cache):
+            if not directory.exists():
+                progress(f"tritium: compiling CPU kernels with {compiler} (once, into {directory})")
+                start = time.perf_counter()
+                _build_into(directory, command, openmp_runtime, source_dir)
+                progress(f"tritium: CPU kernels compiled in {time.perf_counter() - start:.1f} s")
     _check_private(directory)
     library = directory / NAME
     _check_private(library)
     return library
+
+
+@contextlib.contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Hold the lock of the cache's directory: two builds at once would only share the cores."""
+    directory = os.open(cache, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # no locks here: see above
+            fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)  # which unlocks it, as the end of a process does
 
 
 def _directory(cache: Path, command: Sequence[str], openmp_runtime: str, source_dir: Path) -> Path:
