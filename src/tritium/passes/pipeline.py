@@ -189,7 +189,7 @@ def optimise(
         kv_groups = store_fp8(graph, kv_groups)
     if kv_dtype == "int8":
         kept, kv_groups = quantize_kv(graph, kv_groups)
-        matches["quantize_kv"] = kept.num_matches
+        run.matches["quantize_kv"] = kept.num_matches
     verify(graph, foreign=[target for _, target in (foreign or {}).values()])
     return Optimised.of(graph, run.matches, kv_groups)
 
