@@ -38,9 +38,10 @@ def _run(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], length: 
 
 def _dim(target: Any, first: int, second: int) -> Dim:
     tokens, rest = divmod(second - first, LENGTHS[1] - LENGTHS[0])
-    if rest:
+    constant = first - tokens * LENGTHS[0]
+    if rest or constant < -first:  # T * T lies on a line too, one far below it at 0 tokens
         raise CaptureError(
             f"{target}: a size of its result is {first} for {LENGTHS[0]} tokens and {second} for {LENGTHS[1]}; sizes "
             "must be a number, or a multiple of the number of tokens plus a number: write the model without this one"
         )
-    return Extent(tokens=tokens, constant=first - tokens * LENGTHS[0]) if tokens else first
+    return Extent(tokens=tokens, constant=constant) if tokens else first
