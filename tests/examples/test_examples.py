@@ -1,18 +1,38 @@
-"""The examples run as they stand, each in a process of its own, as a reader would start it."""
+"""The examples run as they stand and say what they promise.
+
+Those that show a process start one; the others run as `__main__` in this process, which has torch loaded already.
+"""
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
+Run = Callable[[str], str]
 
 
-def run(name: str) -> str:
+def run_alone(name: str) -> str:
     done = subprocess.run([sys.executable, EXAMPLES / name], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs an example and returns what it prints."""
+
+    def run(name: str) -> str:
+        monkeypatch.setattr(sys, "argv", [str(EXAMPLES / name)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 def test_an_example_of_the_gallery_is_read_in_a_minute() -> None:
@@ -23,7 +43,7 @@ def test_an_example_of_the_gallery_is_read_in_a_minute() -> None:
 
 
 def test_the_demo_completes_every_prompt_and_ends_with_its_speed() -> None:
-    lines = run("demo.py").splitlines()
+    lines = run_alone("demo.py").splitlines()
     assert re.fullmatch(r"12 requests, 8 in flight at once: [\d,]+ tokens in [\d.]+ s, [\d,]+ tokens/s", lines[-1])
     finished = [line for line in lines if re.search(r"\(\d+ tokens, (length|stop)\)$", line)]
     assert len(finished) == 12
@@ -32,7 +52,7 @@ def test_the_demo_completes_every_prompt_and_ends_with_its_speed() -> None:
     assert "engine " in lines[0]
 
 
-def test_the_recommender_answers_as_torch_does_for_every_batch() -> None:
+def test_the_recommender_answers_as_torch_does_for_every_batch(run: Run) -> None:
     lines = run("recommender.py").splitlines()
     assert lines[0] == "takes dense, categories; gives click; batches of 1 to 256"
     answers = [re.fullmatch(r"batch of (\d+): best item \d+, equal to torch within (.*)", line) for line in lines[1:]]
@@ -40,25 +60,25 @@ def test_the_recommender_answers_as_torch_does_for_every_batch() -> None:
     assert max(float(found[2]) for found in answers if found is not None) < 1e-5
 
 
-def test_embeddings_rank_the_sentences() -> None:
+def test_embeddings_rank_the_sentences(run: Run) -> None:
     lines = run("embeddings.py").splitlines()
     scores = [float(line.split()[0]) for line in lines]
     assert len(lines) == 3 and scores == sorted(scores, reverse=True) and -1 <= min(scores) <= max(scores) <= 1.001
 
 
-def test_classification_names_the_likeliest_label_of_each_text() -> None:
+def test_classification_names_the_likeliest_label_of_each_text(run: Run) -> None:
     lines = run("classification.py").splitlines()
     assert len(lines) == 3
     assert all(re.match(r"(negative|neutral|positive) \((0\.[3-9]\d|1\.00)\): ", line) for line in lines)
 
 
-def test_models_of_ones_own_compile_and_the_plain_one_equals_pytorch() -> None:
+def test_models_of_ones_own_compile_and_the_plain_one_equals_pytorch(run: Run) -> None:
     assert run("custom_model.py").startswith("TinyModel, equal to PyTorch: [")
     tokens = re.fullmatch(r"gpt2 with squared ReLU: \[([\d, ]+)\]\n", run("changed_model.py"))
     assert tokens is not None and len(tokens[1].split(",")) == 16
 
 
-def test_logits_processors_of_ones_own_choose_what_may_be_said() -> None:
+def test_logits_processors_of_ones_own_choose_what_may_be_said(run: Run) -> None:
     digits, without, free = (
         ast.literal_eval(line.removeprefix("--- ")) for line in run("logits_processor.py").splitlines()
     )
@@ -67,7 +87,7 @@ def test_logits_processors_of_ones_own_choose_what_may_be_said() -> None:
     assert without[:5] == free[:5]
 
 
-def test_a_plugin_computes_its_op_in_one_step_and_changes_no_token() -> None:
+def test_a_plugin_computes_its_op_in_one_step_and_changes_no_token(run: Run) -> None:
     lines = run("plugin.py").splitlines()
     found = [re.fullmatch(r"(\d) plugins: (\d+) steps, [\d.]+ ms a prompt of 256", line) for line in lines]
     (none, without), (one, with_it) = [match.groups() for match in found if match]
@@ -76,7 +96,7 @@ def test_a_plugin_computes_its_op_in_one_step_and_changes_no_token() -> None:
     assert len((EXAMPLES / "plugin.py").read_text().splitlines()) < 80
 
 
-def test_the_offline_batch_prints_the_likelier_of_two_samples_per_prompt() -> None:
+def test_the_offline_batch_prints_the_likelier_of_two_samples_per_prompt(run: Run) -> None:
     lines = run("offline_batch.py").splitlines()
     assert len(lines) == 6
     for line in lines:
@@ -84,20 +104,20 @@ def test_the_offline_batch_prints_the_likelier_of_two_samples_per_prompt() -> No
         assert found is not None and float(found[1]) < 0
 
 
-def test_a_stream_shows_every_piece_and_one_that_is_left_frees_its_blocks() -> None:
+def test_a_stream_shows_every_piece_and_one_that_is_left_frees_its_blocks(run: Run) -> None:
     *_, whole, part, blocks = run("streaming.py").splitlines()
     assert ast.literal_eval(whole.removeprefix("whole: ")).startswith("def main(")
     assert ast.literal_eval(part.removeprefix("left early: ")).startswith("import os\n")
     assert blocks == "KV blocks in use: 0"
 
 
-def test_a_second_turn_of_a_chat_finds_the_first_in_the_cache() -> None:
+def test_a_second_turn_of_a_chat_finds_the_first_in_the_cache(run: Run) -> None:
     first, second = re.findall(r"^\((\d+) prompt tokens, (\d+) of them cached\)$", run("chat.py"), re.MULTILINE)
     assert int(first[1]) == 0 and int(second[1]) >= 16
 
 
 def test_the_openai_package_talks_to_a_server_of_its_own() -> None:
-    completion, chat, *answers = run("openai_client.py").splitlines()
+    completion, chat, *answers = run_alone("openai_client.py").splitlines()
     assert completion.startswith("completion: ") and len(ast.literal_eval(chat.removeprefix("chat: "))) > 5
     found = [re.fullmatch(r"answer (\d): .*, log-probability -\d+\.\d\d", line) for line in answers]
     assert [match and match[1] for match in found] == ["0", "1", "2"]

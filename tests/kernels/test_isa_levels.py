@@ -13,8 +13,8 @@ from tritium.testing.kernel_cases import CASES, run
 
 
 @pytest.fixture(scope="module")
-def older(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compiled(LEVELS["avx2"], tmp_path_factory.mktemp("level"), "*.cpp")
+def older() -> ctypes.CDLL:
+    return compiled(LEVELS["avx2"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])

@@ -19,9 +19,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.full] * (n in FULL)) for n in HERE])
-def level(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
     """The linear kernels compiled for one level stand in for the library. A CPU without a level has fewer to test."""
-    linears = compiled(LEVELS[request.param], tmp_path_factory.mktemp("level"), "linear*.cpp")
+    linears = compiled(LEVELS[request.param])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "_load", lambda: (linears, ""))
         yield request.param

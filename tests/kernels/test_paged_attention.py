@@ -1,7 +1,6 @@
 """Paged attention: right against its op in fp32, blind to what no query sees, and bit-equal however a batch is cut."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -177,10 +176,8 @@ def test_it_refuses_arguments_that_it_has_no_code_for() -> None:
     "level",
     ["x86-64-v3", pytest.param("x86-64-v4", marks=pytest.mark.full), pytest.param("x86-64", marks=pytest.mark.full)],
 )
-def test_an_older_instruction_set_is_as_right_and_as_invariant(
-    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attention = compiled(f"-march={level}", tmp_path, "attention.cpp")
+def test_an_older_instruction_set_is_as_right_and_as_invariant(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = compiled(f"-march={level}")
     problems = [Problem.draw([c for _, c in MIXED], *shape, dtype) for shape in SHAPES[:4] for dtype in DTYPES]
     native = [compute(p.args(list(enumerate(MIXED)))) for p in problems]
     monkeypatch.setattr(library, "_load", lambda: (attention, ""))

@@ -27,13 +27,12 @@ ROWS = (*range(1, 33), 64, 100, 257)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.full] * (n in FULL)) for n in HERE])
-def level(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
     """The linear kernels compiled for one level stand in for the library, which is the native level itself."""
     if request.param == "native":
         yield request.param
         return
-    folder = tmp_path_factory.mktemp("level")
-    linears = compiled(LEVELS[request.param], folder, "linear_quantized.cpp", "activations.cpp")
+    linears = compiled(LEVELS[request.param])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "_load", lambda: (linears, ""))
         yield request.param

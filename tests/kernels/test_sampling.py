@@ -1,9 +1,7 @@
 """Sampling: the stated rule against a plain float64 oracle, the promised distribution, and rows that mind their own."""
 
-import ctypes
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritium.errors import KernelError
-from tritium.kernels.cpu import build, library, openmp
+from tritium.kernels.cpu import library
 from tritium.kernels.eager.sampling import uniform
 from tritium.kernels.logit_edits import LogitEdits
 from tritium.kernels.sampling import Sampled, SamplerKernel, SamplingTable
+from tritium.testing.isa_levels import LEVELS, compiled
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MARGIN = 2e-6  # of the whole weight: fp32 weights cannot decide a draw or a cut that is closer than this
@@ -281,18 +280,16 @@ def test_a_row_has_the_same_bits_alone_in_any_batch_and_for_every_number_of_thre
 
 
 @pytest.mark.skipif(not library.available(), reason=library.why_not())
-def test_an_older_instruction_set_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_instruction_set_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    flags = ["-march=x86-64-v3" if f == "-march=native" else f for f in build.FLAGS]
-    path, runtime = tmp_path / "sampling.so", openmp.torch_runtime(openmp.loaded_runtimes())
-    build._run(["g++", *flags, "-shared", str(build.SOURCE_DIR / "sampling.cpp"), runtime, "-o", str(path)])
+    avx2 = compiled(LEVELS["avx2"])
     rows = table(24, temperature=np.linspace(0, 2, 24), num_logprobs=4)
     rows.top_p[::2], rows.top_k[::3], rows.min_p[::5] = 0.9, 300, 0.1
     for dtype in DTYPES:
         logits = torch.randn(24, 20001).to(dtype)
         native = [x.copy() for x in sample(logits, rows)]
         with monkeypatch.context() as patch:
-            patch.setattr(library, "_load", lambda: (ctypes.CDLL(str(path)), ""))
+            patch.setattr(library, "_load", lambda: (avx2, ""))
             older = sample(logits, rows)
         assert all(np.array_equal(mine, other) for mine, other in zip(native, older, strict=True))
 

@@ -1,6 +1,5 @@
 """varlen_attention: right against a textbook, bit-equal whatever else is in the batch, in any layout of q, k and v."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,10 +97,8 @@ def test_a_sequences_bits_do_not_depend_on_the_batch_nor_on_threads(
     "level",
     ["native without amx", pytest.param("avx2", marks=pytest.mark.full)],
 )
-def test_in_bf16_it_is_right_and_has_its_own_bits_without_amx_too(
-    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attention = compiled(LEVELS[level], tmp_path, "varlen_attention.cpp")
+def test_in_bf16_it_is_right_and_has_its_own_bits_without_amx_too(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = compiled(LEVELS[level])
     monkeypatch.setattr(library, "_load", lambda: (attention, ""))
     for shape in SHAPES:
         test_it_is_within_twice_the_error_of_the_textbook_in_low_precision(torch.bfloat16, shape, 0.0)

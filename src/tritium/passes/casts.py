@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from tritium.graph.edit import insert_inferred
-from tritium.graph.spec import args_of, spec_of
+from tritium.graph.spec import args_of, spec_of, target_of
 from tritium.passes.leading_ones import num_leading_ones
 from tritium.passes.result import PassResult
 from tritium.passes.sinking import rewrite_calls

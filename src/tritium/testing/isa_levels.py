@@ -1,10 +1,11 @@
 """The kernels compiled for other instruction sets than this machine's: paths that it would not take."""
 
 import ctypes
-import shutil
+import functools
 from pathlib import Path
 from unittest import mock
 
+from tritium.config import cache_dir
 from tritium.kernels.cpu import build, openmp
 
 # What the compiler may use: all this machine has (AMX where there is), then one level less each time.
@@ -24,13 +25,10 @@ CPU_FLAGS = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n
 HERE = tuple(name for name in LEVELS if NEEDS.get(name, set()) <= CPU_FLAGS)
 
 
-def compiled(flags: str, folder: Path, *sources: str) -> ctypes.CDLL:
-    """The kernels of these files of csrc, compiled in `folder` with `flags` in place of -march=native."""
-    (folder / "csrc").mkdir()
-    for pattern in ("*.h", *sources):
-        for path in build.SOURCE_DIR.glob(pattern):
-            shutil.copy(path, folder / "csrc")
+@functools.cache
+def compiled(flags: str) -> ctypes.CDLL:
+    """The library compiled with `flags` in place of -march=native: once, into the cache, whoever wants it."""
     others = (flag for flag in build.FLAGS if flag != "-march=native")
     runtime = openmp.torch_runtime(openmp.loaded_runtimes())
-    with mock.patch.multiple(build, FLAGS=(*others, *flags.split()), SOURCE_DIR=folder / "csrc"):
-        return ctypes.CDLL(str(build.library_path("g++", runtime, folder / "kernels", progress=lambda _: None)))
+    with mock.patch.object(build, "FLAGS", (*others, *flags.split())):
+        return ctypes.CDLL(str(build.library_path("g++", runtime, cache_dir() / "kernels", progress=lambda _: None)))
