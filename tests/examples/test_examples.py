@@ -125,6 +125,6 @@ def test_the_openai_package_talks_to_a_server_of_its_own() -> None:
 
 
 def test_two_processes_with_a_part_of_every_layer_choose_the_tokens_of_one() -> None:
-    lines = run("tensor_parallel.py").splitlines()
+    lines = run_alone("tensor_parallel.py").splitlines()
     assert [line.split(":")[0] for line in lines] == ["rank-0", "rank-1"]
     assert all(line.endswith("same tokens as alone: True") for line in lines)
