@@ -5,7 +5,7 @@ import os
 from importlib import import_module
 
 # libgomp's threads spin for about a millisecond at every barrier. On two cores shared with one other busy process the
-# demo model then made 6 tokens/s, and 443 with this bound of some 30 µs (2 x Zen 4, 2026-11-23, dev/LOG.md). libgomp
+# demo model then made 6 tokens/s, and 443 with this bound of some 30 µs (2 x Zen 4, dev/LOG-2026-11-23.md). libgomp
 # reads it when torch is imported: a program that imports torch before tritium has to set it itself.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
