@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ from tritium.passes.smooth import SMOOTHING
 from tritium.quant.schemes import INT8, WeightFormat, scheme_named
 from tritium.quantizer import quantize
 from tritium.testing.plain_models import PlainLlama
-from tritium.testing.tiny_models import make_checkpoint, random_prompt
+from tritium.testing.tiny_models import TINY_MODELS, make_checkpoint, random_prompt
+from tritium.testing.tiny_tokenizers import byte_level_bpe, write_directory
 from tritium.weights.recipe_json import from_json, to_json
 from tritium.weights.recipes import Checkpoint, Constant, Quantized, Scaled, Scales, describe
 
@@ -190,3 +192,27 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model")
     with pytest.raises(ConfigError, match=r"model has no tokenizer.json, without which a text is no tokens"):
         quantize(checkpoint, output_dir=tmp_path / "e", scheme="w8a8", method="awq", calibration_text=tmp_path / "text")
+
+
+def test_a_start_after_an_interruption_takes_nothing_that_other_weights_gave(tmp_path: Path) -> None:
+    config = TINY_MODELS["llama"] | {"vocab_size": 400, "max_position_embeddings": 64}
+    text = tmp_path / "text"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 8)
+
+    def learn_from_files(seed: int, work: Path, **options: Any) -> tuple[dict[str, torch.Tensor], int]:
+        checkpoint = make_checkpoint(tmp_path / "model", config, seed=seed)  # the same names, shapes, sizes and path
+        write_directory(checkpoint, byte_level_bpe(), {"eos_token": "<|end|>"})
+        calls: list[str] = []
+        options = {"scheme": "w8a8", "method": "awq", "calibration_text": text, **options}
+        quantize(checkpoint, output_dir=tmp_path / f"{work.name}-{len(list(tmp_path.iterdir()))}", work_dir=work,
+                 progress=lambda stage, *_: calls.append(stage), **options)  # fmt: skip
+        return load_file(work / "calibration.safetensors"), calls.count("calibrate")
+
+    first, num_linears = learn_from_files(1, tmp_path / "work")
+    again, num_repeated = learn_from_files(1, tmp_path / "work")
+    assert 0 < num_repeated < num_linears and all(torch.equal(again[name], first[name]) for name in first)
+    other, num_computed = learn_from_files(2, tmp_path / "work")
+    fresh, _ = learn_from_files(2, tmp_path / "empty")
+    assert num_computed == num_linears and all(torch.equal(other[name], fresh[name]) for name in fresh)
+    assert learn_from_files(2, tmp_path / "work", dtype="bfloat16")[1] == num_linears
+    assert learn_from_files(2, tmp_path / "work", dtype="bfloat16", max_model_len=32)[1] == num_linears

@@ -7,15 +7,18 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tritium import __version__
 from tritium.calibrate.calibrate import Calibration, calibrate, calibration_key
 from tritium.calibrate.work_dir import WorkDir
 from tritium.compiler import build
 from tritium.config import BuildConfig, check_choice, check_int
+from tritium.engine.cache import file_hashes
 from tritium.engine.engine import Engine
 from tritium.errors import ConfigError
 from tritium.quant.schemes import FP8, scheme_named
 from tritium.resolve import ResolvedModel, resolve_model
 from tritium.text.tokenizer import Tokenizer
+from tritium.weights.hub import model_directory
 from tritium.weights.recipes import evaluate
 
 Method = Literal["rtn", "smoothquant", "awq", "gptq"]
@@ -76,14 +79,17 @@ def _learn(
     scheme = scheme_named(config.scheme)
     if scheme.weight == FP8:
         raise ConfigError(f"scheme={config.scheme!r} is rounded as it is: leave the method out")
-    resolved = resolve_model(model, config, None)
+    path = model_directory(model)
+    resolved = resolve_model(path, config, None)
     if resolved.encoder is not None or resolved.source is None:
         raise ConfigError(f"{model} is an encoder: schemes are for decoders")
     windows = _windows(resolved, text, num_tokens)
     wanted = Calibration(method=method, scheme=scheme, left_out=config.unquantized, windows=windows)  # type: ignore[arg-type]
     source, recipes = resolved.source, resolved.recipes
-    key = calibration_key(wanted, {name: (source.where(name), source.spec(name)) for name in source.names})
-    work = WorkDir(None if work_dir is None else Path(work_dir), key)
+    work = WorkDir(None, "")
+    if work_dir is not None:  # the key's hash of every file costs a pass over the weights
+        known = (__version__, config.dtype, resolved.max_model_len, file_hashes(path))
+        work = WorkDir(Path(work_dir), calibration_key(wanted, known))
 
     def report(done: int, total: int) -> None:
         if progress is not None:

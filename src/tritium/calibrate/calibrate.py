@@ -64,10 +64,10 @@ def calibrate(
     return _Run(captured.graph, captured.constants, read, calibration, work, progress).results()
 
 
-def calibration_key(calibration: Calibration, shapes: Mapping[str, object]) -> str:
-    """A hash of what the results depend on beside the weights' own numbers. shapes: of the checkpoint's tensors."""
+def calibration_key(calibration: Calibration, model: object) -> str:
+    """A hash of what the results depend on. model: anything whose repr differs when the model or its weights do."""
     known = (calibration.method, calibration.scheme, tuple(calibration.left_out), list(map(list, calibration.windows)))
-    return hashlib.sha256(repr((known, sorted(shapes.items()))).encode()).hexdigest()
+    return hashlib.sha256(repr((known, model)).encode()).hexdigest()
 
 
 class _Run:

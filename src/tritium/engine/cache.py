@@ -58,7 +58,7 @@ def engine_path(model_dir: Path, build: BuildConfig, plugins: Sequence[str] = ()
     versions = (__version__, str(MANIFEST_VERSION), str(PLAN_VERSION), _compiler_fingerprint())
     for text in (*versions, repr(sorted(dataclasses.asdict(build).items())), *plugins):
         digest.update(text.encode() + b"\0")
-    for name, sha256 in _file_hashes(model_dir):
+    for name, sha256 in file_hashes(model_dir):
         digest.update(f"{name} {sha256}\0".encode())
     name = model_dir.resolve().name
     if name == "checkpoint":
@@ -96,8 +96,11 @@ def build_lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _file_hashes(model: Path) -> list[tuple[str, str]]:
-    """(name, sha256) of each file that belongs to the model, by name; large ones from the memo when unchanged."""
+def file_hashes(model: Path) -> list[tuple[str, str]]:
+    """(name, sha256) of each file that belongs to the model (a directory or a .gguf file), by name.
+
+    A file whose path, size, time and inode are known is not read again. Raises `CheckpointError` when there is none.
+    """
     memo_path = engines_dir() / "hashes.json"
     memo = _read_memo(memo_path)
     hashes = []
