@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tritium import LLM, BeamSearchParams, SamplingParams
+from tritium.errors import RequestError
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo_model"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -20,24 +21,33 @@ def answers(device: str, prompts: list[str], params: Any) -> Any:
         return llm.generate(prompts, params, use_progress=False)
 
 
-def test_edited_rows_and_scored_prompts_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edited_rows_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITIUM_CACHE", str(tmp_path))
     common: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True}
     params = [
-        SamplingParams(temperature=0, repetition_penalty=1.3, frequency_penalty=0.5, prompt_logprobs=3, **common),
-        SamplingParams(temperature=0, bad_words=["os", "sys"], logit_bias={5: 2.0}, prompt_logprobs=0, **common),
+        SamplingParams(temperature=0, repetition_penalty=1.3, frequency_penalty=0.5, **common),
+        SamplingParams(temperature=0, bad_words=["os", "sys"], logit_bias={5: 2.0}, **common),
         SamplingParams(temperature=0.9, n=3, seed=5, logprobs=2, **common),
         SamplingParams(temperature=0, **common),
     ]
     on_cpu, on_gpu = answers("cpu", PROMPTS, params), answers("cuda", PROMPTS, params)
     for mine, other in zip(on_gpu, on_cpu, strict=True):
         assert [c.token_ids for c in mine.outputs] == [c.token_ids for c in other.outputs]
-        assert (mine.prompt_logprobs is None) == (other.prompt_logprobs is None)
-        for token, expected in zip((mine.prompt_logprobs or [])[1:], (other.prompt_logprobs or [])[1:], strict=True):
-            assert token.token_id == expected.token_id
+    for mine, other in zip(on_gpu[2].outputs, on_cpu[2].outputs, strict=True):
+        for token, expected in zip(mine.logprobs, other.logprobs, strict=True):
             assert token.logprob == pytest.approx(expected.logprob, abs=2e-3)
-            assert len(token.top_logprobs) == len(expected.top_logprobs)
-    assert len(on_gpu[1].prompt_logprobs) > 48, "the prompt should come in several chunks"
+            assert len(token.top_logprobs) == len(expected.top_logprobs) == 2
+
+
+def test_scored_prompts_are_refused_and_the_next_prompts_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITIUM_CACHE", str(tmp_path))
+    with LLM(DEMO, device="cuda", dtype="float32", max_num_seqs=6) as llm:
+        with pytest.raises(RequestError, match=r"prompt_logprobs=3 cannot be had from an engine for a GPU; leave it"):
+            llm.generate(PROMPTS, SamplingParams(prompt_logprobs=3), use_progress=False)
+        (answer,) = llm.generate(PROMPTS[:1], SamplingParams(max_tokens=3, ignore_eos=True), use_progress=False)
+        assert len(answer.outputs[0].token_ids) == 3
 
 
 def test_beam_search_finds_the_sequences_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
