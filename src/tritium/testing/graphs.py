@@ -79,6 +79,26 @@ def bound(graph: fx.Graph, values: Mapping[str, torch.Tensor]) -> dict[str, torc
     return {**values, **constants, **derived}
 
 
+def in_fp32(graph: fx.Graph) -> fx.Graph:
+    """A copy in which every bf16 is fp32, casts to it too: what the graph means, without the rounding."""
+    copy, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        new = copies[node] = copy.node_copy(node, copies.__getitem__)
+        new.args, new.kwargs = fx.node.map_aggregate((new.args, new.kwargs), _widened_dtype)
+        spec = node.meta["spec"]
+        new.meta = {**node.meta, "spec": fx.node.map_aggregate(spec, _widened_dtype) if spec is not None else None}
+    return copy
+
+
+def widened(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same numbers, those in bf16 as fp32."""
+    return {name: x.float() if x.dtype == torch.bfloat16 else x for name, x in values.items()}
+
+
+def _widened_dtype(value: Any) -> Any:
+    return torch.float32 if value is torch.bfloat16 else value
+
+
 def _check_type(node: fx.Node, value: Any, sizes: Sizes) -> None:
     spec = node.meta["spec"]
     if isinstance(spec, Spec):

@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from tritium.engine.plan import KVGroup, Sizes
-from tritium.testing.graphs import bound, evaluate
+from tritium.testing.graphs import bound, evaluate, in_fp32, widened
 
 BLOCK_SIZE = 4
 BLOCKS_PER_SEQUENCE = 8
@@ -21,9 +21,19 @@ class Chunk(NamedTuple):
 
 
 class PackedRunner:
-    """Keeps the cache between steps. Blocks are dealt out interleaved; slots never written are NaN."""
+    """Keeps the cache between steps. Blocks are dealt out interleaved; slots never written are NaN.
 
-    def __init__(self, graph: fx.Graph, kv_groups: Sequence[KVGroup], weights: Mapping[str, torch.Tensor]) -> None:
+    is_widened: a graph in bf16, its cache too, is computed in fp32, with the weights as they are in bf16.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        kv_groups: Sequence[KVGroup],
+        weights: Mapping[str, torch.Tensor],
+        *,
+        is_widened: bool = False,
+    ) -> None:
         self.graph, self.weights, self.num_groups = graph, bound(graph, weights), len(kv_groups)
         self.caches = {}
         for group in kv_groups:
@@ -32,6 +42,8 @@ class PackedRunner:
                 self.caches[f"kv.{layer}"] = torch.full(
                     shape, _unwritten(group.dtype), dtype=getattr(torch, group.dtype)
                 )
+        if is_widened:
+            self.graph, self.weights, self.caches = in_fp32(graph), widened(self.weights), widened(self.caches)
 
     def step(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """[sequences, V]: logits of the last token of every chunk. Sequence s is the s-th chunk of every step."""
