@@ -22,6 +22,7 @@ from tritium.passes.smooth import SMOOTHING
 from tritium.quant.schemes import INT8, WeightFormat, scheme_named
 from tritium.quantizer import quantize
 from tritium.testing.plain_models import PlainLlama
+from tritium.testing.tiny_encoders import encoder_directory
 from tritium.testing.tiny_models import TINY_MODELS, make_checkpoint, random_prompt
 from tritium.testing.tiny_tokenizers import byte_level_bpe, write_directory
 from tritium.weights.recipe_json import from_json, to_json
@@ -188,10 +189,36 @@ def test_options_that_do_not_go_together_are_refused(options: dict, message: str
         quantize(checkpoint, output_dir=tmp_path / "engine", scheme="w8a8", **options)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "content", "message"),
+    [
+        ("fp8", "words", r"scheme='fp8' is rounded as it is: leave the method out"),
+        ("w8a8", "", r"calibration text .*text has 0 bytes: expected 1 to 67108864"),
+        ("w8a8", "a", r"calibration text .*text has 1 tokens, too few to learn from"),
+    ],
+)
+def test_what_no_method_learns_from_is_refused(scheme: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text(content)
+    checkpoint = make_checkpoint(tmp_path / "model", TINY_MODELS["llama"] | {"vocab_size": 400})
+    write_directory(checkpoint, byte_level_bpe(), {"eos_token": "<|end|>"})
+    options = {"scheme": scheme, "method": "awq", "calibration_text": tmp_path / "text"}
+    with pytest.raises(ConfigError, match=message):
+        quantize(checkpoint, output_dir=tmp_path / "e", **options)
+
+
+def test_an_encoder_has_no_scheme_to_learn_for(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("some words")
+    checkpoint, _ = encoder_directory(tmp_path / "model", "BertModel")
+    with pytest.raises(ConfigError, match=r"model is an encoder: schemes are for decoders"):
+        quantize(checkpoint, output_dir=tmp_path / "e", scheme="w8a8", method="awq", calibration_text=tmp_path / "text")
+
+
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("some words")
     checkpoint = make_checkpoint(tmp_path / "model")
-    with pytest.raises(ConfigError, match=r"model has no tokenizer.json, without which a text is no tokens"):
+    with pytest.raises(
+        ConfigError, match=r"model has no tokenizer.json, without which a text is no tokens: put the one .* beside"
+    ):
         quantize(checkpoint, output_dir=tmp_path / "e", scheme="w8a8", method="awq", calibration_text=tmp_path / "text")
 
 

@@ -18,6 +18,7 @@ from tritium.errors import ConfigError
 from tritium.quant.schemes import FP8, scheme_named
 from tritium.resolve import ResolvedModel, resolve_model
 from tritium.text.tokenizer import Tokenizer
+from tritium.text.tokenizer_files import ADD_TOKENIZER
 from tritium.weights.hub import model_directory
 from tritium.weights.recipes import evaluate
 
@@ -111,7 +112,9 @@ def _windows(resolved: ResolvedModel, text: Path, num_tokens: int) -> list[list[
     if not data:
         raise ConfigError(f"calibration text {text} has {size} bytes: expected 1 to {MAX_TEXT_BYTES}")
     if resolved.model_dir is None or not (resolved.model_dir / "tokenizer.json").is_file():
-        raise ConfigError(f"{resolved.origin} has no tokenizer.json, without which a text is no tokens")
+        raise ConfigError(
+            f"{resolved.origin} has no tokenizer.json, without which a text is no tokens: {ADD_TOKENIZER}"
+        )
     vocab_size = resolved.module.get_parameter("embed_tokens.weight").shape[0]
     tokenizer = Tokenizer.from_directory(resolved.model_dir, model_vocab_size=vocab_size)
     ids = tokenizer.encode(data.decode("utf-8", errors="replace"))[:num_tokens]

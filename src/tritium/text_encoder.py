@@ -21,6 +21,7 @@ from tritium.runtime.encoder_request import POOLINGS, EncoderRequest, Pooling, T
 from tritium.runtime.encoder_runner import EncoderRunner
 from tritium.runtime.encoder_thread import EncoderThread
 from tritium.text.tokenizer import Tokenizer
+from tritium.text.tokenizer_files import ADD_TOKENIZER
 
 TASKS: dict[str, tuple[Task, ...]] = {  # by output of the engine
     "hidden": ("embed", "token_embed"),
@@ -216,7 +217,9 @@ class TextEncoder:
 
     def _need_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
-            raise RequestError(f"text needs a tokenizer; pass token ids: {self._engine.path} has no tokenizer.json")
+            raise RequestError(
+                f"text needs a tokenizer; pass token ids: {self._engine.path} has no tokenizer.json; {ADD_TOKENIZER}"
+            )
         return self._tokenizer
 
 

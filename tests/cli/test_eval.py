@@ -130,4 +130,4 @@ def test_an_engine_without_a_tokenizer_is_refused_by_name(tmp_path) -> None:
     (tmp_path / "some.txt").write_text("some text")
     result = CliRunner().invoke(app, ["eval", str(model), "--text", str(tmp_path / "some.txt")])
     assert result.exit_code == 1
-    assert "has no tokenizer: build it from a model that has one" in result.stderr.splitlines()[-1]
+    assert "has no tokenizer.json; put the one that the model was published with" in result.stderr.splitlines()[-1]

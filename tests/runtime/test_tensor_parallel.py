@@ -151,6 +151,17 @@ def test_the_parts_of_a_table_add_up_to_it() -> None:
     assert (parts[0] == 0).all(-1).tolist() == [False, True, False, True, False]
 
 
+def test_ranks_that_are_lost_are_an_error() -> None:
+    class Lost:
+        def allgather(self, *_: object) -> None:
+            raise RuntimeError("connection closed by peer")
+
+    ranks = object.__new__(GlooCommunicator)
+    ranks.rank, ranks.num_ranks, ranks._group = 1, 2, Lost()  # type: ignore[assignment]
+    with pytest.raises(EngineError, match=r"rank 1 of 2 lost the others: connection closed .*; start all of them"):
+        ranks.all_gather([torch.ones(1)] * 2, torch.ones(1))
+
+
 def test_ranks_that_do_not_come_are_an_error(tmp_path) -> None:
     store = FileStore(str(tmp_path / "store"), 2)
     with pytest.raises(EngineError, match=r"rank 0 of 2 did not find the others: .*; start all of them"):

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tritium import LLM, SamplingParams
 from tritium.calibrate.engine_logits import EngineLogits
 from tritium.compiler import build
-from tritium.errors import CheckpointError, UnsupportedModel
+from tritium.errors import CheckpointError, RequestError, UnsupportedModel
 from tritium.testing.gguf_files import gguf_names, write_gguf
 from tritium.testing.tiny_configs import LLAMA
 from tritium.testing.tiny_models import make_checkpoint, random_prompt, relative_error, write_tensors
@@ -63,6 +64,17 @@ def test_an_engine_has_the_logits_of_what_the_blocks_stand_for(kind: str, plain:
     found, expected = (EngineLogits(engine, 32).logits(random_prompt(20)) for engine in (ours, theirs))
     # the scales of kept 4-bit weights are rounded to bfloat16
     assert relative_error(found, expected) < 0.02 if is_kept else torch.equal(found, expected)
+
+
+def test_a_prompt_of_text_says_where_the_tokenizer_of_a_file_belongs(file: Path) -> None:
+    with LLM(file, max_num_seqs=1, max_num_batched_tokens=8) as llm:
+        message = (
+            r"a prompt of text needs a tokenizer; pass token ids: .* has no tokenizer.json; put the one .*\.gguf file"
+        )
+        with pytest.raises(RequestError, match=message):
+            llm.generate(["text"], use_progress=False)
+        (answer,) = llm.generate([[5, 6]], SamplingParams(max_tokens=2, ignore_eos=True), use_progress=False)
+        assert len(answer.outputs[0].token_ids) == 2
 
 
 def test_rope_factors_need_the_published_configuration(plain: Path, tmp_path: Path) -> None:
@@ -193,6 +205,18 @@ def test_no_cut_and_no_changed_byte_does_more_than_raise_an_error_of_ours(file: 
         path.write_bytes(broken if at % 2 else data[:at])
         with pytest.raises((CheckpointError, UnsupportedModel)):
             open_checkpoint(path)
+
+
+def test_a_tensor_that_the_architecture_does_not_have_is_named(tmp_path: Path) -> None:
+    known = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
+    for name in (b"llama.attention.head_count", b"llama.attention.head_count_kv", b"llama.block_count"):
+        known += text(name) + struct.pack("<II", 4, 1)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(header(tensors=1, fields=4, rest=known + tensor(b"blk.0.ffn_gate_exps.weight", (8,))))
+    with pytest.raises(
+        UnsupportedModel, match=r"'blk.0.ffn_gate_exps.weight' is none of a llama model's; .* use the Hug"
+    ):
+        open_checkpoint(path)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -246,6 +246,27 @@ def test_a_configuration_of_quantised_weights_over_plain_ones_is_refused(plain: 
         open_checkpoint(tmp_path)
 
 
+def test_a_weight_that_is_there_twice_is_named(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    path = changed(checkpoints["awq"], tmp_path, weight=torch.zeros(64, 64))
+    with pytest.raises(CheckpointError, match=r"holds '.*q_proj.weight' both quantised and as a plain .*; download it"):
+        open_checkpoint(path)
+
+
+def test_a_list_where_the_configuration_should_be_is_refused(plain: Path, tmp_path: Path) -> None:
+    config = json.loads((plain / "config.json").read_text())
+    shutil.copy(plain / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": [4]}))
+    with pytest.raises(CheckpointError, match=r"config.json: quantization_config is a list, expected an object"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["awq", "fp8"])
+def test_ranks_do_not_share_what_is_kept_quantised(name: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    message = r"tensor_parallel=2: '.*' is kept quantised, which ranks cannot share: give them the unquantised model"
+    with pytest.raises(ConfigError, match=message):
+        build(checkpoints[name], output_dir=tmp_path / "engine", tensor_parallel=2)
+
+
 def test_older_gptq_checkpoints_say_it_in_a_file_of_their_own(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     path = checkpoints["gptq"]
     data = json.loads((path / "config.json").read_text())

@@ -20,6 +20,7 @@ from tritium.llm import LLM, RequestOutput
 from tritium.progress import progress_bar
 from tritium.sampling_params import SamplingParams
 from tritium.text.tokenizer import Tokenizer
+from tritium.text.tokenizer_files import ADD_TOKENIZER
 
 DEFAULT_WINDOW = 512
 MAX_TEXT_BYTES = 16 << 20  # the tokenizer holds the whole text, at over 100 bytes a token
@@ -52,7 +53,7 @@ def run(
     with LLM(model, **config) as llm:
         resolved = resolved_config(llm)
         if llm.tokenizer is None:
-            raise ConfigError(f"the engine {llm.engine.path} has no tokenizer: build it from a model that has one")
+            raise ConfigError(f"the engine {llm.engine.path} has no tokenizer.json; {ADD_TOKENIZER}")
         prefix, ids = tokenise(llm.tokenizer, content, text, max_tokens)
         size, step = window_sizes(window, stride, len(prefix), llm.limits.max_model_len)
         load = {"text": str(text), "window": size + len(prefix), "stride": step, "max_tokens": max_tokens}

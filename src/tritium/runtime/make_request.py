@@ -7,6 +7,7 @@ from tritium.runtime.request import Request
 from tritium.sampling_params import SamplingParams
 from tritium.text.bad_words import bad_word_ids
 from tritium.text.tokenizer import Tokenizer
+from tritium.text.tokenizer_files import ADD_TOKENIZER
 
 
 class RequestMaker:
@@ -52,5 +53,5 @@ class RequestMaker:
     def need_tokenizer(self, why: str) -> Tokenizer:
         """The tokenizer. Raises `RequestError`, beginning with `why`, when the engine has none."""
         if self._tokenizer is None:
-            raise RequestError(f"{why}: the engine {self._engine} has no tokenizer.json")
+            raise RequestError(f"{why}: the engine {self._engine} has no tokenizer.json; {ADD_TOKENIZER}")
         return self._tokenizer

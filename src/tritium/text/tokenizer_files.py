@@ -24,6 +24,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
     "config.json",
 )
+ADD_TOKENIZER = "put the one that the model was published with beside its weights (a .gguf file too), and build again"
 _SLOW_FILES = ("tokenizer.model", "vocab.json", "tekken.json", "tiktoken.model", "vocab.txt")
 _ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
