@@ -68,9 +68,7 @@ def test_an_engine_has_the_logits_of_what_the_blocks_stand_for(kind: str, plain:
 
 def test_a_prompt_of_text_says_where_the_tokenizer_of_a_file_belongs(file: Path) -> None:
     with LLM(file, max_num_seqs=1, max_num_batched_tokens=8) as llm:
-        message = (
-            r"a prompt of text needs a tokenizer; pass token ids: .* has no tokenizer.json; put the one .*\.gguf file"
-        )
+        message = r"a prompt of text needs a tokenizer; pass token ids: .* has no tokenizer.json; put the one .*gguf"
         with pytest.raises(RequestError, match=message):
             llm.generate(["text"], use_progress=False)
         (answer,) = llm.generate([[5, 6]], SamplingParams(max_tokens=2, ignore_eos=True), use_progress=False)
@@ -213,9 +211,7 @@ def test_a_tensor_that_the_architecture_does_not_have_is_named(tmp_path: Path) -
         known += text(name) + struct.pack("<II", 4, 1)
     path = tmp_path / "model.gguf"
     path.write_bytes(header(tensors=1, fields=4, rest=known + tensor(b"blk.0.ffn_gate_exps.weight", (8,))))
-    with pytest.raises(
-        UnsupportedModel, match=r"'blk.0.ffn_gate_exps.weight' is none of a llama model's; .* use the Hug"
-    ):
+    with pytest.raises(UnsupportedModel, match=r"'blk.0.ffn_gate_exps.weight' is none of a llama model's; .* use"):
         open_checkpoint(path)
 
 

@@ -1,6 +1,7 @@
 """Checkpoints that others quantised: every weight is what its format says, and engines keep what kernels can take."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tritium.calibrate.engine_logits import EngineLogits
 from tritium.compiler import build
 from tritium.engine.engine import Engine
-from tritium.errors import CheckpointError, UnsupportedModel
+from tritium.errors import CheckpointError, ConfigError, UnsupportedModel
 from tritium.testing.quantized_checkpoints import (
     Writer,
     awq_writer,
