@@ -261,11 +261,10 @@ def test_a_list_where_the_configuration_should_be_is_refused(plain: Path, tmp_pa
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["awq", "fp8"])
-def test_ranks_do_not_share_what_is_kept_quantised(name: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_ranks_do_not_share_what_is_kept_quantised(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     message = r"tensor_parallel=2: '.*' is kept quantised, which ranks cannot share: give them the unquantised model"
     with pytest.raises(ConfigError, match=message):
-        build(checkpoints[name], output_dir=tmp_path / "engine", tensor_parallel=2)
+        build(checkpoints["gptq-symmetric"], output_dir=tmp_path / "engine", tensor_parallel=2)
 
 
 def test_older_gptq_checkpoints_say_it_in_a_file_of_their_own(checkpoints: dict[str, Path], tmp_path: Path) -> None:
