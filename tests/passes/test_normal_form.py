@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tritium.graph.edit import output_node
 from tritium.graph.spec import args_of, has_spec, spec_of
@@ -154,6 +155,20 @@ def run_program(steps: list[tuple[str, int]], a: torch.Tensor, b: torch.Tensor) 
     return a
 
 
+class SumsInOneOrder(TorchDispatchMode):
+    """Means add up rows that lie in memory: torch's own order follows the strides, which a normal form may change.
+
+    The mean over the columns of an 8 x 12 matrix and of the same matrix transposed into memory differ by 6e-8.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.ops.aten.mean.dim:
+            value, (dim,), is_kept = args
+            mean = func(value.movedim(dim, -1).contiguous(), [-1], True).movedim(-1, dim)
+            return mean if is_kept else mean.squeeze(dim)
+        return func(*args, **(kwargs or {}))
+
+
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5)), min_size=1, max_size=9))
 def test_random_programs_come_to_rest_with_their_results_in_a_normal_form_that_stays(
@@ -163,8 +178,8 @@ def test_random_programs_come_to_rest_with_their_results_in_a_normal_form_that_s
     example = [torch.randn(8, 12), torch.randn(12)]
     graph = graph_of(lambda a, b: run_program(steps, a, b), example, is_canonical=False)
     assert_every_rule_lowers_the_measure(graph)
-    expected = run_program(steps, *example)
-    (result,) = evaluate(graph, dict(zip("ab", example, strict=True)))
-    exact = not any(name == "mean" for name, _ in steps)  # torch's sums have an order that depends on the strides
-    torch.testing.assert_close(result, expected, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6, equal_nan=True)
+    with SumsInOneOrder():
+        expected = run_program(steps, *example)
+        (result,) = evaluate(graph, dict(zip("ab", example, strict=True)))
+    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
     assert canonicalise(graph).num_matches == 0
