@@ -7,7 +7,7 @@ import torch
 
 from tritium.kernels.cpu import library, linear
 from tritium.kernels.table import KERNELS
-from tritium.testing.isa_levels import HERE, LEVELS, compiled
+from tritium.testing.isa_levels import HERE, LEVELS, TWO_KERNELS, compiled
 from tritium.testing.kernel_cases import bind, run
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.full] * (n in FULL)) for n in HERE])
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     """The linear kernels compiled for one level stand in for the library. A CPU without a level has fewer to test."""
-    linears = compiled(LEVELS[request.param])
+    linears = compiled(LEVELS[request.param], TWO_KERNELS if request.param == "native without amx" else ())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "_load", lambda: (linears, ""))
         yield request.param
