@@ -37,9 +37,10 @@ def compiled(flags: str, sources: tuple[str, ...] = ()) -> ctypes.CDLL:
 
     sources: these files of csrc alone; none is all.
     """
-    others = (flag for flag in build.FLAGS if flag != "-march=native")
+    place = build.FLAGS.index("-march=native")  # where it stands: the native level is then the library itself
+    chosen = (*build.FLAGS[:place], *flags.split(), *build.FLAGS[place + 1 :])
     runtime = openmp.torch_runtime(openmp.loaded_runtimes())
-    with tempfile.TemporaryDirectory() as name, mock.patch.object(build, "FLAGS", (*others, *flags.split())):
+    with tempfile.TemporaryDirectory() as name, mock.patch.object(build, "FLAGS", chosen):
         for source in sources:
             shutil.copy(build.SOURCE_DIR / source, name)
         folder = Path(name) if sources else None
