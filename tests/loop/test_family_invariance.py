@@ -1,4 +1,5 @@
-"""A request's numbers never depend on its neighbours: several KV groups (Gemma 2), a mixture of experts (Mixtral)."""
+"""A request's numbers never depend on its neighbours: several KV groups (Gemma 2), a mixture of experts (Mixtral);
+with any one of the optional passes left out, with none of them, and of more families."""
 
 import dataclasses
 
@@ -6,6 +7,7 @@ import pytest
 
 from tritium.compiler import build
 from tritium.config import RuntimeConfig
+from tritium.testing.pass_choices import ALL_ON, LEFT_OUT
 from tritium.testing.recorder import Recorder, assert_bit_equal, greedy_request
 from tritium.testing.tiny_models import make_checkpoint, random_prompt
 
@@ -13,17 +15,25 @@ LENGTHS = (1, 2, 3, 11, 12, 13, 30, 40)  # the window of Gemma 2 is 12
 BASE = RuntimeConfig(
     max_num_seqs=16, max_num_batched_tokens=64, kv_cache_memory=1 << 24, max_model_len=112, num_threads=1
 )
-NUM_GROUPS = {"gemma2": 3, "mixtral": 1}
-NUM_BLOCKS = {"gemma2": 40, "mixtral": 24}  # enough to begin eight requests, too few to end them all at once
+NUM_GROUPS = {"gemma2": 3, "mixtral": 1, "llama": 1, "gptj": 1}
+NUM_BLOCKS = {1: 24, 3: 40}  # by groups: enough to begin eight requests, too few to end them all at once
 
 
-@pytest.fixture(
-    scope="module", params=[(name, dtype) for name in NUM_GROUPS for dtype in ("float32", "bfloat16")], ids="-".join
-)
+def _engines():
+    """(family, dtype, passes left out); by default two families with all passes."""
+    for name in NUM_GROUPS:
+        for dtype in ("float32", "bfloat16"):
+            for choice in LEFT_OUT:
+                is_default = name in ("gemma2", "mixtral") and choice == ALL_ON
+                yield pytest.param((name, dtype, choice), marks=() if is_default else pytest.mark.full)
+
+
+@pytest.fixture(scope="module", params=_engines(), ids=lambda names: "-".join(names).replace(" ", "_"))
 def engine(request, tmp_path_factory):
-    name, dtype = request.param
+    name, dtype, choice = request.param
     path = tmp_path_factory.mktemp("engine")
-    built = build(make_checkpoint(path / "model", name), dtype=dtype, output_dir=path / name)
+    model = make_checkpoint(path / "model", name)
+    built = build(model, dtype=dtype, output_dir=path / name, disabled_passes=LEFT_OUT[choice])
     assert len(built.plan.kv_groups) == NUM_GROUPS[name]
     return built
 
@@ -72,7 +82,7 @@ def test_preempted_and_recomputed_requests_equal_undisturbed_ones(engine):
     group = engine.plan.kv_groups[0]
     width = 4 if group.dtype == "float32" else 2
     bytes_per_block = BASE.block_size * len(group.layers) * 2 * group.num_kv_heads * group.head_size * width
-    blocks = NUM_BLOCKS["gemma2" if len(engine.plan.kv_groups) > 1 else "mixtral"]
+    blocks = NUM_BLOCKS[len(engine.plan.kv_groups)]
     recorder = Recorder(engine, dataclasses.replace(BASE, kv_cache_memory=(1 + blocks) * bytes_per_block))
     logits = recorder.run(requests())
     assert recorder.scheduler.stats.num_preemptions > 0
