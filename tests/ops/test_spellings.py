@@ -1,4 +1,4 @@
-"""Every spelling against the reference of its op: bit for bit, or within the bound it lists."""
+"""Every spelling against the reference of its op: bit for bit, a rounding apart, or within the bound it lists."""
 
 import inspect
 
@@ -10,14 +10,17 @@ from tritium import ops
 CASES = [pytest.param(op, s, id=f"{op.name}-{s.name}") for op in ops.OPS for s in op.spellings]
 
 
-def _both(op: ops.Op, spelling: ops.Spelling, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Each result as it is written, and as the reference gives it."""
+def _three(op: ops.Op, spelling: ops.Spelling, dtype: torch.dtype) -> list[tuple[torch.Tensor, ...]]:
+    """Each result as it is written, as the reference gives it, and as the reference gives it for the inputs in fp32."""
     tensors = spelling.example(dtype)
+    fp32 = [t if t is None or not t.is_floating_point() else t.float() for t in tensors]
     names = [n for n, p in inspect.signature(spelling.fn).parameters.items() if p.kind is not p.KEYWORD_ONLY]
-    by_name = dict(zip(names, tensors, strict=True))
     written = spelling.fn(*tensors, **spelling.attributes)
-    reference = op.reference(**by_name, **spelling.attributes, **spelling.binds)
-    return list(zip(*(x if isinstance(x, tuple) else (x,) for x in (written, reference)), strict=True))
+    reference, exact = (
+        op.reference(**dict(zip(names, values, strict=True)), **spelling.attributes, **spelling.binds)
+        for values in (tensors, fp32)
+    )
+    return list(zip(*(x if isinstance(x, tuple) else (x,) for x in (written, reference, exact)), strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16], ids=str)
@@ -27,9 +30,12 @@ def test_a_spelling_gives_the_reference_within_its_bound(
 ) -> None:
     for seed in range(20):
         torch.manual_seed(seed)
-        for written, reference in _both(op, spelling, dtype):
+        for written, reference, exact in _three(op, spelling, dtype):
             assert written.dtype == reference.dtype and written.shape == reference.shape
-            if spelling.bound == 0.0 and dtype == torch.bfloat16:
+            if spelling.fp32_bound:
+                slack = spelling.fp32_bound * torch.finfo(torch.float32).eps * exact.abs().max()
+                assert ((exact - slack).to(dtype) <= written).all() and (written <= (exact + slack).to(dtype)).all()
+            elif spelling.bound == 0.0 and dtype == torch.bfloat16:
                 assert torch.equal(written, reference)
             difference = (written.double() - reference.double()).abs().max()
             limit = (spelling.bound or 1.0) * torch.finfo(dtype).eps * reference.double().abs().max()

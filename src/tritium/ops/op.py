@@ -26,6 +26,8 @@ class Spelling:
     binds: op arguments that a match fixes, beside those it reads from the graph.
     bound: a rewrite by this spelling changes a result by at most bound * eps(dtype) * max|reference|; 0: it equals the
         reference bit for bit in bf16 (and in fp32 and fp16 within 1 eps). Tested either way.
+    fp32_bound: not bit for bit, though what is cast is cast once and last: torch's kernel adds in fp32 in an order of
+        its own. A result is then the rounding of a value within fp32_bound * eps(fp32) * max|reference| of its.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Spelling:
     attributes: Mapping[str, Literal] = field(default_factory=dict)
     binds: Mapping[str, Literal] = field(default_factory=dict)
     bound: float = 0.0
+    fp32_bound: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
