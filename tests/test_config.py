@@ -99,8 +99,11 @@ def test_spinning_at_barriers_is_bounded_unless_the_user_says_otherwise(own):
             {"device": "cuda", "invariance": "bitwise"},
             "invariance='bitwise' is not to be had with device='cuda': leave it",
         ),
-        ({"scheme": "fp8"}, "scheme='fp8' is not for device='cpu': 'fp8' goes with"),
-        ({"scheme": "w8a8", "device": "cuda"}, "scheme='w8a8' is not for device='cuda': 'fp8'"),
+        ({"scheme": "fp8"}, "scheme='fp8' is not for device='cpu', which has w8a8, w8a16"),
+        (
+            {"scheme": "w4a8_g32", "device": "cuda"},
+            "'w4a8_g32' is not for device='cuda', which has fp8, w8a8",
+        ),
         ({"device": "cuda", "tune": "quick"}, "tune='quick' is for device='cpu': .* say 'none'"),
     ],
 )

@@ -212,6 +212,7 @@ def _compile(
             ranks=config.ranks,
             stored=stored if config.device == "cpu" else {},
             calibrated=calibration.keys(),
+            device=config.device,
         )
         if not optimised.kv_groups:
             raise CaptureError(

@@ -20,6 +20,7 @@ Effort = Literal["none", "quick", "full"]
 EFFORTS = ("none", "quick", "full")
 Scheme = Literal["w8a8", "w8a16", "w4a16_g128", "w4a8_g32", "w4a8_g128", "fp8"]
 SCHEMES = ("w8a8", "w8a16", "w4a16_g128", "w4a8_g32", "w4a8_g128", "fp8")
+SCHEMES_OF = {"cpu": SCHEMES[:-1], "cuda": ("fp8", "w8a8", "w8a16", "w4a16_g128")}
 KVDtype = Literal["auto", "int8"]
 KV_DTYPES = ("auto", "int8")
 Invariance = Literal["bitwise", "fast"]
@@ -57,8 +58,8 @@ class BuildConfig:
     """How a model is compiled. Everything here changes the engine's identity.
 
     dtype: what weights and activations are computed in; "auto" takes the checkpoint's own.
-    scheme: how the weights of linears are kept, one of `SCHEMES`; None keeps them in `dtype`. "fp8", for a GPU with fp8
-        units, and only there: e4m3 linears and KV cache.
+    scheme: how the weights of linears are kept, one of the device's `SCHEMES_OF`; None keeps them in `dtype`. "fp8",
+        for a GPU with fp8 units: e4m3 linears and KV cache; "w8a8" is for those without.
     kv_dtype: what the KV cache holds. "auto": what keys and values are computed in, or e4m3 with scheme "fp8". "int8",
         on a CPU: integers with a scale a token and head.
     unquantized: tensors that a scheme leaves in `dtype`, by their names; `*` and `?` as in file names.
@@ -109,10 +110,9 @@ class BuildConfig:
             )
         if self.scheme is not None:
             check_choice("scheme", self.scheme, SCHEMES)
-            if (self.scheme == "fp8") != (self.device == "cuda"):
-                raise ConfigError(f"scheme={self.scheme!r} is not for device={self.device!r}: 'fp8' goes with 'cuda'")
-            if self.scheme == "fp8" and self.unquantized:
-                raise ConfigError(f"unquantized={self.unquantized!r} is for the schemes of device='cpu': leave it out")
+            if self.scheme not in SCHEMES_OF[self.device]:
+                known = ", ".join(SCHEMES_OF[self.device])
+                raise ConfigError(f"scheme={self.scheme!r} is not for device={self.device!r}, which has {known}")
         if self.unquantized and self.scheme is None:
             raise ConfigError(f"unquantized={self.unquantized!r} is for a scheme: give scheme with it")
         if self.max_model_len is not None:

@@ -1,6 +1,7 @@
 """The registration with torch: one node per op after export, fakes that tell the truth, references against oracles."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 from tritium import ops
 from tritium.ops.fp8 import quantize_fp8
+from tritium.ops.int8 import quantize_int8
 
 T, N, K, H, D = 8, 6, 3, 16, 48
 
@@ -60,13 +62,23 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
         "all_reduce": (x,),
         "all_gather": (x, 1),
         "embedding_part": (torch.arange(T), torch.randn(20, D, dtype=dtype), 3),
-        "quantize_fp8": (x,),
-        "linear_fp8": (*quantize_fp8(x), quantize_fp8(torch.randn(24, D))[0], torch.ones(1, 24), None, str(dtype)[6:]),
-        "rms_norm_fp8": (x, torch.randn(D, dtype=dtype), 1e-5, 0.0, True),
-        "add_rms_norm_fp8": (x, x * 2.0, torch.randn(D, dtype=dtype), 1e-5, 0.0, True),
-        "gated_activation_fp8": (x, x * 2.0, "silu"),
-        "activation_fp8": (x, x[0], "gelu"),
-        "add_layer_norm_fp8": (x, x * 2.0, x[0], torch.randn(D, dtype=dtype), None, 1e-5),
+        **_row_calls("fp8", quantize_fp8, x),
+        **_row_calls("int8", quantize_int8, x),
+    }
+
+
+def _row_calls(kept: str, quantize: Callable[..., tuple[torch.Tensor, torch.Tensor]], x: torch.Tensor) -> dict:
+    """Of the ops that quantise rows; with a scale of their own and with a given one."""
+    weight, scale = torch.randn(D, dtype=x.dtype), torch.tensor([0.02])
+    linear = (*quantize(x), quantize(torch.randn(24, D))[0], torch.ones(1, 24), None, str(x.dtype)[6:])
+    return {
+        f"quantize_{kept}": (x, scale),
+        f"linear_{kept}": linear,
+        f"rms_norm_{kept}": (x, weight, 1e-5, 0.0, True),
+        f"add_rms_norm_{kept}": (x, x * 2.0, weight, 1e-5, 0.0, True, scale),
+        f"gated_activation_{kept}": (x, x * 2.0, "silu"),
+        f"activation_{kept}": (x, x[0], "gelu"),
+        f"add_layer_norm_{kept}": (x, x * 2.0, x[0], weight, None, 1e-5),
     }
 
 

@@ -9,7 +9,7 @@ from tritium.compiler import Compiled, compile_module
 from tritium.config import BuildConfig
 from tritium.models.create import create
 from tritium.models.presets import preset
-from tritium.ops.fp8 import activation_fp8, add_layer_norm_fp8, quantize_fp8
+from tritium.ops.fp8 import quantize_fp8
 from tritium.weights.recipes import Checkpoint, Slice, leaves
 
 
@@ -42,8 +42,8 @@ def test_the_ops_that_take_a_bias_add_it_once() -> None:
     x, residual = torch.randn(2, 5, 32).to(torch.bfloat16)
     bias, weight = torch.randn(2, 32).to(torch.bfloat16)
     expected = quantize_fp8(ops.activation((x.float() + bias.float()), "gelu_tanh"))
-    assert all(map(torch.equal, activation_fp8(x, bias, "gelu_tanh"), expected))
-    rows, scales, total = add_layer_norm_fp8(x, residual, bias, weight, None, 1e-5)
+    assert all(map(torch.equal, torch.ops.tritium.activation_fp8(x, bias, "gelu_tanh"), expected))
+    rows, scales, total = torch.ops.tritium.add_layer_norm_fp8(x, residual, bias, weight, None, 1e-5)
     assert torch.equal(total, (x.float() + residual.float() + bias.float()).to(torch.bfloat16))
     normed = torch.nn.functional.layer_norm(total.float(), (32,), weight.float())
     assert ((rows.float() * scales - normed).abs() <= normed.abs() / 16 + 0.02).all()

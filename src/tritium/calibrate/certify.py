@@ -81,6 +81,7 @@ def certify(
         perplexity_reference=math.exp(loss_expected / num_predicted) if is_text else None,
         bound=bound if max_mean_kl is None else max_mean_kl,
         is_overridden=max_mean_kl is not None,
+        is_by_reference=ours.is_by_reference,
         seconds=round(time.perf_counter() - start, 3),
     )
     _check(certificate, engine)

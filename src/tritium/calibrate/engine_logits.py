@@ -1,11 +1,17 @@
-"""An engine's logits at every position of a text, by the kernels that serve requests."""
+"""An engine's logits at every position of a text, by the kernels that serve requests.
+
+Of an engine for a GPU, where there is none, by the ops' references: that judges its weights, scales and graph, not the
+kernels.
+"""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
+from tritium.kernels.kernel import resolve
 from tritium.runtime.executor import Executor
 from tritium.runtime.kv_cache import block_bytes
 from tritium.runtime.request import Request, ScheduledBatch, ScheduledSequence
@@ -26,7 +32,11 @@ class EngineLogits:
             enable_prefix_caching=False,
             num_threads=num_threads,
         )
-        self._executor = Executor(engine, config)
+        self.is_by_reference = engine.manifest.backend == "cuda" and not torch.cuda.is_available()
+        if engine.manifest.backend == "cuda" and not self.is_by_reference:  # which loads Triton
+            self._executor = resolve("tritium.runtime.gpu.executor:GpuExecutor")(engine, config, has_graphs=False)
+        else:
+            self._executor = Executor(engine, config)
         self._num_windows = 0
         self._last: tuple[Request, ...] = ()
 
@@ -46,6 +56,8 @@ class EngineLogits:
             sequences.append(ScheduledSequence(request, position, 1, True))
         batch = ScheduledBatch(tuple(sequences), (), self._last, len(window), len(window))
         self._last = tuple(sequence.request for sequence in sequences)
+        if not isinstance(self._executor, Executor):
+            return self._executor.logits(self._executor.launch(batch)).float().cpu()
         step = self._executor.prepare(batch)
         self._executor.launch(step)
         return self._executor.logits(step).float().cpu()

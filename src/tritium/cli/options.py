@@ -23,7 +23,7 @@ Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or floa
 Scheme = Annotated[
     str | None,
     typer.Option(
-        help="Keep weights in 8 or 4 bits: w8a8, w8a16, w4a16_g128, w4a8_g32 or w4a8_g128; with --device cuda: fp8."
+        help="Keep weights in 8 or 4 bits: w8a8, w8a16, w4a16_g128; on a CPU w4a8_g32 or w4a8_g128 too, on a GPU fp8."
     ),
 ]
 KVDtype = Annotated[str | None, typer.Option("--kv-dtype", help="What the KV cache holds: auto (as computed) or int8.")]

@@ -16,6 +16,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     mean_kl, max_kl: Kullback-Leibler divergence of the engine's next-token distribution from the reference's, in nats.
     top1_agreement: share of positions at which both find the same token likeliest.
     perplexity_engine, perplexity_reference: of the text that follows; None for random tokens.
+    is_by_reference: the engine is for a GPU, there was none, and its ops' references took the kernels' places.
     bound: what mean_kl may be. is_overridden: the bound is the user's, in place of the scheme's own.
     """
 
@@ -30,6 +31,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     perplexity_reference: float | None = None
     bound: float | None = None
     is_overridden: bool = False
+    is_by_reference: bool = False
     seconds: float = 0.0
 
     def encode(self) -> str:
@@ -41,9 +43,10 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
         if self.skipped or self.mean_kl is None:
             return f"not measured: {self.skipped or 'effort ' + self.effort}"
         whose = " (overridden)" if self.is_overridden else ""
+        how = ", by the ops' references: no GPU" if self.is_by_reference else ""
         return (
             f"mean KL {self.mean_kl:.2g} nats of at most {self.bound:.2g}{whose}, max {self.max_kl:.2g}, "
-            f"top-1 agreement {self.top1_agreement:.2%}, {self.num_tokens} tokens of {self.text}"
+            f"top-1 agreement {self.top1_agreement:.2%}, {self.num_tokens} tokens of {self.text}{how}"
         )
 
 

@@ -11,6 +11,7 @@ from tritium.kernels.eager import torch_ops
 from tritium.kernels.eager.aten import ALLOWED, bind_name
 from tritium.kernels.eager.linear import TILE_ROWS
 from tritium.kernels.kernel import Backend, Kernel
+from tritium.ops.fused_rows import ROW_BASES, ROW_FORMATS
 from tritium.ops.torch_ops import TORCH_OPS
 
 _TACTICS: dict[str, tuple[dict[str, int], ...]] = {
@@ -76,15 +77,23 @@ KERNELS: tuple[Kernel, ...] = (
             ("add_layer_norm", "norms", "bind_add_layer_norm", "add_norm", "fp32"),
             ("rope_kv_store", "rope", "bind_rope_kv_store", "rope_kv_store", "fp32, or e4m3 saturated"),
             ("linear", "linear", "bind", "linear", "cuBLAS"),
-            ("quantize_fp8", "fp8", "bind_quantize", "fp8_rows", "fp32, e4m3"),
-            ("rms_norm_fp8", "fp8", "bind_rms_norm", "fp8_rows", "fp32, e4m3"),
-            ("add_rms_norm_fp8", "fp8", "bind_add_rms_norm", "fp8_rows", "fp32, e4m3"),
-            ("gated_activation_fp8", "fp8", "bind_gated_activation", "fp8_gated", "fp32, e4m3"),
-            ("activation_fp8", "fp8", "bind_activation", "fp8_rows", "fp32, e4m3"),
-            ("add_layer_norm_fp8", "fp8", "bind_add_layer_norm", "fp8_rows", "fp32, e4m3"),
             ("linear_fp8", "fp8", "bind_linear", "fp8_linear", "cuBLASLt, fast accumulation; few rows: fp32"),
+            ("linear_int8", "matmul", "bind_int8", "int8_linear", "exact sums, fp32 scales"),
             ("paged_attention", "attention", "bind", "paged_attention", "fp32, split by the number of sequences"),
         )
+    ),
+    *(
+        _row("gpu", f"{base}_{kept}", f"rows:bind_{base}", f"supports:{supports}", numerics=f"fp32, {kept}")
+        for kept in ROW_FORMATS
+        for base, supports in zip(ROW_BASES, ("rows", "rows", "rows", "gated_rows", "rows", "rows"), strict=True)
+    ),
+    _row(
+        "gpu",
+        "quantized_linear",
+        "quantized:bind",
+        "supports:quantized_linear",
+        pack={"qweight": "quantized:pack_weight"},
+        numerics="fp32, split by the number of rows",
     ),
     *(
         _row(
@@ -177,13 +186,7 @@ KERNELS: tuple[Kernel, ...] = (
             "add_rms_norm",
             "add_layer_norm",
             "rope_kv_store",
-            "quantize_fp8",
-            "linear_fp8",
-            "rms_norm_fp8",
-            "add_rms_norm_fp8",
-            "gated_activation_fp8",
-            "activation_fp8",
-            "add_layer_norm_fp8",
+            *(f"{base}_{kept}" for kept in ROW_FORMATS for base in (*ROW_BASES, "linear")),
         )
     ),
     *(_row("eager", op, f"aten:{bind_name(op)}", numerics="torch's own") for op in ALLOWED),

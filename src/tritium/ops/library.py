@@ -13,6 +13,7 @@ from tritium.ops.collectives import ALL_GATHER, ALL_REDUCE, EMBEDDING_PART
 from tritium.ops.experts import EXPERTS
 from tritium.ops.fp8 import FP8_OPS
 from tritium.ops.fused import ADD_LAYER_NORM, ADD_RMS_NORM, LINEAR_ACTIVATION, LINEAR_GATED, ROPE_KV_STORE
+from tritium.ops.int8 import INT8_OPS
 from tritium.ops.linears import EMBEDDING, GATHER_ROWS, LINEAR
 from tritium.ops.moe import MOE
 from tritium.ops.norms import LAYER_NORM, RMS_NORM
@@ -49,6 +50,7 @@ OPS: tuple[Op, ...] = (
     ALL_GATHER,
     EMBEDDING_PART,
     *FP8_OPS,
+    *INT8_OPS,
 )
 
 

@@ -6,6 +6,7 @@ The order is the design: a comment stands wherever a position matters.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import fx
@@ -31,8 +32,8 @@ from tritium.passes.merge_gate_up import merge_gate_up
 from tritium.passes.merge_parallel import merge_parallel
 from tritium.passes.merge_qkv import merge_qkv
 from tritium.passes.quantize import keep_stored, quantize
-from tritium.passes.quantize_fp8 import quantize_linears_fp8, store_fp8
 from tritium.passes.quantize_kv import quantize_kv
+from tritium.passes.quantize_rows import quantize_linears, store_fp8
 from tritium.passes.recognise import recognise
 from tritium.passes.recognise_attention import read_shared_heads, recognise_attention
 from tritium.passes.recognise_plugins import recognise_plugins
@@ -146,6 +147,7 @@ def optimise(
     stored: Mapping[str, WeightFormat] | None = None,
     kv_dtype: str = "auto",
     calibrated: Collection[str] = (),
+    device: str = "cpu",
 ) -> Optimised:
     """Run the pipeline on a captured graph, in place. `after` is called with it after each pass (tests, dumps).
 
@@ -153,7 +155,8 @@ def optimise(
     ranks: those that share the model, and which of them this graph is for.
     stored: weights that the checkpoint keeps quantised; without a scheme they stay so. kv_dtype: "int8" keeps keys and
     values in it.
-    calibrated: names of calibration tensors (calibrate/calibrate.py).
+    calibrated: names of calibration tensors (calibrate/calibrate.py). device: on "cuda" rows are quantised by the ops
+    before a linear, on a CPU by the linear.
 
     Raises `CaptureError` when the graph is outside the vocabulary or not token-local, `ConfigError` for a name in
     `disabled` that is no optional pass.
@@ -177,15 +180,18 @@ def optimise(
     run(MERGE)
     chosen = scheme_named(scheme) if scheme is not None else None
     # after merging: a merged linear is quantised as one, part by part
-    if chosen is not None and chosen.weight != FP8:
-        run([Pass(name="quantize", run=partial(quantize, scheme=chosen, left_out=unquantized, calibrated=calibrated))])
+    has_rows = chosen is not None and (chosen.weight == FP8 or (chosen.int8_activations and device == "cuda"))
+    how: dict[str, Any] = {"scheme": chosen, "left_out": unquantized, "calibrated": calibrated}
+    if chosen is not None and not has_rows:
+        run([Pass(name="quantize", run=partial(quantize, **how))])
     if chosen is None and stored:
         run([Pass(name="keep_stored", run=partial(keep_stored, stored=stored))])
     result, kv_groups = insert_kv(graph)
     run.matches["insert_kv"] = result.num_matches
     run(FUSE)
-    if chosen is not None and chosen.weight == FP8:  # last: it takes the norms before a linear as FUSE has made them
-        run([Pass(name="quantize_fp8", run=quantize_linears_fp8)])
+    if has_rows:  # last: it takes the norms before a linear as FUSE has made them
+        run([Pass(name="quantize_rows", run=partial(quantize_linears, **how))])
+    if chosen is not None and chosen.weight == FP8:
         kv_groups = store_fp8(graph, kv_groups)
     if kv_dtype == "int8":
         kept, kv_groups = quantize_kv(graph, kv_groups)

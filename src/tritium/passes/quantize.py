@@ -27,7 +27,8 @@ from tritium.quant.schemes import FP8, QuantScheme, WeightFormat
 from tritium.quant.weights import DTYPES, SCALE_DTYPES
 from tritium.weights.recipes import Checkpoint, Concat, Constant, Quantized, Recipe, Scaled, Scales, leaves
 
-NUMBERS, SCALES, IMPORTANCE = ":numbers", ":scales", ":importance"  # of calibration tensors, behind a weight's name
+# Of calibration tensors, behind a weight's name; the last is of all that the weight's linear reads (quantize_rows.py).
+NUMBERS, SCALES, IMPORTANCE, INPUT_SCALE = ":numbers", ":scales", ":importance", ":input_scale"
 QUANTIZED = torch.ops.tritium.quantized_linear.default
 
 
@@ -92,8 +93,8 @@ def _replace(
     recipe, name = recipe_of(weight), weight.meta["name"]
     qspec = type(spec)(DTYPES[kind], (num_out, num_in * bits // 8))
     sspec = type(spec)(SCALE_DTYPES[kind], (num_out, num_in // (group or num_in)))
-    numbers = each_part(recipe, lambda part: _numbers(part, weight_format, calibrated))
-    by_group = each_part(recipe, lambda part: _scales(part, weight_format, calibrated))
+    numbers = each_part(recipe, lambda part: numbers_of(part, weight_format, calibrated))
+    by_group = each_part(recipe, lambda part: scales_of_part(part, weight_format, calibrated))
     qweight = insert_weight(graph, f"{name}.{kind}", numbers, qspec)
     scales = insert_weight(graph, f"{name}.scales", by_group, sspec)
     with graph.inserting_before(node):
@@ -101,30 +102,32 @@ def _replace(
         replace(node, insert(graph, QUANTIZED, args, spec_of(node), like=node, covers=[node]))
 
 
-def _numbers(part: Recipe, weight_format: WeightFormat, calibrated: Collection[str]) -> Recipe:
-    if (name := _base(part) + NUMBERS) in calibrated:
+def numbers_of(part: Recipe, weight_format: WeightFormat, calibrated: Collection[str]) -> Recipe:
+    """A weight's numbers: what calibration has found, else by rounding."""
+    if (name := base_name(part) + NUMBERS) in calibrated:
         return Constant(name)
     return Quantized(part, weight_format, _importance(part, calibrated))
 
 
-def _scales(part: Recipe, weight_format: WeightFormat, calibrated: Collection[str]) -> Recipe:
-    if (name := _base(part) + SCALES) in calibrated:
+def scales_of_part(part: Recipe, weight_format: WeightFormat, calibrated: Collection[str]) -> Recipe:
+    """A weight's scales, likewise."""
+    if (name := base_name(part) + SCALES) in calibrated:
         return Constant(name)
     return Scales(part, weight_format, _importance(part, calibrated))
 
 
 def _importance(part: Recipe, calibrated: Collection[str]) -> Constant | None:
-    name = _base(part) + IMPORTANCE
+    name = base_name(part) + IMPORTANCE
     return Constant(name) if name in calibrated else None
 
 
-def _base(part: Recipe) -> str:
+def base_name(part: Recipe) -> str:
     """The module's tensor that a part is made of, whole and with its inputs in order; else no name."""
     match part:
         case Checkpoint(name=name):
             return name
         case Scaled(of=of):
-            return _base(of)
+            return base_name(of)
         case _:
             return ""
 

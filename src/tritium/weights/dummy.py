@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tritium.errors import CheckpointError
 from tritium.quant.schemes import FP8
-from tritium.weights.recipes import Checkpoint, Concat, Constant, Quantized, Recipe, Scales, leaves
+from tritium.weights.recipes import Checkpoint, Concat, Constant, Quantized, Recipe, Reshape, Scales, leaves
 from tritium.weights.source import TensorSpec, missing_tensor
 
 BLOCK_LEN = 131_071  # a prime, so that the rows of a matrix start at different places of the block
@@ -79,6 +79,8 @@ def is_kept_of_dummies(tree: Recipe) -> bool:
     but those in fp8, which a GPU can generate itself."""
     if isinstance(tree, Concat):
         return is_kept_of_dummies(tree.parts[0])
+    if isinstance(tree, Reshape):
+        return is_kept_of_dummies(tree.of)
     if isinstance(tree, (Scales, Quantized)):
         return tree.format != FP8
     return isinstance(tree, Constant)

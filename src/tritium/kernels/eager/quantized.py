@@ -22,7 +22,7 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
 
     def thunk() -> None:
         weight = dequantize_weight(qweight, scales_NG)
-        wide = torch.empty(out.shape, dtype=torch.float32)
+        wide = torch.empty(out.shape, dtype=torch.float32, device=out.device)
         inputs = {"x": x.float(), "weight_NK": weight, "bias": None if bias is None else bias.float()}
         linear.bind(inputs, [wide])()
         out.copy_(wide)

@@ -8,6 +8,7 @@ import torch
 from tritium import ops
 from tritium.kernels.eager.rows import row_blocks
 from tritium.kernels.kernel import Bind, Thunk
+from tritium.ops.fused_rows import ROW_BASES, ROW_FORMATS
 
 
 def _copying(name: str) -> Bind:
@@ -72,14 +73,17 @@ gather_rows = _copying("gather_rows")
 add_rms_norm = _several("add_rms_norm")
 add_layer_norm = _several("add_layer_norm")
 rope_kv_store = _copying("rope_kv_store")
-quantize_fp8 = _several("quantize_fp8")
-linear_fp8 = _copying("linear_fp8")
-rms_norm_fp8 = _several("rms_norm_fp8")
-add_rms_norm_fp8 = _several("add_rms_norm_fp8")
-gated_activation_fp8 = _several("gated_activation_fp8")
-activation_fp8 = _several("activation_fp8")
-add_layer_norm_fp8 = _several("add_layer_norm_fp8")
 paged_attention = _copying("paged_attention")
 varlen_attention = _copying("varlen_attention")
 activation = _by_rows("activation", "x")
 gated_activation = _by_rows("gated_activation", "gate", "up")
+
+
+def __getattr__(name: str) -> Bind:
+    """The ops of quantised rows, `<base>_<format>` (PEP 562)."""
+    base, _, kept = name.rpartition("_")
+    if kept in ROW_FORMATS and base in ROW_BASES:
+        return _several(name)
+    if kept in ROW_FORMATS and base == "linear":
+        return _copying(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -100,14 +100,14 @@ def paged_attention(args: Mapping[str, Any]) -> str | None:
     return _floats(q_TNH=q)
 
 
-def fp8_rows(args: Mapping[str, Any]) -> str | None:
+def rows(args: Mapping[str, Any]) -> str | None:
     """A matrix whose rows fit in one program."""
     if len(args["x"].shape) != 2:
         return f"x has {len(args['x'].shape)} dimensions, not 2"
     return norm(args)
 
 
-def fp8_gated(args: Mapping[str, Any]) -> str | None:
+def gated_rows(args: Mapping[str, Any]) -> str | None:
     """Matrices whose rows fit in one program."""
     if args["gate"].shape[-1] > LARGEST_ROW:
         return f"rows of {args['gate'].shape[-1]} elements do not fit"
@@ -119,6 +119,30 @@ def fp8_linear(args: Mapping[str, Any]) -> str | None:
     if any(size % 16 for size in args["weight_NK"].shape) or args["dtype"] != "bfloat16":
         return f"weight_NK has sizes {list(args['weight_NK'].shape)}, the result is {args['dtype']}"
     return None
+
+
+def int8_linear(args: Mapping[str, Any]) -> str | None:
+    """int8 by int8."""
+    x, weight = args["x"], args["weight_NK"]
+    if x.dtype != torch.int8 or weight.dtype != torch.int8:
+        return f"x is {x.dtype}, weight_NK {weight.dtype}, not int8"
+    return None
+
+
+def quantized_linear(args: Mapping[str, Any]) -> str | None:
+    """Activations as they are; a scale an output, or groups of 32, 64, 128 or 256 inputs."""
+    x, qweight, scales = args["x"], args["qweight"], args["scales_NG"]
+    if args["int8_activations"]:
+        return "it takes activations as they are, not int8"
+    if len(x.shape) != 2:
+        return f"x has {len(x.shape)} dimensions, not 2"
+    num_in = (qweight.shape[1] or 0) * (1 if qweight.dtype == torch.int8 else 2)
+    group = num_in // (scales.shape[1] or 1)
+    if scales.shape[1] == 1 and qweight.dtype == torch.int8:
+        return _floats(x=x)
+    if group not in (32, 64, 128, 256):
+        return f"groups of {group} inputs; 32, 64, 128 and 256 are known"
+    return _floats(x=x)
 
 
 def _rows(name: str, rows: Any) -> str | None:

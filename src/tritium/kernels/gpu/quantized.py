@@ -1,0 +1,161 @@
+"""quantized_linear with activations as they are: a GEMM that widens weights of 8 or 4 bits tile by tile.
+
+out^T = W x^T: the weight, which is widened in registers, is the operand that tensor cores take from there. Its integers
+are exact in the activations' dtype; a group's sum of products in fp32 times its scale is added to the total. For few
+rows, which leave most of a GPU without work, the groups are divided among SPLITS programs, whose sums a second launch
+adds in order.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tritium.kernels.gpu.copies import need_dense
+from tritium.kernels.kernel import Thunk
+
+WIDE = 128  # inputs a step of a weight whose outputs have one scale each
+_PROGRAMS = 264  # two an SM of an H100
+_MOST_SPLITS = 16
+_FEW_ROWS = 64
+_HALF = tl.constexpr(16)  # nibbles of a run
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedTactic:
+    """Outputs and rows of a tile; SPLITS: programs that share its inputs."""
+
+    BLOCK_N: int
+    BLOCK_M: int
+    SPLITS: int
+    num_warps: int
+    num_stages: int
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _quantized_kernel(
+    x_ptr, qweight_ptr, scales_ptr, bias_ptr, out_ptr, partial_ptr, num_rows, num_out, num_in, stride_x, stride_out,
+    NUM_GROUPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr, HAS_BIAS: tl.constexpr, IS_EVEN: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    tile_m, tile_n, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    is_n, is_m = n < num_out, m < num_rows
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    x_row = x_ptr + m.to(tl.int64)[None, :] * stride_x
+    weight_row = qweight_ptr + n.to(tl.int64)[:, None] * (num_in * BITS // 8)
+    per_split = tl.cdiv(tl.cdiv(num_in, STEP), SPLITS)
+    first = split * per_split
+    last = tl.minimum(first + per_split, tl.cdiv(num_in, STEP))
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for step in range(first, last):
+        start = step * STEP
+        if BITS == 8:
+            k = start + tl.arange(0, STEP)
+            is_k = k < (start + STEP if IS_EVEN else num_in)
+            q = tl.load(weight_row + k[None, :], mask=is_n[:, None] & is_k[None, :], other=0)
+            x = tl.load(x_row + k[:, None], mask=is_m[None, :] & is_k[:, None], other=0.0)
+            if NUM_GROUPS == 1:
+                acc = tl.dot(q.to(dtype), x, acc, input_precision=PRECISION)
+            else:
+                part = tl.dot(q.to(dtype), x, input_precision=PRECISION)
+        else:
+            j = tl.arange(0, STEP // 2)
+            k = start + j // _HALF * (2 * _HALF) + j % _HALF
+            both = tl.load(weight_row + (start // 2 + j)[None, :], mask=is_n[:, None], other=136)
+            x = tl.load(x_row + k[:, None], mask=is_m[None, :], other=0.0)
+            low = (both & 15).to(tl.int8) - 8
+            part = tl.dot(low.to(dtype), x, input_precision=PRECISION)
+            x = tl.load(x_row + (k + _HALF)[:, None], mask=is_m[None, :], other=0.0)
+            high = (both >> 4).to(tl.int8) - 8
+            part = tl.dot(high.to(dtype), x, part, input_precision=PRECISION)
+        if NUM_GROUPS > 1:
+            scale = tl.load(scales_ptr + n * NUM_GROUPS + step, mask=is_n, other=0.0).to(tl.float32)
+            acc += part * scale[:, None]
+    if NUM_GROUPS == 1:
+        acc *= tl.load(scales_ptr + n, mask=is_n, other=0.0).to(tl.float32)[:, None]
+    is_in = is_m[:, None] & is_n[None, :]
+    if SPLITS == 1:
+        if HAS_BIAS:
+            acc += tl.load(bias_ptr + n, mask=is_n, other=0.0).to(tl.float32)[:, None]
+        place = out_ptr + m.to(tl.int64)[:, None] * stride_out + n[None, :]
+        tl.store(place, tl.trans(acc).to(out_ptr.dtype.element_ty), mask=is_in)
+    else:
+        place = partial_ptr + (split * num_rows + m)[:, None] * num_out + n[None, :]
+        tl.store(place, tl.trans(acc), mask=is_in)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _join_kernel(
+    partial_ptr, bias_ptr, out_ptr, num_rows, num_out, stride_out, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    m, n = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_n = n < num_out
+    total = tl.zeros([BLOCK], tl.float32)
+    for split in range(SPLITS):
+        total += tl.load(partial_ptr + (split * num_rows + m) * num_out + n, mask=is_n, other=0.0)
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + n, mask=is_n, other=0.0).to(tl.float32)
+    tl.store(out_ptr + m.to(tl.int64) * stride_out + n, total.to(out_ptr.dtype.element_ty), mask=is_n)
+
+
+def tactic_for(num_rows: int, num_out: int, num_steps: int) -> QuantizedTactic:
+    """By the number of rows; few are shared by as many programs as the GPU runs at once."""
+    if num_rows > _FEW_ROWS:
+        return QuantizedTactic(BLOCK_N=128, BLOCK_M=128, SPLITS=1, num_warps=8, num_stages=3)
+    splits = min(_MOST_SPLITS, num_steps, triton.cdiv(_PROGRAMS, triton.cdiv(num_out, 64)))
+    block_m = max(16, triton.next_power_of_2(num_rows))
+    return QuantizedTactic(BLOCK_N=64, BLOCK_M=block_m, SPLITS=splits, num_warps=4, num_stages=4)
+
+
+def pack_weight(qweight: torch.Tensor) -> torch.Tensor:
+    """Of 4 bits: in every 32 inputs a byte holds k and k + 16, not k and k + 1: x is read in runs. Of 8: as it is."""
+    if qweight.dtype == torch.int8:
+        return qweight
+    nibbles = torch.stack((qweight & 15, qweight >> 4), -1).flatten(1).unflatten(1, (-1, 2, _HALF.value))
+    return (nibbles[:, :, 0] | (nibbles[:, :, 1] << 4)).flatten(1)
+
+
+def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: QuantizedTactic | None = None) -> Thunk:
+    """ops.quantized_linear without int8 activations into outputs[0]. The weight is packed by `pack_weight`."""
+    x, qweight, scales, bias, out = args["x"], args["qweight"], args["scales_NG"], args.get("bias"), outputs[0]
+    need_dense(x=x[0], qweight=qweight, scales_NG=scales, out=out[0])
+    (num_rows, num_in), (num_out, num_groups) = x.shape, scales.shape
+    step = num_in // num_groups if num_groups > 1 else WIDE
+    num_steps = triton.cdiv(num_in, step)
+    tactic = tactic or tactic_for(num_rows, num_out, num_steps)
+    partials = _scratch(out.device) if tactic.SPLITS > 1 else out
+    given_bias = out if bias is None else bias
+    flags = {"HAS_BIAS": bias is not None, "SPLITS": tactic.SPLITS}
+    multiply = partial(
+        _quantized_kernel[(triton.cdiv(num_rows, tactic.BLOCK_M), triton.cdiv(num_out, tactic.BLOCK_N), tactic.SPLITS)],
+        *(x, qweight, scales, given_bias, out, partials, num_rows, num_out, num_in, x.stride(0), out.stride(0)),
+        NUM_GROUPS=num_groups,
+        STEP=step,
+        BITS=8 if qweight.dtype == torch.int8 else 4,
+        HAS_BIAS=bias is not None,
+        IS_EVEN=num_in % step == 0,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        **asdict(tactic),
+    )
+    if tactic.SPLITS == 1:
+        return multiply
+    join = partial(
+        _join_kernel[(num_rows, triton.cdiv(num_out, 1024))],
+        *(partials, given_bias, out, num_rows, num_out, out.stride(0)),
+        BLOCK=1024,
+        **flags,
+    )
+    return lambda: (multiply(), join())
+
+
+@cache
+def _scratch(device: torch.device) -> torch.Tensor:
+    """fp32 memory that all layers share, for steps are launched one after the other: 64 rows of what is split."""
+    return torch.empty(_FEW_ROWS * (_PROGRAMS + _PROGRAMS) * 64, dtype=torch.float32, device=device)

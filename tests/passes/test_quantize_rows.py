@@ -1,0 +1,85 @@
+"""Linears of rows in 8 bits, for GPUs: what the pass leaves, what its recipes give; the kernels are in tests/gpu."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from tritium.calibrate.engine_logits import EngineLogits
+from tritium.compiler import build, compile_module
+from tritium.config import BuildConfig
+from tritium.errors import CaptureError
+from tritium.ops.fp8 import quantize_fp8
+from tritium.testing.plain_models import PlainLlama
+from tritium.testing.tiny_models import random_prompt, relative_error
+from tritium.weights.dummy import is_kept_of_dummies
+from tritium.weights.recipe_json import from_json, to_json
+from tritium.weights.recipes import Concat, evaluate, leaves
+from tritium.weights.source import ModuleSource
+
+
+def test_each_weight_is_the_numbers_and_scales_of_its_parts_one_after_the_other() -> None:
+    torch.manual_seed(0)
+    module = PlainLlama(size=128, num_heads=4, intermediate=288)
+    compiled = compile_module(module, BuildConfig(scheme="fp8", device="cuda"))
+    names = [step.args["weight_NK"].value for step in compiled.plan.steps if step.op == "linear_fp8"]
+    assert any(isinstance(compiled.weights[name], Concat) for name in names)
+    for name in names:
+        trees = [from_json(to_json(compiled.weights[f"{name}{end}"])) for end in ("", "_scales")]
+        parts = [module.get_parameter(leaf.name).detach() for leaf in leaves(trees[0])]
+        numbers, scales = quantize_fp8(torch.cat(parts))
+        found, found_scales = (evaluate(tree, ModuleSource(module)) for tree in trees)
+        assert torch.equal(found.view(torch.uint8), numbers.view(torch.uint8)), name
+        assert torch.equal(found_scales, scales.view(1, -1)), name
+        assert not any(map(is_kept_of_dummies, trees))  # a GPU generates them itself
+
+
+def small() -> PlainLlama:
+    torch.manual_seed(0)
+    return PlainLlama(size=128, num_heads=4, intermediate=288)
+
+
+def test_w8a8_on_a_gpu_quantises_rows_where_they_are_made_the_heads_too() -> None:
+    plan = compile_module(small(), BuildConfig(scheme="w8a8", device="cuda")).plan
+    ops = [step.op for step in plan.steps]
+    assert "linear" not in ops and "quantized_linear" not in ops
+    assert ops.count("linear_int8") == 2 * 4 + 1  # qkv, output, gate and up, down; and the head
+    assert {op for op in ops if op.endswith("_int8")} == {
+        "linear_int8", "rms_norm_int8", "add_rms_norm_int8", "gated_activation_int8", "quantize_int8",
+    }  # fmt: skip
+    assert {step.kernel for step in plan.steps if step.op == "linear_int8"} == {"gpu.linear_int8"}
+
+
+@pytest.mark.parametrize("scheme", ["w8a16", "w4a16_g128"])
+def test_weights_alone_are_quantised_on_a_gpu_as_on_a_cpu(scheme: str) -> None:
+    plans = [compile_module(small(), BuildConfig(scheme=scheme, device=d)).plan for d in ("cuda", "cpu")]  # type: ignore[arg-type]
+    weights = [{v.name for v in plan.values if v.kind == "weight"} for plan in plans]
+    assert weights[0] == weights[1]
+    kernels = {step.kernel for step in plans[0].steps if step.op == "quantized_linear"}
+    assert kernels == {"gpu.quantized_linear"}
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "fp8"])
+def test_tensors_that_are_left_out_stay(scheme: str) -> None:
+    config = BuildConfig(scheme=scheme, device="cuda", unquantized=("*.down.weight",))  # type: ignore[arg-type]
+    steps = compile_module(small(), config).plan.steps
+    assert sum("down" in step.args["weight_NK"].value for step in steps if step.op == "linear") == 2
+    with pytest.raises(CaptureError, match=rf"scheme='{scheme}': there is no linear to quantise .*\('\*',\)"):
+        compile_module(small(), dataclasses.replace(config, unquantized=("*",)))
+
+
+@pytest.mark.parametrize(("scheme", "allowed"), [("w8a8", 0.02), ("w8a16", 1e-6), ("fp8", 0.1)])
+def test_an_engine_for_a_gpu_computes_by_references_what_the_scheme_says(
+    scheme: str, allowed: float, tmp_path: Path
+) -> None:
+    """Against the CPU's engine of the scheme: rounding parts where a norm is quantised before it is rounded; of fp8
+    against the model as it is."""
+    window = random_prompt(30, 199)
+    other = BuildConfig(scheme=None if scheme == "fp8" else scheme)  # type: ignore[arg-type]
+    configs = {"gpu": BuildConfig(scheme=scheme, device="cuda"), "cpu": other}  # type: ignore[arg-type]
+    logits = []
+    for name, config in configs.items():
+        engine = build(small(), config, output_dir=tmp_path / name, max_model_len=64)
+        logits.append(EngineLogits(engine, len(window)).logits(window))
+    assert relative_error(*logits) <= allowed
