@@ -14,8 +14,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,7 @@ from tritium.passes.tables import check_tables
 from tritium.quant.schemes import WeightFormat
 from tritium.resolve import Model, ResolvedModel, Weights, learned_buffers, resolve_model, resolve_stateless
 from tritium.runtime.kernel_choice import choose_kernels
+from tritium.stage_clock import Progress, StageClock
 from tritium.tuner.timing_cache import TimingCache
 from tritium.tuner.tune import tune_engine
 from tritium.weights import bind, recipes
@@ -60,7 +60,6 @@ from tritium.weights.recipe_json import to_json
 STAGES = ("resolve", "capture", "optimise", "lower", "kernels", "write", "certify", "tune")
 DUMMY_SEED = 0
 ENCODER_INPUTS = {**TOKEN_INPUTS, "token_types": InputSpec(torch.int64)}
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def build(
     own = load_plugins(plugins)
     if own and example_inputs is not None:
         raise ConfigError("plugins are for decoders: the steps of a stateless module are torch's own ops")
-    clock = _Clock(progress)
+    clock = StageClock(progress)
     if example_inputs is None:
         if profile is not None:
             raise ConfigError(f"profile={profile!r} is for stateless modules: give example_inputs with it")
@@ -176,13 +175,13 @@ def compile_module(
     plugins: Sequence[Plugin] = (),
     stored: Mapping[str, WeightFormat] | None = None,
     calibration: Mapping[str, torch.Tensor] | None = None,
-    clock: "_Clock | None" = None,
+    clock: StageClock | None = None,
 ) -> Compiled:
     """Capture, optimise and lower `module` and choose its kernels; touches no weight and no file.
 
     stored: the module's tensors that the checkpoint keeps quantised, and how. calibration: calibration tensors by name.
     """
-    clock = clock or _Clock(None)
+    clock = clock or StageClock(None)
     with registered(plugin_ops(plugins)) as foreign:
         with clock.stage("capture"):
             captured = capture(module, dtype=dtype, max_model_len=max_model_len, blocks=_blocks(module))
@@ -199,7 +198,7 @@ def _compile(
     foreign: Targets,
     stored: Mapping[str, WeightFormat],
     calibration: Mapping[str, torch.Tensor],
-    clock: "_Clock",
+    clock: StageClock,
 ) -> Compiled:
     with clock.stage("optimise"):
         optimised = pipeline.optimise(
@@ -227,9 +226,9 @@ def _compile(
     return dataclasses.replace(compiled, constants=compiled.constants | dict(calibration))
 
 
-def compile_stateless(module: nn.Module, inputs: ModuleInputs, *, clock: "_Clock | None" = None) -> Compiled:
+def compile_stateless(module: nn.Module, inputs: ModuleInputs, *, clock: StageClock | None = None) -> Compiled:
     """The same for a stateless module with these inputs. Raises `CaptureError` with the node that cannot be."""
-    clock = clock or _Clock(None)
+    clock = clock or StageClock(None)
     with clock.stage("capture"):
         learned = learned_buffers(module)
         captured = capture(module, inputs=inputs.specs, is_by_name=inputs.is_by_name, learned=learned)
@@ -242,10 +241,10 @@ def compile_stateless(module: nn.Module, inputs: ModuleInputs, *, clock: "_Clock
     return _compiled(plan, captured, optimised, clock)
 
 
-def compile_encoder(module: nn.Module, config: BuildConfig, *, clock: "_Clock | None" = None) -> Compiled:
+def compile_encoder(module: nn.Module, config: BuildConfig, *, clock: StageClock | None = None) -> Compiled:
     """The same for an encoder."""
     assert isinstance(module, Encoder)
-    clock = clock or _Clock(None)
+    clock = clock or StageClock(None)
     with clock.stage("capture"):
         captured = capture(module, inputs=ENCODER_INPUTS, blocks=_blocks(module))
     with clock.stage("optimise"):
@@ -271,7 +270,7 @@ def _compiled(
     plan: Plan,
     captured: Captured,
     optimised: pipeline.Optimised,
-    clock: "_Clock",
+    clock: StageClock,
     plugins: Sequence[Plugin] = (),
     device: str = "cpu",
 ) -> Compiled:
@@ -299,7 +298,7 @@ def _write(
     config: BuildConfig,
     plugins: Sequence[Plugin],
     output_dir: Path,
-    clock: "_Clock",
+    clock: StageClock,
     profile: OptimizationProfile | None,
 ) -> Path:
     specs = weight_specs(compiled.plan)
@@ -373,29 +372,3 @@ def _config(config: BuildConfig | None, overrides: Mapping[str, Any]) -> BuildCo
     if not isinstance(config, BuildConfig):
         raise ConfigError(f"config must be a BuildConfig, not {type(config).__name__}")
     return dataclasses.replace(config, **overrides)
-
-
-class _Clock:
-    """Times the stages and reports them."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-
-    def report(self, stage: str, done: int, total: int) -> None:
-        """Tell the caller how far a stage is."""
-        if self._progress is not None:
-            self._progress(stage, done, total)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what runs inside; report its start and its end."""
-        self.report(name, 0, 1)
-        start = time.perf_counter()
-        yield
-        self.record(name, start)
-        self.report(name, 1, 1)
-
-    def record(self, name: str, start: float) -> None:
-        """Note the seconds since `start`."""
-        self.seconds[name] = round(time.perf_counter() - start, 3)
