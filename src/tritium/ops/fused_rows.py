@@ -84,7 +84,10 @@ def row_ops(name: str, dtype: torch.dtype, quantize: Quantize) -> tuple[Op, ...]
     def fake_rows_and_sum(x: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return *fake_rows(x), torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
-    results = {fake_rows: "(Tensor, Tensor)", fake_rows_and_sum: "(Tensor, Tensor, Tensor)"}
+    results: dict[Callable[..., object], str] = {
+        fake_rows: "(Tensor, Tensor)",
+        fake_rows_and_sum: "(Tensor, Tensor, Tensor)",
+    }
     rows: tuple[tuple[str, Callable[..., object], str, Callable[..., object]], ...] = (
         ("quantize", quantize, "Tensor x", fake_rows),
         ("rms_norm", rms_norm, f"Tensor x, Tensor weight, {_NORM}", fake_rows),

@@ -27,10 +27,7 @@ def _store_row(h, q_ptr, scales_ptr, scale_ptr, row, d, width, IS_INT8: tl.const
 
     int8 has no NaN: a row that holds one, or an infinity, gets the scale NaN.
     """
-    if IS_INT8:
-        most: tl.constexpr = 127.0
-    else:
-        most: tl.constexpr = 448.0
+    most: tl.constexpr = 127.0 if IS_INT8 else 448.0
     if HAS_SCALE:
         scale = tl.load(scale_ptr)
         values = h * (1.0 / scale)
