@@ -42,7 +42,7 @@ def gather_sampled_rows(graph: fx.Graph, whole: Collection[fx.Node] = ()) -> Pas
         place = node if node.op != "placeholder" else rows
         with graph.inserting_after(place):
             gather = torch.ops.tritium.gather_rows.default
-            new = insert(graph, gather, (node, rows), spec.with_shape((NUM_ROWS, *spec.shape[1:])), like=node)
+            new = insert(graph, gather, (node, rows), spec.with_shape((NUM_ROWS, *spec.shape[1:])), like=users[0])
         for user in users:
             user.replace_input_with(node, new)
     for node in late:

@@ -108,13 +108,14 @@ def _quantized(x: fx.Node, users: list[fx.Node], kept: WeightFormat, calibrated:
     rows, scales = Spec(DTYPES[kept.kind], spec_of(x).shape), Spec(torch.float32, (spec_of(x).shape[0], 1))
     specs = (rows, scales, spec_of(x)) if base in GIVE_SUM else (rows, scales)
     with x.graph.inserting_after(source):
-        call = insert(x.graph, target, args, None, like=source, covers=[source] if base is not None else [])
+        covers = [source] if base is not None else []
+        call = insert(x.graph, target, args, None, like=source if covers else users[0], covers=covers)
     call.meta["spec"] = specs
     parts = []
     after = call
     for i, spec in enumerate(specs):
         with x.graph.inserting_after(after):
-            after = insert(x.graph, operator.getitem, (call, i), spec, like=source)
+            after = insert(x.graph, operator.getitem, (call, i), spec, like=call)
         parts.append(after)
     if len(parts) == 3:  # who read the sum of the old op reads the new one's
         for user in [user for user in maker.users if args_of(user)[1] == 1]:

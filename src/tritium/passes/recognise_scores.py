@@ -8,6 +8,7 @@ Matches: `aten.matmul(aten.softmax(S, -1), v)` on [N, T, H] values, leading size
 Replaces with: `tritium.attention(q, k, v, scale, window=..., alibi_slopes=...)` between permutations.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ def recognise_scores(graph: fx.Graph) -> PassResult:
         if node.target in PRODUCTS and (found := _find(node)) is not None:
             q, k, v, scores = found
             with graph.inserting_before(node):
-                replace(node, _attention(node, q, k, v, scores))
+                replace(node, _attention(node, q, k, v, scores, _between(node, {q, k, v})))
             count += 1
     return PassResult(count)
 
@@ -204,7 +205,20 @@ def _sizes(spec: Spec, length: int) -> list[int]:
     return [d.tokens * length + d.constant if isinstance(d, Extent) else d for d in spec.shape]
 
 
-def _attention(node: fx.Node, q: fx.Node, k: fx.Node, v: fx.Node, scores: Scores) -> fx.Node:
+def _between(node: fx.Node, inputs: Collection[fx.Node]) -> list[fx.Node]:
+    """All calls that `node` is computed by from the inputs, itself too, in the graph's order."""
+    found, waiting = {node}, [node]
+    while waiting:
+        new = [n for n in waiting.pop().all_input_nodes if n.op == "call_function" and n not in found]
+        new = [n for n in new if n not in inputs]
+        found.update(new)
+        waiting += new
+    return [n for n in node.graph.nodes if n in found]
+
+
+def _attention(
+    node: fx.Node, q: fx.Node, k: fx.Node, v: fx.Node, scores: Scores, covers: Collection[fx.Node]
+) -> fx.Node:
     """The op and the layout of the product it replaces."""
     graph, dtype = node.graph, spec_of(v).dtype
     k = insert_inferred(graph, PERMUTE, (k, [*range(spec_of(k).rank - 2), spec_of(k).rank - 1, spec_of(k).rank - 2]),
@@ -217,7 +231,8 @@ def _attention(node: fx.Node, q: fx.Node, k: fx.Node, v: fx.Node, scores: Scores
         slopes.meta |= {"recipe": Constant(slopes.meta["name"]), "value": scores.slopes}
     args = (q, k, v, scores.scale, True, scores.window, 0.0, slopes)
     shape = (*spec_of(q).shape[:2], spec_of(v).shape[2])
-    out_TNH = insert(graph, torch.ops.tritium.attention.default, args, Spec(dtype, shape), like=node, covers=[node])
+    spec = Spec(dtype, shape)
+    out_TNH = insert(graph, torch.ops.tritium.attention.default, args, spec, like=node, covers=covers)
     out = insert_inferred(graph, PERMUTE, (out_TNH, [1, 0, 2]), like=node)
     out = insert_inferred(
         graph, VIEW, (out, [-1 if isinstance(d, Extent) else d for d in spec_of(node).shape]), like=node
