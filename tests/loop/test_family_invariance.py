@@ -20,7 +20,8 @@ NUM_BLOCKS = {1: 24, 3: 40}  # by groups: enough to begin eight requests, too fe
 
 
 def _engines():
-    """(family, dtype, passes left out); by default two families with all passes."""
+    """(family, format, passes left out); by default two families with all passes, and a third quantised."""
+    yield "llama", "w8a8 int8", ALL_ON
     for name in NUM_GROUPS:
         for dtype in ("float32", "bfloat16"):
             for choice in LEFT_OUT:
@@ -31,9 +32,11 @@ def _engines():
 @pytest.fixture(scope="module", params=_engines(), ids=lambda names: "-".join(names).replace(" ", "_"))
 def engine(request, tmp_path_factory):
     name, dtype, choice = request.param
+    quantised = {"dtype": "bfloat16", "scheme": "w8a8", "kv_dtype": "int8"}
+    chosen = quantised if dtype == "w8a8 int8" else {"dtype": dtype}
     path = tmp_path_factory.mktemp("engine")
     model = make_checkpoint(path / "model", name)
-    built = build(model, dtype=dtype, output_dir=path / name, disabled_passes=LEFT_OUT[choice])
+    built = build(model, output_dir=path / name, disabled_passes=LEFT_OUT[choice], **chosen)
     assert len(built.plan.kv_groups) == NUM_GROUPS[name]
     return built
 
@@ -79,9 +82,7 @@ def test_preempted_and_recomputed_requests_equal_undisturbed_ones(engine):
     def requests():
         return [greedy_request(f"p{i}", random_prompt(8, seed=i), 60) for i in range(8)]
 
-    group = engine.plan.kv_groups[0]
-    width = 4 if group.dtype == "float32" else 2
-    bytes_per_block = BASE.block_size * len(group.layers) * 2 * group.num_kv_heads * group.head_size * width
+    bytes_per_block = Recorder(engine, BASE).executor.memory.block_bytes
     blocks = NUM_BLOCKS[len(engine.plan.kv_groups)]
     recorder = Recorder(engine, dataclasses.replace(BASE, kv_cache_memory=(1 + blocks) * bytes_per_block))
     logits = recorder.run(requests())
