@@ -1,9 +1,10 @@
-"""A linear with an activation, and a merged linear, have the bits of the linears that they stand for."""
+"""A linear with an activation or a residual, of two inputs, or merged has the bits of what it stands for."""
 
 import pytest
 import torch
 
-from tritium.kernels.kernel import resolve
+from tritium.kernels.cpu import linear
+from tritium.kernels.kernel import TensorSpec, resolve
 from tritium.kernels.table import KERNELS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,6 +48,38 @@ def test_a_gate_in_the_linear_has_the_bits_of_one_after_it(rows, num_out, num_in
     for kind in ("silu", "gelu"):
         expected = run(f"{backend}.gated_activation", {"gate": gate, "up": up, "kind": kind}, rows, num_out)
         assert torch.equal(run(f"{backend}.linear_gated", {**args, "kind": kind}, rows, num_out), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("rows", "num_out", "num_in"), SHAPES)
+def test_a_residual_in_the_linear_has_the_bits_of_a_sum_after_it(rows, num_out, num_in, has_bias, backend, dtype):
+    args = drawn(rows, num_out, num_in, dtype, has_bias=has_bias)
+    residual = torch.randn(rows, 2 * num_out).to(dtype)[:, 1 : 1 + num_out]
+    expected = run(f"{backend}.linear", args, rows, num_out) + residual
+    assert torch.equal(run(f"{backend}.linear_add", {**args, "residual": residual}, rows, num_out), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("rows", "num_out", "num_in"), SHAPES)
+def test_two_inputs_of_a_linear_have_the_bits_of_one_that_holds_both(rows, num_out, num_in, has_bias, backend, dtype):
+    for first in (32, 96) if dtype == torch.bfloat16 else (1, 50):
+        args = drawn(rows, num_out, first + num_in, dtype, has_bias=has_bias)
+        expected = run(f"{backend}.linear", args, rows, num_out)
+        parts = {"x": args["x"][:, :first], "y": args["x"][:, first:]}
+        assert torch.equal(run(f"{backend}.linear_pair", {**args, **parts}, rows, num_out), expected)
+
+
+def test_a_first_input_that_fills_no_tiles_in_bf16_and_a_residual_of_another_type_are_refused():
+    x, y, weight = (TensorSpec(dtype=torch.bfloat16, shape=(3, size)) for size in (40, 24, 64))
+    given = {"x": x, "y": y, "weight_NK": weight, "bias": None}
+    assert linear.supports_pair(given) == "the first input has 40 elements, no multiple of 32"
+    wide = TensorSpec(dtype=torch.float32, shape=(3, 3))
+    assert linear.supports_add({"x": x, "weight_NK": weight, "bias": None, "residual": wide})
+    assert linear.supports_add({"x": x, "weight_NK": weight, "bias": None, "residual": x}) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -50,6 +50,8 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
         "add_layer_norm": (q, q * 2.0, torch.randn(H, dtype=dtype), None, 1e-5),
         "linear_activation": (torch.randn(T, D, dtype=dtype), torch.randn(24, D, dtype=dtype), None, "relu"),
         "linear_gated": (torch.randn(T, D, dtype=dtype), torch.randn(24, D, dtype=dtype), None, "silu"),
+        "linear_add": (x, torch.randn(24, D, dtype=dtype), None, torch.randn(T, 24, dtype=dtype)),
+        "linear_pair": (x, x[:, :16], torch.randn(24, D + 16, dtype=dtype), torch.randn(24, dtype=dtype)),
         "experts": (
             torch.randn(T, D, dtype=dtype),
             torch.randint(0, 3, (T, 2)),

@@ -1,5 +1,6 @@
 """Random decoders: whatever the passes make of one, it computes what it computed, for a packed batch too."""
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ SCHEDULE = (  # of three sequences: prefills of several lengths, then decodes be
 )
 # Without fold_constants a decoder that computes its frequencies is refused: no kernel counts from nothing.
 LEFT_OUT = sorted(set(pipeline.OPTIONAL) - {"fold_constants"})
+KV_STORE = torch.ops.tritium.kv_store.default
 PASSES = {row.name for row in pipeline.PASSES} | {"insert_kv"}
 
 
@@ -42,6 +44,8 @@ def check(choose: Callable[[Sequence[Any]], Any], disabled: Sequence[str] = ()) 
     low = _captured_logits(made.graph, made.values)
     optimised = pipeline.optimise(made.graph, after=verify_captured, disabled=disabled)
     check_plan(pipeline.to_plan(optimised))
+    unread = [node for node in optimised.graph.nodes if node.op == "call_function" and not node.users]
+    assert all(node.target in (KV_STORE, operator.getitem) for node in unread), unread
 
     def logits(*, is_widened: bool) -> torch.Tensor:
         runner = PackedRunner(optimised.graph, optimised.kv_groups, made.values, is_widened=is_widened)

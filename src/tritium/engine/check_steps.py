@@ -47,6 +47,15 @@ RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
     ],
     "linear_activation": lambda a: RELATIONS["linear"](a),
     "linear_gated": lambda a: RELATIONS["linear"](a),
+    "linear_add": lambda a: [
+        *RELATIONS["linear"](a),
+        (a["residual"].shape, (*a["x"].shape[:-1], a["weight_NK"].shape[0])),
+    ],
+    "linear_pair": lambda a: [
+        (a["weight_NK"].shape, (None, a["x"].shape[-1] + a["y"].shape[-1])),
+        (a["y"].shape[:-1], a["x"].shape[:-1]),
+        *((b.shape, a["weight_NK"].shape[:1]) for b in [a.get("bias")] if b is not None),
+    ],
     **dict.fromkeys(("quantized_linear", "quantized_linear_activation", "quantized_linear_gated"), _of_quantized),
     "experts": lambda a: [(a["gate_up_EGD"].shape, (None, 2 * a["down_EDF"].shape[2], None))],
     "gated_activation": lambda a: [(a["up"].shape, a["gate"].shape)],

@@ -117,6 +117,8 @@ def check_ours(node: fx.Node, stored: set[fx.Node]) -> None:
             refuse(node, f"needs {parameter} of rank {rank}")
     if name in LINEARS and _last(a["x"]) != _last(a["weight_NK"]):
         refuse(node, "needs x and weight_NK of equal last size")
+    if name == "linear_pair" and _last(a["x"]) + _last(a["y"]) != _last(a["weight_NK"]):
+        refuse(node, "needs as many inputs in x and y together as in weight_NK")
     if name in NORMS and _last(a["x"]) != _last(a["weight"]):
         refuse(node, "needs x and weight of equal last size")
     if name in NORMS + LINEARS and isinstance(_last(a["x"]), Extent):
@@ -141,7 +143,7 @@ def _check_moe(node: fx.Node, a: dict[str, Any]) -> None:
 def _check_result(node: fx.Node, a: dict[str, Any], name: str) -> None:
     like = {"rms_norm": "x", "layer_norm": "x", "rope": "x_TNH", "activation": "x", "gated_activation": "gate",
             "moe": "x_TD", "paged_attention": "q_TNH", "varlen_attention": "q_TNH", "rope_kv_store": "q_TNH",
-            "add_rms_norm": "x", "add_layer_norm": "x"}.get(name)  # fmt: skip
+            "add_rms_norm": "x", "add_layer_norm": "x", "linear_add": "residual"}.get(name)  # fmt: skip
     for spec in [node.meta["spec"]] if has_spec(node) else node.meta["spec"] or ():
         if like is not None and spec_of(a[like]) != spec:
             refuse(node, f"must have a result like {like}, not {spec}")
@@ -155,12 +157,14 @@ def _last(node: fx.Node) -> Any:
 
 
 NORMS = ("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm")
-LINEARS = ("linear", "linear_activation", "linear_gated")
+LINEARS = ("linear", "linear_activation", "linear_gated", "linear_add")
 RANKS: dict[str, dict[str, int]] = {
     "embedding": {"ids_T": 1, "weight_VD": 2},
     "linear": {"weight_NK": 2, "bias": 1},
     "linear_activation": {"weight_NK": 2, "bias": 1},
     "linear_gated": {"weight_NK": 2, "bias": 1},
+    "linear_add": {"weight_NK": 2, "bias": 1},
+    "linear_pair": {"weight_NK": 2, "bias": 1},
     "rms_norm": {"weight": 1},
     "layer_norm": {"weight": 1, "bias": 1},
     "add_rms_norm": {"weight": 1},

@@ -108,6 +108,8 @@ KERNELS: tuple[Kernel, ...] = (
             ("linear", "supports", "pack_weight"),
             ("linear_activation", "supports_activation", "pack_weight"),
             ("linear_gated", "supports_activation", "pack_gated"),
+            ("linear_add", "supports_add", "pack_weight"),
+            ("linear_pair", "supports_pair", "pack_weight"),
         )
     ),
     *(
@@ -122,6 +124,8 @@ KERNELS: tuple[Kernel, ...] = (
             ("linear", "bind"),
             ("linear_activation", "bind_linear_activation"),
             ("linear_gated", "bind_linear_gated"),
+            ("linear_add", "bind_linear_add"),
+            ("linear_pair", "bind_linear_pair"),
         )
     ),
     _row(

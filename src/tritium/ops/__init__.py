@@ -25,6 +25,8 @@ add_layer_norm = target("add_layer_norm")
 rope_kv_store = target("rope_kv_store")
 linear_activation = target("linear_activation")
 linear_gated = target("linear_gated")
+linear_add = target("linear_add")
+linear_pair = target("linear_pair")
 experts = target("experts")
 all_reduce = target("all_reduce")
 all_gather = target("all_gather")
@@ -50,7 +52,9 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_activation",
+    "linear_add",
     "linear_gated",
+    "linear_pair",
     "moe",
     "op_named",
     "paged_attention",

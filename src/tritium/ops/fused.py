@@ -1,6 +1,7 @@
-"""Ops that passes make of others: a norm of a sum, rope_kv_store, linears with an activation. References and spellings.
+"""Ops that passes make of others: a norm of a sum, rope_kv_store, linears with what follows. References and spellings.
 
-Each equals the ops it stands for, one after the other, bit for bit; it saves a launch and a pass over memory.
+Each equals the ops it stands for, one after the other, bit for bit, but for linear_pair, which rounds less often; it
+saves a launch and a pass over memory.
 """
 
 import torch
@@ -59,6 +60,22 @@ def linear_gated(x: torch.Tensor, weight_NK: torch.Tensor, bias: torch.Tensor | 
     """`gated_activation(gate, up, kind)` of the two halves of `linear(x, weight, bias)`: [..., K] -> [..., N / 2]."""
     gate, up = linear(x, weight_NK, bias).chunk(2, dim=-1)
     return gated_activation(gate, up, kind)
+
+
+def linear_add(
+    x: torch.Tensor, weight_NK: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
+) -> torch.Tensor:
+    """`linear(x, weight, bias) + residual`, both rounded: [..., K] -> [..., N], like the residual."""
+    return linear(x, weight_NK, bias) + residual
+
+
+def linear_pair(x: torch.Tensor, y: torch.Tensor, weight_NK: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`linear` of x [..., K1] and y [..., K2] side by side, K = K1 + K2: [..., N], one sum over K, rounded once."""
+    return linear(torch.cat((x, y), -1), weight_NK, bias)
+
+
+def _pair_shape(x: torch.Tensor, y: torch.Tensor, weight_NK: torch.Tensor, *_: object) -> torch.Tensor:
+    return _activated_shape(x, weight_NK)
 
 
 def _activated_shape(x: torch.Tensor, weight_NK: torch.Tensor, *_: object) -> torch.Tensor:
@@ -165,5 +182,19 @@ LINEAR_GATED = Op(
     schema="linear_gated(Tensor x, Tensor weight_NK, Tensor? bias, str kind) -> Tensor",
     reference=linear_gated,
     fake=_gated_shape,
+    is_fused=True,
+)
+LINEAR_ADD = Op(
+    name="linear_add",
+    schema="linear_add(Tensor x, Tensor weight_NK, Tensor? bias, Tensor residual) -> Tensor",
+    reference=linear_add,
+    fake=_activated_shape,
+    is_fused=True,
+)
+LINEAR_PAIR = Op(
+    name="linear_pair",
+    schema="linear_pair(Tensor x, Tensor y, Tensor weight_NK, Tensor? bias) -> Tensor",
+    reference=linear_pair,
+    fake=_pair_shape,
     is_fused=True,
 )

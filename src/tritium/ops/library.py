@@ -12,7 +12,15 @@ from tritium.ops.attention import ATTENTION, KV_STORE, PAGED_ATTENTION
 from tritium.ops.collectives import ALL_GATHER, ALL_REDUCE, EMBEDDING_PART
 from tritium.ops.experts import EXPERTS
 from tritium.ops.fp8 import FP8_OPS
-from tritium.ops.fused import ADD_LAYER_NORM, ADD_RMS_NORM, LINEAR_ACTIVATION, LINEAR_GATED, ROPE_KV_STORE
+from tritium.ops.fused import (
+    ADD_LAYER_NORM,
+    ADD_RMS_NORM,
+    LINEAR_ACTIVATION,
+    LINEAR_ADD,
+    LINEAR_GATED,
+    LINEAR_PAIR,
+    ROPE_KV_STORE,
+)
 from tritium.ops.int8 import INT8_OPS
 from tritium.ops.linears import EMBEDDING, GATHER_ROWS, LINEAR
 from tritium.ops.moe import MOE
@@ -45,6 +53,8 @@ OPS: tuple[Op, ...] = (
     ROPE_KV_STORE,
     LINEAR_ACTIVATION,
     LINEAR_GATED,
+    LINEAR_ADD,
+    LINEAR_PAIR,
     EXPERTS,
     ALL_REDUCE,
     ALL_GATHER,

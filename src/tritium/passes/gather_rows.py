@@ -42,7 +42,8 @@ def gather_sampled_rows(graph: fx.Graph, whole: Collection[fx.Node] = ()) -> Pas
         place = node if node.op != "placeholder" else rows
         with graph.inserting_after(place):
             gather = torch.ops.tritium.gather_rows.default
-            new = insert(graph, gather, (node, rows), spec.with_shape((NUM_ROWS, *spec.shape[1:])), like=users[0])
+            like = node if node.op != "placeholder" else users[0]  # an input has no line
+            new = insert(graph, gather, (node, rows), spec.with_shape((NUM_ROWS, *spec.shape[1:])), like=like)
         for user in users:
             user.replace_input_with(node, new)
     for node in late:

@@ -24,11 +24,13 @@ from tritium.passes.fold_constants import constants_of, fold_constants
 from tritium.passes.fold_weights import fold_weights
 from tritium.passes.fuse_add_norm import fuse_add_norm
 from tritium.passes.fuse_linear_activation import fuse_linear_activation
+from tritium.passes.fuse_linear_add import fuse_linear_add
 from tritium.passes.fuse_rope_kv import fuse_rope_kv
 from tritium.passes.gather_rows import gather_sampled_rows
 from tritium.passes.insert_kv import insert_kv
 from tritium.passes.lower import lower
 from tritium.passes.merge_gate_up import merge_gate_up
+from tritium.passes.merge_outputs import merge_outputs
 from tritium.passes.merge_parallel import merge_parallel
 from tritium.passes.merge_qkv import merge_qkv
 from tritium.passes.quantize import keep_stored, quantize
@@ -128,7 +130,12 @@ MERGE = (
 )
 FUSE = (
     Pass(name="fuse_linear_activation", run=fuse_linear_activation, is_required=False),  # gate and up are one by now
+    # Before fuse_add_norm, which would take the last sum of an attention and an MLP apart from the others; after
+    # quantising, for it is for plain linears.
+    Pass(name="merge_outputs", run=merge_outputs, is_required=False),
     Pass(name="fuse_add_norm", run=fuse_add_norm, is_required=False),
+    # After fuse_add_norm: a sum that a norm reads costs nothing there, where both are in cache; this takes the others.
+    Pass(name="fuse_linear_add", run=fuse_linear_add, is_required=False),
     Pass(name="fuse_rope_kv", run=fuse_rope_kv, is_required=False),  # after insert_kv, which makes what it matches
 )
 PASSES = (*NORMALISE, *BATCH, *MERGE, *FUSE)
@@ -200,9 +207,17 @@ def optimise(
     return Optimised.of(graph, run.matches, kv_groups)
 
 
+NOT_ON_GPUS = ("fuse_linear_activation", "merge_outputs", "fuse_linear_add")
+
+
 def left_out(disabled: Sequence[str], device: str) -> tuple[str, ...]:
-    """`disabled`, and what a device does better without: on a GPU cuBLAS has no epilogue for activations."""
-    return (*disabled, *(("fuse_linear_activation",) if device == "cuda" else ()))
+    """`disabled`, and what a device does better without.
+
+    On a GPU cuBLAS has no epilogue for activations or for a sum beside a bias. Two inputs of one GEMM would be copied
+    side by side: as many launches as two GEMMs and a sum; and in 8 bits the activation could not quantise its rows,
+    which would share a scale with the attention's.
+    """
+    return (*disabled, *(NOT_ON_GPUS if device == "cuda" else ()))
 
 
 def check_disabled(disabled: Sequence[str]) -> None:

@@ -165,6 +165,33 @@ def _linear_case(num_out: int, num_in: int, *, has_bias: bool) -> Case:
     return Case(name=f"linear-{num_out}-{num_in}-{has_bias}", op="linear", make=make, rows=("x",), exact=exact)
 
 
+def _linear_add_case(num_out: int, num_in: int) -> Case:
+    def make(num_tokens: int, dtype: torch.dtype) -> Args:
+        weight, bias = torch.randn(num_out, num_in).to(dtype), torch.randn(num_out).to(dtype)
+        x, residual = (_view(num_tokens, size, dtype) for size in (num_in, num_out))
+        return {"x": x, "weight_NK": weight, "bias": bias, "residual": residual}
+
+    def exact(
+        x: torch.Tensor, weight_NK: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
+    ) -> torch.Tensor:
+        return F.linear(x, weight_NK, bias) + residual
+
+    return Case(name=f"linear_add-{num_out}-{num_in}", op="linear_add", make=make, rows=("x", "residual"), exact=exact)
+
+
+def _linear_pair_case(num_out: int, num_in: int, num_more: int) -> Case:
+    def make(num_tokens: int, dtype: torch.dtype) -> Args:
+        weight, bias = torch.randn(num_out, num_in + num_more).to(dtype), torch.randn(num_out).to(dtype)
+        x, y = (_view(num_tokens, size, dtype) for size in (num_in, num_more))
+        return {"x": x, "y": y, "weight_NK": weight, "bias": bias}
+
+    def exact(x: torch.Tensor, y: torch.Tensor, weight_NK: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return F.linear(torch.cat((x, y), -1), weight_NK, bias)
+
+    name = f"linear_pair-{num_out}-{num_in}-{num_more}"
+    return Case(name=name, op="linear_pair", make=make, rows=("x", "y"), exact=exact)
+
+
 def _moe_case(num_experts: int, width: int, hidden: int, top_k: int, kind: str, *, is_normed: bool) -> Case:
     """Unequal loads: the first expert is wanted most."""
 
@@ -251,4 +278,6 @@ CASES: tuple[Case, ...] = (
     _moe_case(9, 64, 32, 3, "gelu_tanh", is_normed=False),
     _linear_case(100, 37, has_bias=True),
     _linear_case(96, 256, has_bias=False),
+    _linear_add_case(70, 37),
+    _linear_pair_case(70, 96, 45),
 )

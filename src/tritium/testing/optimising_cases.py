@@ -12,11 +12,13 @@ from tritium.mapping import Ranks
 from tritium.passes.fold_weights import fold_weights
 from tritium.passes.fuse_add_norm import fuse_add_norm
 from tritium.passes.fuse_linear_activation import fuse_linear_activation
+from tritium.passes.fuse_linear_add import fuse_linear_add
 from tritium.passes.fuse_rope_kv import fuse_rope_kv
 from tritium.passes.gather_rows import gather_sampled_rows
 from tritium.passes.insert_kv import insert_kv
 from tritium.passes.insert_varlen import insert_varlen
 from tritium.passes.merge_gate_up import merge_gate_up
+from tritium.passes.merge_outputs import merge_outputs
 from tritium.passes.merge_parallel import merge_parallel
 from tritium.passes.merge_qkv import merge_qkv
 from tritium.passes.quantize import keep_stored, quantize
@@ -130,6 +132,7 @@ def wide_read_twice(a: Tensor, w: Tensor, w2: Tensor) -> Tensor:
 W, W2, W3 = x(12, 12), x(6, 12), x(20, 12)
 QKV = (x(), W, W2, x(6, 12))
 HEADS = (x(8, 4, 6), x(8, 2, 6), x(8, 2, 6) * 2.0, torch.arange(8), torch.rand(3))
+OUTPUTS = (x(), x(8, 20), W, x(12, 20))
 WIDE = (x(8, 16), x(16, 16), x(32, 16))
 VECTOR = {f"norm{SMOOTHING}": torch.rand(12) + 0.5, f"b{SMOOTHING}": torch.rand(12) + 0.5}
 CACHED = (lambda graph: insert_kv(graph)[0],)
@@ -289,6 +292,40 @@ OPTIMISING: dict[str, Row] = {
         chain=Case(lambda a, w, w2: plain(plain(a, w), w2), (x(), W3, x(12, 20)), 2),
         weights=("w", "w2", "b"),
         tolerance=1e-6,
+    ),
+    "merge_outputs": Row(
+        run=merge_outputs,
+        match=Case(
+            lambda a, h, w, b, w2, b2: ops.linear(a, w, b) + a + ops.linear(h, w2, b2),
+            (x(), x(8, 20), W, x(12), x(12, 20), x(12) * 2.0),
+        ),
+        near_miss=Case(lambda a, h, w, w2: ops.linear(a, w, None) - ops.linear(h, w2, None), OUTPUTS, 0),
+        several_readers=Case(
+            lambda a, h, w, w2: (left := ops.linear(a, w, None)) * left.exp() + (left + ops.linear(h, w2, None)),
+            OUTPUTS,
+            0,
+        ),
+        chain=Case(
+            lambda a, h, w, w2, w3, w4: (
+                ops.linear(t := ops.linear(a, w, None) + ops.linear(h, w2, None), w3, None)
+                + ops.linear(t.tanh(), w4, None)
+            ),
+            (*OUTPUTS, W * 0.5, W + 0.1),
+            2,
+        ),
+        weights=("w", "w2", "w3", "w4", "b", "b2"),
+        tolerance=1e-5,  # one sum over K where there were two
+    ),
+    "fuse_linear_add": Row(
+        run=fuse_linear_add,
+        match=Case(lambda a, w, b: a.tanh() + ops.linear(a, w, b), (x(), W, x(12))),
+        near_miss=Case(lambda a, w, b: ops.linear(a, w, None) + b, (x(), W, x(12)), 0),
+        several_readers=Case(
+            lambda a, w, w2: (h := ops.linear(a, w, None)) * h.exp() * ((t := ops.linear(a, w2, None) + h) + t.exp()),
+            (x(), W, W * 0.5),
+        ),
+        chain=Case(lambda a, w, w2: ops.linear(t := ops.linear(a, w, None) + a, w2, None) + t, (x(), W, W * 0.5), 2),
+        weights=("w", "w2", "b"),
     ),
     "fuse_add_norm": Row(
         run=fuse_add_norm,

@@ -1,4 +1,4 @@
-"""linear, alone or with an activation, compiled (csrc/linear.cpp): the weight packed once, one layout for all rows."""
+"""linear and what is fused with it, compiled (csrc/linear.cpp): the weight packed once, one layout for all rows."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,16 @@ from tritium.kernels.cpu.layout import Reads, dense_output
 from tritium.kernels.kernel import Thunk
 from tritium.ops.activations import KINDS
 
+TILE_INPUTS = 32  # csrc/linear.h kTileK
+
 
 class LinearArgs(ctypes.Structure):
     """csrc/linear.cpp LinearArgs."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "out")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "more", "residual", "out")),
         *((name, ctypes.c_int64) for name in ("num_outer", "num_inner", "stride_outer", "stride_inner")),
-        *((name, ctypes.c_int64) for name in ("num_in", "num_out", "kind")),
+        *((name, ctypes.c_int64) for name in ("num_in", "num_out", "num_more", "kind")),
         ("is_gated", ctypes.c_int32),
     ]
 
@@ -58,6 +60,19 @@ def supports_activation(args: Mapping[str, Any]) -> str | None:
     return refuse_kind(args["kind"]) or supports(args)
 
 
+def supports_add(args: Mapping[str, Any]) -> str | None:
+    """The residual of that dtype too."""
+    return library.refuse({name: args.get(name) for name in ("x", "weight_NK", "bias", "residual")})
+
+
+def supports_pair(args: Mapping[str, Any]) -> str | None:
+    """Both inputs of that dtype; in bf16 the first one fills whole tiles."""
+    size = args["x"].shape[-1]
+    if args["x"].dtype == torch.bfloat16 and size % TILE_INPUTS:
+        return f"the first input has {size} elements, no multiple of {TILE_INPUTS}"
+    return library.refuse({name: args.get(name) for name in ("x", "y", "weight_NK", "bias")})
+
+
 def pack_weight(weight_NK: torch.Tensor) -> PackedWeight:
     """The weight as `bind` takes it. Memory: the packed form, at most 31 outputs and 31 inputs larger."""
     return _packed(weight_NK, is_gated=False)
@@ -79,12 +94,14 @@ def _packed(weight_NK: torch.Tensor, *, is_gated: bool) -> PackedWeight:
 
 
 def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
-    """ops.linear, linear_activation or linear_gated of a packed weight, into outputs[0], which is dense."""
+    """ops.linear, or one of `linear_...`, of a packed weight, into outputs[0], which is dense."""
     reads, out, weight = Reads(), dense_output(outputs[0]), args["weight_NK"]
     x, rows = reads.rows(args["x"])
-    bias = None if args.get("bias") is None else reads.dense(args["bias"])
-    pointers = (x.data_ptr(), weight.data.data_ptr(), bias.data_ptr() if bias is not None else None, out.data_ptr())
+    others = [args.get(name) for name in ("bias", "y", "residual")]
+    bias, more, residual = (None if tensor is None else reads.dense(tensor) for tensor in others)
+    given = (x, weight.data, bias, more, residual, out)
     kind = KINDS.index(args["kind"]) if "kind" in args else -1
-    struct = LinearArgs(*pointers, *rows, weight.num_in, weight.num_out, kind, weight.is_gated)
-    kept = (x, weight.data, out, *([] if bias is None else [bias]))
-    return reads.before(library.thunk("linear", x.dtype, struct, *kept))
+    sizes = (weight.num_in, weight.num_out, 0 if more is None else more.shape[-1], kind)
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in given)
+    struct = LinearArgs(*pointers, *rows, *sizes, weight.is_gated)
+    return reads.before(library.thunk("linear", x.dtype, struct, *(t for t in given if t is not None)))

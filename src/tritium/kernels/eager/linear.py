@@ -54,6 +54,20 @@ def bind_linear_gated(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) 
     return lambda: (linear(), activate())
 
 
+def bind_linear_add(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.linear_add into outputs[0]: the linear, then the residual added in place."""
+    linear, out, residual = bind(args, outputs), outputs[0], args["residual"]
+    return lambda: (linear(), out.add_(residual))
+
+
+def bind_linear_pair(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.linear_pair into outputs[0]: the linear of a buffer of the bucket that holds both inputs side by side."""
+    x, y = args["x"], args["y"]
+    both = x.new_empty((*x.shape[:-1], x.shape[-1] + y.shape[-1]))
+    linear = bind({**args, "x": both}, outputs)
+    return lambda: (torch.cat((x, y), -1, out=both), linear())
+
+
 def _product(x: torch.Tensor, weight_NK: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> Thunk:
     if bias is None:
         return partial(torch.mm, x, weight_NK.t(), out=out)

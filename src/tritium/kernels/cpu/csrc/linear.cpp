@@ -1,4 +1,5 @@
-// linear: x weight^T + bias over a packed weight (linear.h), perhaps with an activation applied to it; and the packing.
+// linear: x weight^T + bias over a packed weight (linear.h), perhaps with an activation applied to it or a residual added;
+// of one input or of two side by side; and the packing.
 #include "linear_amx.h"
 #include "linear_blocks.h"
 #include "linear_outputs.h"
@@ -8,9 +9,11 @@ using namespace tritium;
 
 struct LinearArgs {
   const void *x, *weight, *bias;  // weight packed; bias null or [num_out], [2 num_out] when gated
+  const void* more;      // the last num_more of a row's num_in inputs, [rows, num_more], dense; null: x has all
+  const void* residual;  // [rows, num_out], dense, added to the rounded result; null: none
   void* out;                      // [rows, num_out], dense
   int64_t num_outer, num_inner, stride_outer, stride_inner;  // rows of x
-  int64_t num_in, num_out;
+  int64_t num_in, num_out, num_more;  // num_in - num_more is a multiple of kTileK in bf16
   int64_t kind;  // of the activation; -1: none
   int32_t is_gated;
 };
@@ -39,11 +42,13 @@ template <class T> class Linear {
   const T* row(int64_t m) const {
     return static_cast<const T*>(a.x) + m / a.num_inner * a.stride_outer + m % a.num_inner * a.stride_inner;
   }
+  const T* more(int64_t m) const { return static_cast<const T*>(a.more) + m * a.num_more; }
 
   // Outputs of one panel from their sums [rows, kPanel].
   void finish(int64_t p, Run rows, const float* sums) const {
     const auto expect_ahead = [&](const T* out, int64_t width) { expect(out + kRowsAhead * a.num_out, width); };
-    finish_panel<T>(a, p, rows.begin, rows.size(), sums, [](int64_t) { return 1.0f; }, expect_ahead);
+    finish_panel<T>(a, p, rows.begin, rows.size(), sums, [](int64_t) { return 1.0f; }, expect_ahead,
+                    static_cast<const T*>(a.residual));
   }
 
  protected:
@@ -53,6 +58,10 @@ template <class T> class Linear {
     if constexpr (sizeof(T) < sizeof(float)) return;
     for (int64_t i = 0; i < count; i += kLine / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(out + i, 1);
   }
+
+  // How many of a row's inputs lie in x, and as how many they are packed.
+  int64_t own() const { return a.num_in - a.num_more; }
+  int64_t own_padded() const { return a.more == nullptr ? padded_ : own(); }
 
   const LinearArgs& a;
   const int64_t num_rows_, padded_, num_panels_;
@@ -74,7 +83,12 @@ template <class T> class VectorTiles : public Linear<T> {
   void pack(Run rows, char* to) const {
     const T* from[kMostRows];
     for (int64_t m = rows.begin; m < rows.end; ++m) from[m - rows.begin] = this->row(m);
-    pack_group(from, rows.size(), a.num_in, padded_, reinterpret_cast<A*>(to));
+    A* units = reinterpret_cast<A*>(to);
+    pack_group(from, rows.size(), this->own(), this->own_padded(), units);
+    if (a.more == nullptr) return;
+    for (int64_t m = rows.begin; m < rows.end; ++m) from[m - rows.begin] = this->more(m);
+    units += this->own() / kPerUnit<T> * rows.size();
+    pack_group(from, rows.size(), a.num_more, padded_ - this->own(), units);
   }
 
   void multiply(const Piece& piece, const char* x, int64_t count, float* sums, Ahead ahead) const {
@@ -97,8 +111,11 @@ class AmxTiles : public Linear<bf16> {
   int64_t row_bytes() const { return padded_ * static_cast<int64_t>(sizeof(bf16)); }
 
   void pack(Run rows, char* to) const {
-    for (int64_t m = rows.begin; m < rows.end; ++m)
-      amx_pack(row(m), m - rows.begin, a.num_in, padded_, reinterpret_cast<bf16*>(to));
+    bf16* tiles = reinterpret_cast<bf16*>(to);
+    for (int64_t m = rows.begin; m < rows.end; ++m) {
+      amx_pack(row(m), m - rows.begin, own(), own_padded(), tiles);
+      if (a.more != nullptr) amx_pack(more(m), m - rows.begin, a.num_more, padded_ - own(), tiles + own() * kGroup);
+    }
   }
 
   void multiply(const Piece& piece, const char* x, int64_t count, float* sums, Ahead ahead) {

@@ -33,9 +33,10 @@ inline int64_t row_in(int64_t p, int64_t i, int64_t num_rows, bool is_gated) {
 
 // One panel's outputs of `num_rows` rows, m the first, from their sums [num_rows, kPanel], each times row_scale(m + r);
 // expect(out, width) is called before a row is written. What an activation reads is rounded first, as it would be in
-// memory: the bits are those of two steps.
+// memory, and so is what a residual [rows, num_out] is added to: the bits are those of two steps.
 template <class T, class Args, class RowScale, class Expect>
-void finish_panel(const Args& a, int64_t p, int64_t m, int64_t num_rows, const float* sums, RowScale row_scale, Expect expect) {
+void finish_panel(const Args& a, int64_t p, int64_t m, int64_t num_rows, const float* sums, RowScale row_scale, Expect expect,
+                  const T* residual = nullptr) {
   const int64_t in_panel = a.is_gated ? kHalf : kPanel, first = p * in_panel, width = std::min(in_panel, a.num_out - first);
   const T* bias = a.bias == nullptr ? nullptr : static_cast<const T*>(a.bias) + first;
   for (int64_t r = 0; r < num_rows; ++r, sums += kPanel) {
@@ -52,6 +53,7 @@ void finish_panel(const Args& a, int64_t p, int64_t m, int64_t num_rows, const f
       for_vectors(width, [&](int64_t i, int64_t n) {
         f32x16 total = load16(sums + i) * scale;
         if (bias != nullptr) total += load(bias + i, n);
+        if (residual != nullptr) total = round_to(total, T{}) + load(residual + (m + r) * a.num_out + first + i, n);
         store(out + i, a.kind < 0 ? total : apply(a.kind, round_to(total, T{})), n);
       });
   }
