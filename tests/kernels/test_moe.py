@@ -8,6 +8,7 @@ import torch
 from tritium import ops
 from tritium.kernels.kernel import TensorSpec, resolve
 from tritium.kernels.table import KERNELS
+from tritium.ops.moe import route
 from tritium.testing.kernel_cases import bind
 
 ROWS = [k for k in KERNELS if k.op == "moe"]
@@ -82,3 +83,30 @@ def test_the_compiled_kernel_refuses_what_it_has_no_code_for():
     many = replace(specs["router_TE"], shape=(None, 1025))
     assert supports(specs | {"router_TE": many}) == "there are 1025 experts, more than 1024"
     assert supports(specs | {"top_k": 6}) == "a token cannot choose 6 of 5 experts"
+
+
+def test_experts_that_tokens_bring_give_what_a_router_with_the_same_choice_gives_and_a_missing_one_gives_nan():
+    kernel = next(k for k in KERNELS if k.name == "cpu.experts")
+    for dtype in (torch.float32, torch.bfloat16):
+        args = arguments(40, 6, 2, dtype)
+        expected = result(next(k for k in ROWS if k.backend == "cpu"), args)
+        chosen, weights = route(args["router_TE"], 2, True)
+        given = {name: args[name] for name in ("x_TD", "gate_up_EGD", "down_EDF", "kind")}
+        found = result(kernel, given | {"chosen_TJ": chosen, "weights_TJ": weights})
+        torch.testing.assert_close(found, expected, rtol=4e-3 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+        chosen[3, 1], chosen[7, 0] = 6, -1
+        broken = result(kernel, given | {"chosen_TJ": chosen, "weights_TJ": weights})
+        assert broken[[3, 7]].isnan().all() and torch.equal(broken[8:], found[8:])
+
+
+def test_the_compiled_experts_refuse_narrow_choices_weights_of_another_type_and_too_many():
+    tensors = {"x_TD": (4, 8), "gate_up_EGD": (3, 8, 8), "down_EDF": (3, 8, 4), "weights_TJ": (4, 2)}
+    specs = {name: TensorSpec(dtype=torch.bfloat16, shape=shape) for name, shape in tensors.items()}
+    specs |= {"chosen_TJ": TensorSpec(dtype=torch.int64, shape=(4, 2)), "kind": "silu"}
+    supports = resolve(next(k for k in KERNELS if k.name == "cpu.experts").supports)
+    assert supports(specs) is None
+    half = replace(specs["weights_TJ"], dtype=torch.float16)
+    assert supports(specs | {"weights_TJ": half}) == "experts are chosen in int64 with weights in float16"
+    narrow = replace(specs["chosen_TJ"], dtype=torch.int32)
+    assert supports(specs | {"chosen_TJ": narrow}) == "experts are chosen in int32 with weights in bfloat16"
+    assert supports(specs | {"down_EDF": replace(specs["down_EDF"], shape=(1025, 8, 4))}).startswith("there are 1025")

@@ -128,13 +128,16 @@ KERNELS: tuple[Kernel, ...] = (
             ("linear_pair", "bind_linear_pair"),
         )
     ),
-    _row(
-        "cpu",
-        "moe",
-        "moe:bind_moe",
-        "moe:supports_moe",
-        pack={"gate_up_EGD": "moe:pack_gate_up", "down_EDF": "moe:pack_experts"},
-        numerics="fp32 chains over K; their order is the instruction set's",
+    *(
+        _row(
+            "cpu",
+            op,
+            f"moe:bind_{op}",
+            f"moe:supports_{op}",
+            pack={"gate_up_EGD": "moe:pack_gate_up", "down_EDF": "moe:pack_experts"},
+            numerics="fp32 chains over K; their order is the instruction set's",
+        )
+        for op in ("moe", "experts")
     ),
     _row("eager", "moe", "moe:bind", numerics="torch's, row by row"),
     *(

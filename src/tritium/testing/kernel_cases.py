@@ -212,6 +212,39 @@ def _moe_case(num_experts: int, width: int, hidden: int, top_k: int, kind: str, 
     return Case(name=name, op="moe", make=make, rows=("x_TD", "router_TE"), exact=_exact_moe)
 
 
+def _experts_case(num_experts: int, width: int, hidden: int, num_chosen: int, kind: str, *, is_wide: bool) -> Case:
+    """Weights in fp32 or in the type of x; the first expert is wanted most, and one may be chosen twice."""
+
+    def make(num_tokens: int, dtype: torch.dtype) -> Args:
+        chosen = torch.randint(-2, num_experts, (num_tokens, 2 * num_chosen)).clamp(min=0)[:, ::2]
+        return {
+            "x_TD": _view(num_tokens, width, dtype),
+            "chosen_TJ": chosen,
+            "weights_TJ": torch.rand(num_tokens, num_chosen).to(torch.float32 if is_wide else dtype),
+            "gate_up_EGD": (torch.randn(num_experts, 2 * hidden, width) / width**0.5).to(dtype),
+            "down_EDF": (torch.randn(num_experts, width, hidden) / hidden**0.5).to(dtype),
+            "kind": kind,
+        }
+
+    name = f"experts-{num_experts}-{width}-{hidden}-{num_chosen}-{is_wide}"
+    return Case(name=name, op="experts", make=make, rows=("x_TD", "chosen_TJ", "weights_TJ"), exact=_exact_experts)
+
+
+def _exact_experts(
+    x_TD: torch.Tensor,
+    chosen_TJ: torch.Tensor,
+    weights_TJ: torch.Tensor,
+    gate_up_EGD: torch.Tensor,
+    down_EDF: torch.Tensor,
+    kind: str,
+) -> torch.Tensor:
+    """Every expert on every token, then each by the weight that it was chosen with."""
+    gate, up = torch.einsum("td,egd->teg", x_TD, gate_up_EGD).chunk(2, dim=-1)
+    y_TED = torch.einsum("tef,edf->ted", _exact_gated(gate, up, kind), down_EDF)
+    weights_TE = torch.zeros(len(x_TD), len(down_EDF), dtype=torch.float64).scatter_add(1, chosen_TJ, weights_TJ)
+    return torch.einsum("te,ted->td", weights_TE, y_TED)
+
+
 def _exact_moe(
     x_TD: torch.Tensor,
     router_TE: torch.Tensor,
@@ -276,6 +309,8 @@ CASES: tuple[Case, ...] = (
     Case(name="gather_rows", op="gather_rows", make=_make_gather, rows=("rows_R",), exact=_gathered),
     _moe_case(5, 37, 45, 2, "silu", is_normed=True),
     _moe_case(9, 64, 32, 3, "gelu_tanh", is_normed=False),
+    _experts_case(5, 37, 45, 2, "silu", is_wide=True),
+    _experts_case(9, 64, 32, 3, "gelu_tanh", is_wide=False),
     _linear_case(100, 37, has_bias=True),
     _linear_case(96, 256, has_bias=False),
     _linear_add_case(70, 37),

@@ -1,4 +1,4 @@
-"""moe, compiled (csrc/moe.cpp): each expert's weights packed once, as a linear's are."""
+"""moe and experts, compiled (csrc/moe.cpp): each expert's weights packed once, as a linear's are."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ class MoeArgs(ctypes.Structure):
     """csrc/moe.cpp MoeArgs."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "router", "gate", "up", "down", "out")),
+        *((name, ctypes.c_void_p) for name in ("x", "router", "gate", "up", "down", "out", "chosen", "chosen_weights")),
         *((name, ctypes.c_int64) for name in ("num_tokens", "x_stride", "router_stride", "num_in", "num_hidden")),
-        *((name, ctypes.c_int64) for name in ("num_experts", "top_k", "is_normed", "kind")),
+        *((name, ctypes.c_int64) for name in ("num_experts", "top_k", "is_normed", "kind", "has_wide_weights")),
     ]
 
 
@@ -48,6 +48,16 @@ def supports_moe(args: Mapping[str, Any]) -> str | None:
     return None
 
 
+def supports_experts(args: Mapping[str, Any]) -> str | None:
+    """One dtype, in which the tokens' weights may be, or in float32; at most 1024 experts."""
+    if reason := library.refuse({name: args[name] for name in ("x_TD", "gate_up_EGD", "down_EDF")}):
+        return reason
+    chosen, weights, num_experts = args["chosen_TJ"].dtype, args["weights_TJ"].dtype, args["down_EDF"].shape[0]
+    if chosen != torch.int64 or weights not in (torch.float32, args["x_TD"].dtype):
+        return f"experts are chosen in {str(chosen)[6:]} with weights in {str(weights)[6:]}"
+    return f"there are {num_experts} experts, more than {MOST_EXPERTS}" if num_experts > MOST_EXPERTS else None
+
+
 def pack_experts(weight_ENK: torch.Tensor) -> PackedExperts:
     """One weight of every expert."""
     num_experts, num_out, num_in = weight_ENK.shape
@@ -66,19 +76,43 @@ def pack_gate_up(gate_up_EGD: torch.Tensor) -> tuple[PackedExperts, PackedExpert
 
 def bind_moe(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.moe with packed weights into outputs[0], which is dense."""
-    reads, out, (gate, up), down = Reads(), dense_output(outputs[0]), args["gate_up_EGD"], args["down_EDF"]
-    x, router = reads.adjacent(args["x_TD"]), reads.adjacent(args["router_TE"])
-    tensors = (x, router, gate.data, up.data, down.data, out)
+    reads = Reads()
+    router = reads.adjacent(args["router_TE"])
+    choice = {"router": router.data_ptr(), "router_stride": router.stride(0), "is_normed": args["is_normed"]}
+    return _bound(args, outputs, reads, (router,), top_k=args["top_k"], **choice)
+
+
+def bind_experts(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.experts with packed weights into outputs[0], which is dense. An expert that there is not gives NaN."""
+    reads = Reads()
+    chosen, weights = (reads.dense(args[name]) for name in ("chosen_TJ", "weights_TJ"))
+    choice = {"chosen": chosen.data_ptr(), "chosen_weights": weights.data_ptr()}
+    is_wide = weights.dtype == torch.float32
+    return _bound(args, outputs, reads, (chosen, weights), top_k=chosen.shape[1], has_wide_weights=is_wide, **choice)
+
+
+def _bound(
+    args: Mapping[str, Any],
+    outputs: Sequence[torch.Tensor],
+    reads: Reads,
+    chosen_by: tuple[torch.Tensor, ...],
+    **choice: int,
+) -> Thunk:
+    """The call for what both ops have; `choice`: the fields that say who chooses."""
+    out, (gate, up), down = dense_output(outputs[0]), args["gate_up_EGD"], args["down_EDF"]
+    x = reads.adjacent(args["x_TD"])
     struct = MoeArgs(
-        *(tensor.data_ptr() for tensor in tensors),
+        x=x.data_ptr(),
+        gate=gate.data.data_ptr(),
+        up=up.data.data_ptr(),
+        down=down.data.data_ptr(),
+        out=out.data_ptr(),
         num_tokens=x.shape[0],
         x_stride=x.stride(0),
-        router_stride=router.stride(0),
         num_in=x.shape[1],
         num_hidden=down.num_in,
         num_experts=down.num_experts,
-        top_k=args["top_k"],
-        is_normed=args["is_normed"],
         kind=KINDS.index(args["kind"]),
+        **choice,
     )
-    return reads.before(library.thunk("moe", x.dtype, struct, *tensors))
+    return reads.before(library.thunk("moe", x.dtype, struct, x, gate.data, up.data, down.data, out, *chosen_by))

@@ -1,14 +1,17 @@
 // moe: a mixture of experts. Every expert's rows are gathered and multiplied by its packed weights (linear.h).
 //
-//   route     each token chooses its experts; slots (token, choice) are sorted by expert, in the order of tokens
+//   route     each token chooses its experts, or brings its choice; slots (token, choice) are sorted by expert, in the
+//             order of tokens
 //   gate, up  an expert's slots in groups of rows x panels of outputs; the gated activation at once
 //   down      the same over the results
-//   combine   a token's choices added up, the likeliest first
+//   combine   a token's choices added up in their order, the likeliest first
 //
 // Numbers. A row's products are those of the linear kernels: a sum over K in an order that depends on K alone, whichever
 // rows share the group. What is added to a token's output, and in which order, is the token's own choice. So a row's bits
 // do not depend on who else chose an expert, nor on threads.
 #include <omp.h>
+
+#include <limits>
 
 #include "activation.h"
 #include "linear_amx.h"
@@ -20,7 +23,10 @@ struct MoeArgs {
   const void *x, *router;           // [T, D] and [T, E]; rows `stride` apart
   const void *gate, *up, *down;     // packed by expert, one after the other: [F, D], [F, D], [D, F]
   void* out;                        // [T, D], dense
+  const int64_t* chosen;            // [T, top_k], dense: experts that tokens bring; null: the router says which
+  const void* chosen_weights;       // [T, top_k], dense, in fp32 or in x's type
   int64_t num_tokens, x_stride, router_stride, num_in, num_hidden, num_experts, top_k, is_normed, kind;
+  int64_t has_wide_weights;         // chosen_weights are in fp32
 };
 
 constexpr int64_t kMostExperts = 1024;
@@ -118,6 +124,17 @@ template <class T> void route(const MoeArgs& a, int64_t token, int32_t* experts,
   for (int64_t j = 0; j < a.top_k; ++j) weights[j] /= total;
 }
 
+// The experts that a token brings. One that there is not gives a row of NaN.
+template <class T> void take(const MoeArgs& a, int64_t token, int32_t* experts, float* weights) {
+  for (int64_t j = 0, i = token * a.top_k; j < a.top_k; ++j, ++i) {
+    const bool is_known = a.chosen[i] >= 0 && a.chosen[i] < a.num_experts;
+    const float weight = a.has_wide_weights ? static_cast<const float*>(a.chosen_weights)[i]
+                                            : to_float(static_cast<const T*>(a.chosen_weights)[i]);
+    experts[j] = is_known ? static_cast<int32_t>(a.chosen[i]) : 0;
+    weights[j] = is_known ? weight : std::numeric_limits<float>::quiet_NaN();
+  }
+}
+
 template <class T> class Moe {
  public:
   // Each memory is of one thread and grows to the largest batch.
@@ -136,7 +153,8 @@ template <class T> class Moe {
     // As for a linear: below about 50 us one thread is faster than a parallel region is safe.
     const bool is_large = num_slots_ * a.num_in * a.num_hidden * 3 > (1 << 22);
 #pragma omp parallel for schedule(static) if (is_large)
-    for (int64_t t = 0; t < a.num_tokens; ++t) route<T>(a, t, experts_ + t * a.top_k, weights_ + t * a.top_k);
+    for (int64_t t = 0; t < a.num_tokens; ++t)
+      (a.chosen == nullptr ? route<T> : take<T>)(a, t, experts_ + t * a.top_k, weights_ + t * a.top_k);
     sort();
     char* packed = reserve_rows();
     const Product<T> gate(a.gate, a.num_in, a.num_hidden, packed), up(a.up, a.num_in, a.num_hidden, packed);
