@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from tritium import LLM, SamplingParams, build
-from tritium.config import BuildConfig
+from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine import cache
 from tritium.errors import CheckpointError, ConfigError, EngineError, RequestError, RequestTooLarge, UnsupportedModel
+from tritium.runtime.encoder_worker import EncoderWorker
 from tritium.testing.tiny_encoders import (
     encoder_directory,
     reference,
@@ -272,3 +274,12 @@ def test_more_tokens_than_positions_are_refused_at_build(tmp_path: Path) -> None
     path, _ = encoder_directory(tmp_path / "model", "RobertaModel")
     with pytest.raises(ConfigError, match=r"max_model_len \(71\) must be at most 70: this model has no more positions"):
         build(path, output_dir=tmp_path / "engine", max_model_len=71)
+
+
+def test_a_server_takes_no_encoder_without_embeddings_and_says_what_does(crossencoder: Any) -> None:
+    engine = crossencoder[0].engine
+    said = (
+        rf"^{re.escape(str(engine.path))} \(BertForSequenceClassification\) scores texts and has no embeddings, .*: use"
+    )
+    with pytest.raises(EngineError, match=rf"{said} LLM\.classify or LLM\.score$"):
+        EncoderWorker.load(engine, RuntimeConfig())

@@ -269,6 +269,11 @@ def compiler_command() -> str:
     return os.environ.get("CXX", "g++")
 
 
+def cpu_level() -> str | None:
+    """$TRITIUM_CPU_LEVEL: the instructions that CPU kernels may use (`kernels/cpu/isa.py`), None for all there are."""
+    return os.environ.get("TRITIUM_CPU_LEVEL") or None
+
+
 def available_threads() -> int:
     """CPUs this process may really use: its affinity, cut by $OMP_NUM_THREADS and its cgroups' CPU quotas."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,6 +17,7 @@ from tritium.testing.fake_executor import FakeExecutor, expected_tokens, make_sc
 from tritium.wire import (
     Abort,
     Commands,
+    Encode,
     Failed,
     FrameBuffer,
     Output,
@@ -24,6 +25,7 @@ from tritium.wire import (
     Report,
     Start,
     Submit,
+    Text,
     decode_for_server,
     frame,
 )
@@ -52,7 +54,7 @@ class Harness:
         except EngineError as error:
             self.failure = error
 
-    def send(self, *commands: Submit | Abort) -> None:
+    def send(self, *commands: Submit | Abort | Encode) -> None:
         self.connection.sendall(frame(Commands(list(commands))))
 
     def reports(self) -> Iterator[Report]:
@@ -129,11 +131,17 @@ def test_refused_requests_are_told_why_and_others_run(engine: Harness) -> None:
         submit("long", prompt=[1] * 200),
         submit("empty", prompt=[]),
         submit("negative", prompt=[-1]),
+        Encode("texts", [Text([1]), Text([2])]),
         submit("good"),
     )
-    found = engine.outputs(6)
+    found = engine.outputs(7)
     refusals = {name: (outputs[0].refusal, outputs[0].error) for name, outputs in found.items()}
     assert refusals.pop("good") == (None, None)
+    kind, said = refusals.pop("texts")
+    assert kind == "RequestError" and said == (
+        "request 'texts' asks for embeddings of 2 texts: this engine generates text and is no encoder; "
+        "ask one that is, or for completions"
+    )
     assert {name: kind for name, (kind, _) in refusals.items()} == {
         **dict.fromkeys(("zero", "unknown", "empty", "negative"), "RequestError"),
         "long": "RequestTooLarge",

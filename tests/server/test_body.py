@@ -10,6 +10,8 @@ from starlette.requests import Request
 from tritium.server.api_error import ApiError
 from tritium.server.body import Bodies
 
+JSON = [(b"content-type", b"application/json")]
+
 
 def request(*pieces: bytes) -> Request:
     async def messages() -> AsyncIterator[dict[str, Any]]:
@@ -17,7 +19,7 @@ def request(*pieces: bytes) -> Request:
             yield {"type": "http.request", "body": piece, "more_body": True}
         yield {"type": "http.request", "body": b"", "more_body": False}
 
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": JSON}
     return Request(scope, messages().__anext__)
 
 
@@ -46,4 +48,27 @@ def test_a_body_that_is_too_long_by_itself_is_a_413_whoever_else_is_there() -> N
             await bodies.read_json(request(b"{", b" " * 10))
         assert caught.value.status == 413
 
+    asyncio.run(scenario())
+
+
+def test_a_body_that_arrives_too_slowly_is_a_408_and_holds_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tritium.server.body.BODY_SECONDS", 0.02)
+
+    async def stalled() -> dict[str, Any]:
+        if not sent:
+            sent.append(True)
+            return {"type": "http.request", "body": b'{"x": "' + b"y" * 1193, "more_body": True}
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    async def scenario() -> None:
+        bodies = Bodies(max_bytes=2000, max_bytes_in_all=2000)
+        slow = Request({"type": "http", "method": "POST", "path": "/", "headers": JSON}, stalled)
+        with pytest.raises(ApiError, match=r"within 0\.02 s: 1,200 bytes did; send it faster") as caught:
+            await bodies.read_json(slow)
+        assert (caught.value.status, caught.value.code) == (408, "too_slow")
+        assert caught.value.body()["error"]["type"] == "timeout_error"
+        bodies.release(slow)
+        await bodies.read_json(request(b'{"x": "' + b"y" * 1900 + b'"}'))
+
+    sent: list[bool] = []
     asyncio.run(scenario())

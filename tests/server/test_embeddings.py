@@ -5,12 +5,16 @@ import http.client
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from tritium import LLM
+from tritium.testing.tiny_encoders import encoder_directory
 
 MODEL = "tiny_bert"
 TEXTS = ["w1 w2 w3", "w4", " ".join(f"w{i}" for i in range(30)), "w9 unknown w9"]
@@ -135,3 +139,13 @@ def test_a_client_that_leaves_takes_its_texts_with_it_and_a_killed_engine_is_rep
     assert server.engine_pid() != pid
     answer = server.client().embeddings.create(model=MODEL, input=TEXTS)
     assert [item.embedding for item in answer.data] == expected(embedder, TEXTS)
+
+
+@pytest.mark.full
+def test_serving_an_encoder_without_embeddings_fails_at_once_with_what_to_use_instead(tmp_path: Path) -> None:
+    path, _ = encoder_directory(tmp_path / "judge", "BertForSequenceClassification", num_labels=1, problem_type=None)
+    command = [sys.executable, "-m", "tritium", "serve", str(path), "--port", "0", "--num-threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "(BertForSequenceClassification) scores texts and has no embeddings" in done.stderr
+    assert "use LLM.classify or LLM.score" in done.stderr

@@ -60,7 +60,10 @@ class DecoderWorker:
             return
         try:
             if isinstance(command, Encode):
-                raise RequestError("this engine generates text and is no encoder: it embeds nothing")
+                raise RequestError(
+                    f"request {command.request_id!r} asks for embeddings of {len(command.texts)} texts: this engine "
+                    "generates text and is no encoder; ask one that is, or for completions"
+                )
             request = self._maker.make(
                 command.request_id,
                 command.token_ids,

@@ -58,7 +58,8 @@ class Bodies:
                     data += chunk
                     self._hold(request, len(data))
         except TimeoutError as error:
-            raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
+            said = f"the body did not arrive within {BODY_SECONDS:g} s: {len(data):,} bytes did; send it faster"
+            raise ApiError(408, said, code="too_slow") from error
         except ClientDisconnect as error:
             raise ApiError(400, "the body ended early") from error
         return bytes(data)

@@ -5,10 +5,9 @@ import functools
 import shutil
 import tempfile
 from pathlib import Path
-from unittest import mock
 
 from tritium.config import cache_dir
-from tritium.kernels.cpu import build, openmp
+from tritium.kernels.cpu import build, isa, openmp
 
 # What the compiler may use: all this machine has (AMX where there is), then one level less each time.
 LEVELS = {
@@ -23,8 +22,7 @@ NEEDS = {
     "avx512": {"avx512f", "avx512vl", "avx512bw", "avx512dq"},
     "avx2": {"avx2", "fma", "f16c"},
 }
-CPU_FLAGS = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split())
-HERE = tuple(name for name in LEVELS if NEEDS.get(name, set()) <= CPU_FLAGS)
+HERE = tuple(name for name in LEVELS if NEEDS.get(name, set()) <= isa.cpu_flags())
 
 
 # All that the default run wants of "native without amx": they compile in 12 s of CPU time, all kernels in 41.
@@ -33,16 +31,15 @@ TWO_KERNELS = ("linear.cpp", "varlen_attention.cpp")
 
 @functools.cache
 def compiled(flags: str, sources: tuple[str, ...] = ()) -> ctypes.CDLL:
-    """The library compiled with `flags` in place of -march=native: once, into the cache, whoever wants it.
+    """The library compiled for the instructions that `flags` name: once, into the cache, whoever wants it.
 
     sources: these files of csrc alone; none is all.
     """
-    place = build.FLAGS.index("-march=native")  # where it stands: the native level is then the library itself
-    chosen = (*build.FLAGS[:place], *flags.split(), *build.FLAGS[place + 1 :])
     runtime = openmp.torch_runtime(openmp.loaded_runtimes())
-    with tempfile.TemporaryDirectory() as name, mock.patch.object(build, "FLAGS", chosen):
+    with tempfile.TemporaryDirectory() as name:
         for source in sources:
             shutil.copy(build.SOURCE_DIR / source, name)
         folder = Path(name) if sources else None
-        path = build.library_path("g++", runtime, cache_dir() / "kernels", folder, progress=lambda _: None)
+        cache, options = cache_dir() / "kernels", flags.split()
+        path = build.library_path("g++", runtime, cache, folder, instructions=options, progress=lambda _: None)
     return ctypes.CDLL(str(path))

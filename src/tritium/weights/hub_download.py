@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from tritium.errors import CheckpointError
 
@@ -19,8 +18,9 @@ def download(model: str) -> Path:
                 str(model), allow_patterns=list(FILES), ignore_patterns=list(OTHER_FORMATS)
             )
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # what a connection raises that breaks is the client's transport's, another each version
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{model} is no directory here, and could not be fetched from the Hugging Face hub: {first}"
+            f"{model} is no directory here, and could not be fetched from the Hugging Face hub: "
+            f"{first.rstrip('.')}. Check the id, your access to it and the connection, or name a directory"
         ) from error

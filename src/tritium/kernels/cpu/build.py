@@ -22,13 +22,14 @@ from pathlib import Path
 
 from tritium.config import available_threads
 from tritium.errors import KernelError
+from tritium.kernels.cpu import isa
 
 SOURCE_DIR = Path(__file__).parent / "csrc"
 NAME = "libtritium_kernels.so"
 WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi")
 # No value depends on how a compiler pairs products with sums; the other two only let sqrt and selects become vectors.
 EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fvisibility=hidden", *EXACT, *WARNINGS)
+FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-fvisibility=hidden", *EXACT, *WARNINGS)
 COMPILE_TIMEOUT_S = 300
 
 
@@ -38,23 +39,25 @@ def library_path(
     cache: Path,
     source_dir: Path | None = None,
     *,
+    instructions: Sequence[str] = isa.NATIVE,
     progress: Callable[[str], None],
 ) -> Path:
     """The library for this machine, compiler and OpenMP runtime; built when the cache does not have it.
 
     source_dir: its *.cpp are compiled, with the headers of SOURCE_DIR; None: Tritium's own.
+    instructions: the compiler's flags for the instructions it may use.
     compiler: a command, possibly with arguments ("ccache g++"). progress gets one line when something is built.
     Raises `KernelError` with the compiler's own words, or with why the cache cannot be trusted.
     """
-    command, source_dir = shlex.split(compiler), source_dir or SOURCE_DIR
-    directory = _directory(cache, command, openmp_runtime, source_dir)
+    command, source_dir, flags = shlex.split(compiler), source_dir or SOURCE_DIR, (*FLAGS, *instructions)
+    directory = _directory(cache, command, (*flags, *command, _cpu(), openmp_runtime), source_dir)
     make_private(cache)
     if not directory.exists():
         with _alone(cache):
             if not directory.exists():
                 progress(f"tritium: compiling CPU kernels with {compiler} (once, into {directory})")
                 start = time.perf_counter()
-                _build_into(directory, command, openmp_runtime, source_dir)
+                _build_into(directory, command, flags, openmp_runtime, source_dir)
                 progress(f"tritium: CPU kernels compiled in {time.perf_counter() - start:.1f} s")
     _check_private(directory)
     library = directory / NAME
@@ -74,25 +77,25 @@ def _alone(cache: Path) -> Iterator[None]:
         os.close(directory)  # which unlocks it, as the end of a process does
 
 
-def _directory(cache: Path, command: Sequence[str], openmp_runtime: str, source_dir: Path) -> Path:
-    """Where the library of these sources and this compiler is or will be. Starts no process.
+def _directory(cache: Path, command: Sequence[str], options: Sequence[str], source_dir: Path) -> Path:
+    """Where the library of these sources, options and this compiler is or will be. Starts no process.
 
     Without the compiler, the newest library that the same command has built here: it may be gone from a small image.
     """
-    key, compiler = _key(command, openmp_runtime, source_dir), _compiler(command)
+    key, compiler = _key(options, source_dir), _compiler(command)
     built = [path for path in cache.glob(f"{key}-*") if path.is_dir()] if compiler is None else []
     if built:
         return max(built, key=lambda path: path.lstat().st_mtime_ns)
     return cache / f"{key}-{hashlib.sha256((compiler or '').encode()).hexdigest()[:8]}"
 
 
-def _key(command: Sequence[str], openmp_runtime: str, source_dir: Path) -> str:
-    """A hash of what the bits depend on beside the compiler: sources, flags, command, CPU, OpenMP runtime."""
+def _key(options: Sequence[str], source_dir: Path) -> str:
+    """A hash of what the bits depend on beside the compiler: sources, and flags, command, CPU, OpenMP runtime."""
     digest = hashlib.sha256()
     headers = [path for path in SOURCE_DIR.iterdir() if path.suffix == ".h" and source_dir != SOURCE_DIR]
     for path in sorted([*source_dir.iterdir(), *headers]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    for text in (*FLAGS, *command, _cpu(), openmp_runtime):
+    for text in options:
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:24]
 
@@ -116,20 +119,12 @@ def _cpu() -> str:
     return "\n".join(line for line in first.splitlines() if line.startswith(wanted))
 
 
-def _build_into(directory: Path, command: Sequence[str], openmp_runtime: str, source_dir: Path) -> None:
+def _build_into(
+    directory: Path, command: Sequence[str], flags: Sequence[str], openmp_runtime: str, source_dir: Path
+) -> None:
     work = Path(tempfile.mkdtemp(prefix=".building-", dir=directory.parent))  # mkdtemp makes it 0700
     try:
-        sources = sorted(source_dir.glob("*.cpp"))
-        objects = [work / f"{source.stem}.o" for source in sources]
-        jobs = [
-            [*command, *FLAGS, "-I", str(SOURCE_DIR), "-c", str(s), "-o", str(o)]
-            for s, o in zip(sources, objects, strict=True)
-        ]
-        with ThreadPoolExecutor(available_threads()) as pool:
-            list(pool.map(_run, jobs))
-        _run([*command, "-shared", "-o", str(work / NAME), *map(str, objects), openmp_runtime])
-        for path in objects:
-            path.unlink()
+        compile_library(work / NAME, command, flags, [openmp_runtime], source_dir)
         (work / NAME).chmod(0o700)  # whatever the umask
         try:
             work.rename(directory)
@@ -138,6 +133,22 @@ def _build_into(directory: Path, command: Sequence[str], openmp_runtime: str, so
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)  # gone already when the rename won
+
+
+def compile_library(
+    output: Path, command: Sequence[str], flags: Sequence[str], link: Sequence[str], source_dir: Path
+) -> None:
+    """`output`, a shared object of the directory's *.cpp, compiled side by side; `link` is what it is linked with."""
+    sources = sorted(source_dir.glob("*.cpp"))
+    with tempfile.TemporaryDirectory(prefix=".objects-", dir=output.parent) as objects_dir:
+        objects = [Path(objects_dir) / f"{source.stem}.o" for source in sources]
+        jobs = [
+            [*command, *flags, "-I", str(SOURCE_DIR), "-c", str(s), "-o", str(o)]
+            for s, o in zip(sources, objects, strict=True)
+        ]
+        with ThreadPoolExecutor(available_threads()) as pool:
+            list(pool.map(_run, jobs))
+        _run([*command, "-shared", "-o", str(output), *map(str, objects), *link])
 
 
 def _run(command: Sequence[str]) -> str:

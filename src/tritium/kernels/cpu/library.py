@@ -1,9 +1,9 @@
-"""The compiled kernel library: csrc/*.cpp built for this machine on first use, kept in a cache, called by ctypes.
+"""The compiled kernel library, called by ctypes: what a wheel brings (`prebuilt`), or csrc/*.cpp compiled on first use.
 
 A kernel is `void tritium_<name>_<dtype>(const Args*)`; see csrc/tritium.h. To add one: a file in csrc/ that ends in
 TRITIUM_EXPORT, a `ctypes.Structure` with the same fields, and a bind function that ends in `thunk(...)`.
 
-OpenMP: the library is linked to the very runtime that torch has loaded (two runtimes in a process mean two thread pools
+OpenMP: the library is bound to the very runtime that torch has loaded (two runtimes in a process mean two thread pools
 and, at worst, a deadlock), so torch is imported first and no -lgomp is given.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from tritium.config import cache_dir, compiler_command
+from tritium.config import cache_dir, compiler_command, cpu_level
 from tritium.errors import KernelError
-from tritium.kernels.cpu import build, openmp
+from tritium.kernels.cpu import build, isa, openmp, prebuilt
 
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
@@ -114,20 +114,30 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def load(source_dir: Path | None) -> ctypes.CDLL:
-    """The C++ files of a directory (None: Tritium's own), built for this machine unless the cache has them, and loaded.
+    """The C++ files of a directory, built for this machine unless the cache has them, and loaded.
 
-    Raises `KernelError`, or `OSError` when the system cannot load what was built.
+    None: Tritium's own, as this installation brings them compiled, else built like others.
+    Raises `KernelError`, `OSError` when the system cannot load what was built, or `ConfigError` for $TRITIUM_CPU_LEVEL.
     """
-    command = compiler_command()
-    if not command.strip():
-        raise KernelError("no C++ compiler: CXX is empty")
     runtimes = openmp.loaded_runtimes()
     runtime = openmp.torch_runtime(runtimes)
-    path = build.library_path(command, runtime, cache_dir() / "kernels", source_dir, progress=_print_progress)
-    library = ctypes.CDLL(str(path))
+    if source_dir is None and (found := prebuilt.path()):
+        library = prebuilt.load(found, runtime)
+    else:
+        library = ctypes.CDLL(str(_build(runtime, source_dir)))
     if extra := openmp.loaded_runtimes() - runtimes:
         raise KernelError(f"loading the kernels brought a second OpenMP runtime: {', '.join(sorted(extra))}")
     return library
+
+
+def _build(runtime: str, source_dir: Path | None) -> Path:
+    level, command = cpu_level(), compiler_command()
+    instructions = isa.best(level, isa.cpu_flags()).flags if level else isa.NATIVE
+    if not command.strip():
+        raise KernelError("no C++ compiler: CXX is empty")
+    return build.library_path(
+        command, runtime, cache_dir() / "kernels", source_dir, instructions=instructions, progress=_print_progress
+    )
 
 
 def _print_progress(message: str) -> None:
