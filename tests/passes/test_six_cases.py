@@ -36,6 +36,20 @@ def test_every_pass_that_a_pipeline_names_has_its_row_and_no_row_is_of_none():
     assert len(passes) > 25 and passes == set(ROWS)
 
 
+def test_every_pass_says_what_it_matches_and_what_it_puts_there():
+    functions = [
+        value
+        for pipe in (pipeline, encoder_pipeline, module_pipeline)
+        for value in vars(pipe).values()
+        if inspect.isfunction(value) and value.__module__ != pipe.__name__
+        if "PassResult" in str(inspect.signature(value).return_annotation)
+    ]
+    assert len(functions) > 25
+    for function in functions:
+        text = inspect.getmodule(function).__doc__
+        assert "\nMatches: " in text and "\nReplaces with: " in text, function
+
+
 def test_a_row_without_a_graph_says_why_and_each_near_miss_and_match_has_one():
     for row in ROWS.values():
         assert isinstance(row.match, Case) and row.match.matches > 0

@@ -85,11 +85,6 @@ def replace(old: fx.Node, new: fx.Node) -> None:
     old.graph.erase_node(old)
 
 
-def input_node(graph: fx.Graph, name: str) -> fx.Node | None:
-    """The placeholder of that name."""
-    return next((n for n in graph.nodes if n.op == "placeholder" and n.meta["name"] == name), None)
-
-
 def output_node(graph: fx.Graph) -> fx.Node:
     """The graph's output node."""
     return next(n for n in reversed(graph.nodes) if n.op == "output")

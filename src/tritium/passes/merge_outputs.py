@@ -1,4 +1,4 @@
-"""Let what leaves an attention and an MLP beside it share one linear, over both their inputs (GPT-J, NeoX, Falcon).
+"""Let what leaves an attention and an MLP beside it share one linear, over both their inputs.
 
 Matches: a sum, of any number of values of one shape and type, two of which are linears that nothing else reads, with
     weights that nothing else reads; in bf16 one of the two has inputs that fill whole tiles.

@@ -1,4 +1,4 @@
-"""Let an attention and an MLP that read one normalised value share one linear (GPT-J, NeoX, Falcon, Phi).
+"""Let an attention and an MLP that read one normalised value share one linear.
 
 Matches: linears that read one value, have weights that nothing else reads, and of which at least one leads to
     `tritium.attention` and at least one to an activation, through views, rope and norms alone.
