@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tritium.engine.manifest import CalibrationKind
 from tritium.errors import EngineError
-from tritium.passes.quantize import IMPORTANCE, NUMBERS
+from tritium.passes.quantize import IMPORTANCE, INPUT_SCALE, NUMBERS
 from tritium.passes.smooth import SMOOTHING
 from tritium.quant.schemes import WeightFormat
 from tritium.weights.fit import checkpoint_leaves
@@ -55,7 +55,7 @@ def calibration_kind(trees: Mapping[str, Recipe]) -> CalibrationKind | None:
     names = [leaf.name for tree in trees.values() for leaf in leaves(tree) if isinstance(leaf, Constant)]
     if any(name.endswith(NUMBERS) for name in names):
         return "numbers"
-    return "vectors" if any(name.endswith((SMOOTHING, IMPORTANCE)) for name in names) else None
+    return "vectors" if any(name.endswith((SMOOTHING, IMPORTANCE, INPUT_SCALE)) for name in names) else None
 
 
 def _follows_checkpoint(tree: Recipe) -> bool:

@@ -22,8 +22,8 @@ from tritium.text.tokenizer_files import ADD_TOKENIZER
 from tritium.weights.hub import model_directory
 from tritium.weights.recipes import evaluate
 
-Method = Literal["rtn", "smoothquant", "awq", "gptq"]
-METHODS = ("rtn", "smoothquant", "awq", "gptq")
+Method = Literal["rtn", "smoothquant", "awq", "gptq", "static"]
+METHODS = ("rtn", "smoothquant", "awq", "gptq", "static")
 WINDOW_LEN = 512  # tokens
 DEFAULT_TOKENS = 16_384
 MAX_TEXT_BYTES = 64 << 20
@@ -47,7 +47,8 @@ def quantize(
 
     method: "rtn" rounds to the nearest number with the best clipping and needs no text. "smoothquant" and "awq" move
         the sizes of channels between norms and linears; awq also weighs errors by their inputs. "gptq" rounds one input
-        after the other.
+        after the other. "static", for a GPU's scheme "fp8" or "w8a8": activations get one scale for all tokens, by the
+        largest element of the text's, in place of a scale for each token; what is larger is cut off.
     calibration_text: a file of any text; its first `num_tokens` tokens are used, in windows of 512.
     work_dir: finished layers are kept there, with what was learned in calibration.safetensors at last; a start after an
         interruption goes on behind them. None: nothing is kept.
@@ -78,8 +79,14 @@ def _learn(
 ) -> dict[str, Tensor]:
     assert config.scheme is not None
     scheme = scheme_named(config.scheme)
-    if scheme.weight == FP8:
-        raise ConfigError(f"scheme={config.scheme!r} is rounded as it is: leave the method out")
+    has_rows = scheme.weight == FP8 or (config.device == "cuda" and scheme.int8_activations)
+    if method == "static" and not has_rows:
+        raise ConfigError(
+            f"method='static' is for scheme='fp8' or 'w8a8' with device='cuda', not for {config.scheme!r} with "
+            f"device={config.device!r}"
+        )
+    if method != "static" and scheme.weight == FP8:
+        raise ConfigError(f"method={method!r} is not for scheme={config.scheme!r}: say 'rtn' or 'static'")
     path = model_directory(model)
     resolved = resolve_model(path, config, None)
     if resolved.encoder is not None or resolved.source is None:

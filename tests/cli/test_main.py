@@ -30,7 +30,7 @@ FLAGS = {
     "chat": f"MODEL --system --json {CHOSEN} {OPENED}",
     "serve": f"MODEL --api-key --drain-seconds --host --json --max-queue --max-connections --port --seed "
     f"--served-model-name --stall-seconds {PLANNED} --num-threads",
-    "plan": f"MODEL --arch --json --memory {PLANNED}",
+    "plan": f"MODEL --arch --gpu --json --memory {PLANNED}",
     "eval": f"MODEL --json --max-tokens --stride --text --window {OPENED}",
     "cache list": "--json",
     "cache prune": "--days --json",

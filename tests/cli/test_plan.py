@@ -58,6 +58,7 @@ def test_a_shape_is_planned_without_weights_and_its_figures_add_up():
     assert result.exit_code == 0
     found = json.loads(result.stdout)
     assert found["total_bytes"] == found["weights_bytes"] + found["arena_bytes"] + found["kv_bytes"]
+    assert found["workspace_bytes"] == 0
     parameters = 1_235_814_400  # of the published checkpoint; the tied embedding is read plain and packed
     assert found["weights_bytes"] == pytest.approx(2 * (parameters + 128_256 * 2048), rel=1e-3)
     assert found["num_tokens"] == (found["kv_blocks"] - 1) * found["config"]["block_size"]
@@ -78,7 +79,33 @@ def test_a_gpu_is_planned_without_one_from_the_bytes_it_has():
     left = (79 << 30) - found["weights_bytes"] - found["arena_bytes"]
     assert found["kv_bytes"] <= 0.9 * left
     refused = json.loads(CliRunner().invoke(app, arguments).stdout)["error"]
-    assert (refused["type"], "there is no GPU here; say by --memory" in refused["message"]) == ("ConfigError", True)
+    assert (refused["type"], "there is no GPU here; say by --gpu which" in refused["message"]) == ("ConfigError", True)
+
+
+def test_a_gpu_that_is_named_is_planned_with_everything_that_it_would_hold():
+    arguments = ["plan", "--arch", "llama-3-8b", "--max-num-seqs", "512", "--json"]
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--gpu", "h200", "--scheme", "fp8"]).stdout)
+    assert (found["config"]["device"], found["config"]["memory"]) == ("cuda", 1397 * (1 << 30) // 10 - (600 << 20))
+    parts = ("weights", "arena", "kv", "workspace")
+    assert found["total_bytes"] == sum(found[f"{part}_bytes"] for part in parts) < found["config"]["memory"]
+    tables = 512 * -(-found["max_model_len"] // 16) * 4
+    assert (96 << 20) + tables < found["workspace_bytes"] < (100 << 20) + tables
+    refused = json.loads(CliRunner().invoke(app, [*arguments, "--gpu", "a100", "--scheme", "fp8"]).stdout)["error"]
+    assert refused["message"].startswith("gpu.rms_norm_fp8 needs compute capability 8.9, and A100 80 GB has 8.0: build")
+    small = json.loads(CliRunner().invoke(app, [*arguments, "--gpu", "a100", "--scheme", "w8a8"]).stdout)
+    assert small["weights_bytes"] == pytest.approx(found["weights_bytes"] - 128_256 * 4096, rel=0.01)  # the head
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--gpu", "b300"], "--gpu 'b300' is not known: it is one of h200, h100, a100, l40s, or say --memory"),
+        (["--gpu", "h100", "--memory", "5"], "--gpu h100 and --memory 5 both say how much there is: give one"),
+    ],
+)
+def test_a_gpu_that_cannot_be_planned_is_refused_with_what_to_say(given: list[str], message: str):
+    result = CliRunner().invoke(app, ["plan", "--arch", "llama-3.2-1b", *given])
+    assert result.exit_code == 1 and message in result.stderr
 
 
 def test_a_scheme_shows_in_the_weights():

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tritium.calibrate.calibrate import Calibration, calibrate
 from tritium.calibrate.engine_logits import EngineLogits
+from tritium.calibrate.work_dir import WorkDir
 from tritium.compiler import build, compile_module
 from tritium.config import BuildConfig
-from tritium.errors import CaptureError
+from tritium.errors import CaptureError, ConfigError
 from tritium.ops.fp8 import quantize_fp8
+from tritium.quant.schemes import scheme_named
+from tritium.quantizer import quantize
 from tritium.testing.plain_models import PlainLlama
 from tritium.testing.tiny_models import random_prompt, relative_error
 from tritium.weights.dummy import is_kept_of_dummies
@@ -83,3 +87,38 @@ def test_an_engine_for_a_gpu_computes_by_references_what_the_scheme_says(
         engine = build(small(), config, output_dir=tmp_path / name, max_model_len=64)
         logits.append(EngineLogits(engine, len(window)).logits(window))
     assert relative_error(*logits) <= allowed
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "fp8"])
+def test_a_static_scale_is_the_texts_largest_element_and_takes_the_rows_place(scheme: str, tmp_path: Path) -> None:
+    module, windows = small(), [random_prompt(24, seed=seed) for seed in range(3)]
+    wanted = Calibration(method="static", scheme=scheme_named(scheme), left_out=(), windows=windows)
+    learned = calibrate(module, lambda name: module.get_parameter(name).detach(), wanted, WorkDir(None, ""))
+    embedded = module.embed(torch.tensor(windows)).detach()
+    largest = module.layers[0].norm_1(embedded).abs().max()
+    found = learned["layers.0.q.weight:input_scale"]
+    torch.testing.assert_close(found, largest.view(1) / (448 if scheme == "fp8" else 127))
+    assert torch.equal(found, learned["layers.0.v.weight:input_scale"])
+    assert ("head.weight:input_scale" in learned) == (scheme == "w8a8")
+    config = BuildConfig(scheme=scheme, device="cuda", max_model_len=64)  # type: ignore[arg-type]
+    engine = build(module, config, calibration=learned, output_dir=tmp_path / "static")
+    scaled = [
+        step.args.get("scale")
+        for step in engine.plan.steps
+        if step.op.endswith(f"_{scheme}") and "linear" not in step.op
+    ]
+    assert scaled and all(scale is not None for scale in scaled) and engine.manifest.calibration == "vectors"
+    plain = build(module, output_dir=tmp_path / "plain", max_model_len=64)
+    static, expected = (EngineLogits(e, 24).logits(windows[0]) for e in (engine, plain))
+    assert relative_error(static, expected) <= 0.1
+
+
+def test_static_scales_are_refused_where_no_row_takes_them(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("a b c")
+    where = {"output_dir": tmp_path / "e", "calibration_text": tmp_path / "text"}
+    with pytest.raises(
+        ConfigError, match=r"method='static' is for .*'fp8' or 'w8a8'.*, not for 'w8a8' with device='cpu'"
+    ):
+        quantize("m", scheme="w8a8", method="static", **where)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"method='awq' is not for scheme='fp8': say 'rtn' or 'static'"):
+        quantize("m", scheme="fp8", device="cuda", method="awq", **where)  # type: ignore[arg-type]

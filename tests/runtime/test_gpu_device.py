@@ -9,10 +9,14 @@ from typer.testing import CliRunner
 
 from tritium import LLM, build, models
 from tritium.cli.main import app
+from tritium.compiler import compile_module
+from tritium.config import BuildConfig
 from tritium.engine.engine import Engine
 from tritium.errors import ConfigError, EngineError
 from tritium.models.hf_config import parse_config
 from tritium.runtime.gpu import device
+from tritium.runtime.kernel_choice import choose_kernels
+from tritium.testing.plain_models import PlainLlama
 from tritium.testing.tiny_configs import TINY_MODELS
 
 DEMO = str(Path(__file__).parents[2] / "examples" / "demo_model")
@@ -65,3 +69,11 @@ def test_an_encoder_is_not_built_for_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="device='cuda' is for decoders: encoders are computed on the CPU, leave"):
         build(models.encoder_preset("bert-base"), output_dir=tmp_path / "engine", weights="dummy", device="cuda")
     assert not (tmp_path / "engine").exists()
+
+
+def test_a_gpu_without_fp8_units_is_told_which_schemes_it_can_run() -> None:
+    plan = compile_module(PlainLlama(size=128, num_heads=4), BuildConfig(scheme="fp8", device="cuda")).plan
+    kernels = choose_kernels(plan, device="cuda")
+    device.check_capability(kernels, "L40S", (8, 9))
+    with pytest.raises(EngineError, match=r"gpu\..*_fp8 needs compute capability 8\.9, and A10 has 8\.6: .*w8a8"):
+        device.check_capability(kernels, "A10", (8, 6))

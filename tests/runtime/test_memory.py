@@ -10,7 +10,7 @@ from tritium.config import RuntimeConfig
 from tritium.engine.plan import KVGroup
 from tritium.errors import EngineError, OutOfMemory
 from tritium.runtime.kv_cache import KVCache, block_bytes
-from tritium.runtime.memory import blocks_needed, longest_sequence, plan_memory
+from tritium.runtime.memory import blocks_needed, gpu_out_of_memory, longest_sequence, plan_memory
 
 FULL = KVGroup(layers=(0, 1), window=0, num_kv_heads=2, head_size=8, dtype="float32")
 WINDOW = KVGroup(layers=(2, 3), window=64, num_kv_heads=2, head_size=8, dtype="float32")
@@ -124,3 +124,12 @@ def test_memory_that_the_system_refuses_is_said_with_its_size():
 def test_a_layer_without_a_group_is_a_damaged_plan():
     with pytest.raises(EngineError, match="attention layer 7"):
         KVCache([FULL], 2, 16).layer(7)
+
+
+def test_a_gpu_that_is_full_is_named_with_what_the_engine_takes_and_what_to_give_less():
+    error = gpu_out_of_memory(
+        "running a step", "an H200", 3 * 10**8, 150 * 10**9, "weights 8.03 GB, KV cache 130.00 GB"
+    )
+    for part in ("running a step ran out of memory on an H200", "300.0 MB of 150.00 GB are free", "KV cache 130.00 GB"):
+        assert part in str(error)
+    assert isinstance(error, OutOfMemory) and "give less kv_cache_memory, less max_num_batched_tokens" in str(error)

@@ -6,6 +6,7 @@ engine's recipes:
     <norm's weight>:smoothing   fp32 [K]   smoothquant, awq: by what the norm's channels are divided (passes/smooth.py)
     <weight>:importance         fp32 [K]   awq: mean square of each input, for the choice of scales
     <weight>:numbers, :scales              gptq: the weight itself
+    <weight>:input_scale        fp32 [1]   static: what its linear reads is divided by it (passes/quantize_rows.py)
 
 With gptq the layers behind a weight see it as it is kept; the other methods look at the model as it is.
 """
@@ -25,15 +26,17 @@ from tritium.calibrate.work_dir import WorkDir
 from tritium.graph.capture import capture
 from tritium.graph.derived import is_weight
 from tritium.graph.edit import arguments
+from tritium.ops.fp8 import LARGEST, SMALLEST_ROW
 from tritium.ops.quantized import dequantize_weight
 from tritium.passes.merging import LINEAR
 from tritium.passes.pipeline import NORMALISE
-from tritium.passes.quantize import IMPORTANCE, NUMBERS, SCALES, format_of, is_left_out, logits_linear
+from tritium.passes.quantize import IMPORTANCE, INPUT_SCALE, NUMBERS, SCALES, format_of, is_left_out, logits_linear
 from tritium.passes.smooth import Group, smoothing_groups
-from tritium.quant.schemes import QuantScheme, WeightFormat
+from tritium.quant.schemes import FP8, QuantScheme, WeightFormat
 from tritium.weights.recipes import Checkpoint
 
-Method = Literal["smoothquant", "awq", "gptq"]
+Method = Literal["smoothquant", "awq", "gptq", "static"]
+SMOOTHED: tuple[Method, ...] = ("smoothquant", "awq")
 Progress = Callable[[int, int], None]
 
 
@@ -85,9 +88,10 @@ class _Run:
         head, scheme = logits_linear(graph), calibration.scheme
         linears = [node for node in graph.nodes if node.target is LINEAR and is_weight(arguments(node)["weight_NK"])]
         kept = [node for node in linears if not is_left_out(Checkpoint(_name(node)), calibration.left_out)]
+        kept = [node for node in kept if node is not head or scheme.head is not None]
         self._formats = {node: format_of(node, scheme, is_head=node is head) for node in kept}
         self._groups: dict[fx.Node, Group] = {}
-        for group in smoothing_groups(graph) if calibration.method != "gptq" else ():
+        for group in smoothing_groups(graph) if calibration.method in SMOOTHED else ():
             if all(node in self._formats for node in group.linears):
                 self._groups |= dict.fromkeys(group.linears, group)
         self._moments: dict[fx.Node, Tensor] = {}  # of the value that linears read, for those that read it next
@@ -110,7 +114,9 @@ class _Run:
         weight, name = values[a["weight_NK"]], _name(node)
         rows = [x.reshape(-1, x.shape[-1]) for x in values[a["x"]]]
         changed = {}
-        if self._wanted.method == "gptq":
+        if self._wanted.method == "static":
+            self._new[name + INPUT_SCALE] = _input_scale(rows, self._wanted.scheme)
+        elif self._wanted.method == "gptq":
             changed = {a["weight_NK"]: self._gptq(name, weight, a["x"], rows, kept)}
         elif (group := self._groups.get(node)) is not None and not self._has(group.name):
             self._new[group.name] = self._smoothing(group, rows)
@@ -126,7 +132,7 @@ class _Run:
     def _smoothing(self, group: Group, rows: list[Tensor]) -> Tensor:
         weights = [(self._stream.weight(_name(linear)), self._formats[linear]) for linear in group.linears]
         method = self._wanted.method
-        assert method != "gptq"
+        assert method == "smoothquant" or method == "awq"
         return smoothing_vector(torch.cat(rows), weights, method, int8_activations=self._wanted.scheme.int8_activations)
 
     def _gptq(self, name: str, weight: Tensor, x: fx.Node, rows: list[Tensor], kept: WeightFormat) -> Tensor:
@@ -146,6 +152,12 @@ class _Run:
 
     def _known(self, name: str) -> Tensor:
         return self._new[name] if name in self._new else self._work.results[name]
+
+
+def _input_scale(rows: Sequence[Tensor], scheme: QuantScheme) -> Tensor:
+    """By which the largest element of the text's becomes the format's largest number."""
+    largest = max(float(x.abs().amax()) for x in rows)
+    return torch.tensor([max(largest, SMALLEST_ROW) / (LARGEST if scheme.weight == FP8 else 127.0)])
 
 
 def _name(linear: fx.Node) -> str:

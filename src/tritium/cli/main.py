@@ -68,7 +68,7 @@ def quantize(
     model: Annotated[str, typer.Argument(help="Hugging Face model directory or hub id, or a .gguf file.")],
     output: o.EngineOutput,
     config: o.Given,
-    method: Annotated[str, typer.Option(help="rtn (round to nearest), smoothquant, awq or gptq.")] = "rtn",
+    method: Annotated[str, typer.Option(help="rtn (to nearest), smoothquant, awq, gptq; on a GPU static.")] = "rtn",
     calibration: Annotated[Path | None, typer.Option(help="A file of text that the other methods learn from.")] = None,
     calibration_tokens: Annotated[int, typer.Option(help="How much of it.", min=2)] = 16_384,
     work_dir: Annotated[
@@ -200,10 +200,12 @@ def plan(
     model: o.OptionalModel = None,
     arch: o.Arch = None,
     memory: Annotated[int | None, typer.Option(help="Bytes there are; default: what may be used here.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="For h200, h100, a100 or l40s, without having one.")] = None,
     is_json: o.Json = False,
 ) -> None:
     """Say what memory a model will take and how much fits, before loading it; exit code 1: it does not fit."""
-    do_work("plan_command", {"model": model, "arch": arch, "memory": memory, "config": config, "is_json": is_json})
+    where = {"model": model, "arch": arch, "memory": memory, "gpu": gpu}
+    do_work("plan_command", {**where, "config": config, "is_json": is_json})
 
 
 @app.command("eval")

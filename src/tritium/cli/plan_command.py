@@ -17,9 +17,13 @@ from tritium.engine.manifest import is_engine
 from tritium.engine.plan import Plan
 from tritium.errors import ConfigError
 from tritium.resolve import resolve_model
-from tritium.runtime.footprint import Footprint, footprint
+from tritium.runtime.footprint import Footprint, footprint, gpu_footprint
+from tritium.runtime.gpu.device import check_capability
+from tritium.runtime.gpu.known import gpu_named
 from tritium.runtime.kernel_choice import choose_kernels
-from tritium.runtime.memory import GPU_KV_SHARE, GPU_RESERVE, KV_SHARE, megabytes
+from tritium.runtime.memory import megabytes
+
+CONTEXT_BYTES = 600 << 20  # of a GPU's memory: what CUDA takes for a process before anything is allocated
 
 
 class Planned(NamedTuple):
@@ -32,14 +36,31 @@ class Planned(NamedTuple):
     device: Device = "cpu"
 
 
-def run(*, model: str | None, arch: str | None, memory: int | None, config: Mapping[str, Any], is_json: bool) -> None:
+def run(
+    *,
+    model: str | None,
+    arch: str | None,
+    memory: int | None,
+    gpu: str | None,
+    config: Mapping[str, Any],
+    is_json: bool,
+) -> None:
     """Say what fits; `OutOfMemory`, and so exit code 1, when the model does not."""
-    build = BuildConfig(**fields_of(BuildConfig, config))
-    runtime = RuntimeConfig(**fields_of(RuntimeConfig, config))
     if memory is not None and memory < 1:
         raise ConfigError(f"--memory must be a number of bytes from 1 on, not {memory}")
+    if memory is not None and gpu is not None:
+        raise ConfigError(f"--gpu {gpu} and --memory {memory} both say how much there is: give one")
+    known = gpu_named(gpu) if gpu is not None else None
+    build = BuildConfig(**fields_of(BuildConfig, dict(config) | ({"device": "cuda"} if known else {})))
+    runtime = RuntimeConfig(**fields_of(RuntimeConfig, config))
     planned = plan_of(model, arch, build)
-    available = _memory_of(planned.device) if memory is None else memory
+    if known is not None and planned.device != "cuda":
+        raise ConfigError(f"--gpu {gpu}: {model} is an engine for a CPU; build it with --device cuda")
+    if known is not None:
+        check_capability(choose_kernels(planned.plan, device="cuda"), known.name, known.capability)
+        available = known.memory_bytes - CONTEXT_BYTES
+    else:
+        available = _memory_of(planned.device) if memory is None else memory
     found = predict(planned, runtime, available)
     about = {
         "model": model or arch,
@@ -57,6 +78,7 @@ def run(*, model: str | None, arch: str | None, memory: int | None, config: Mapp
         "weights": megabytes(found.weights_bytes),
         "arena": f"{megabytes(found.arena_bytes)} (activations of {found.largest.tokens:,} tokens in one step)",
         "KV cache": f"{megabytes(found.memory.kv_bytes)} in {found.memory.num_blocks:,} blocks",
+        **({"workspace": megabytes(found.workspace_bytes)} if found.workspace_bytes else {}),
         "in all": f"{megabytes(found.total_bytes)} of {megabytes(available)}",
         "fits": f"{found.memory.num_tokens:,} tokens: {found.memory.num_sequences:,} sequences of "
         f"{found.memory.max_model_len:,}",
@@ -97,22 +119,17 @@ def _memory_of(device: Device) -> int:
     if device == "cpu":
         return available_memory()
     if not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no GPU here; say by --memory how many bytes yours has")
+        raise ConfigError("--device cuda: there is no GPU here; say by --gpu which you have, or by --memory its bytes")
     return torch.cuda.mem_get_info()[0]
 
 
 def predict(planned: Planned, runtime: RuntimeConfig, available_bytes: int) -> Footprint:
     """What an executor of this plan would allocate, on a CPU by this machine's kernels. Raises `OutOfMemory`."""
-    is_gpu = planned.device == "cuda"
-    return footprint(
-        planned.plan,
-        choose_kernels(planned.plan, device=planned.device),
-        runtime,
-        is_bitwise=planned.is_bitwise,
-        engine_max_model_len=planned.max_model_len,
-        available_bytes=available_bytes - (GPU_RESERVE if is_gpu else 0),
-        kv_share=GPU_KV_SHARE if is_gpu else KV_SHARE,
-    )
+    known: dict[str, Any] = {"engine_max_model_len": planned.max_model_len, "available_bytes": available_bytes}
+    kernels = choose_kernels(planned.plan, device=planned.device)
+    if planned.device == "cuda":
+        return gpu_footprint(planned.plan, kernels, runtime, **known)
+    return footprint(planned.plan, kernels, runtime, is_bitwise=planned.is_bitwise, **known)
 
 
 def figures(found: Footprint) -> dict[str, int]:
@@ -121,6 +138,7 @@ def figures(found: Footprint) -> dict[str, int]:
         "weights_bytes": found.weights_bytes,
         "arena_bytes": found.arena_bytes,
         "kv_bytes": found.memory.kv_bytes,
+        "workspace_bytes": found.workspace_bytes,
         "total_bytes": found.total_bytes,
         "kv_blocks": found.memory.num_blocks,
         "num_tokens": found.memory.num_tokens,

@@ -59,6 +59,7 @@ class Kernel:
     tactics: sets of keyword arguments that its bind function takes, the default first; empty: it takes none. All of
         them give the same bits.
     takes_context: its bind function wants the `LaunchContext`.
+    min_capability: the compute capability that a GPU must have.
     numerics: what is summed in what type and order; kernels with equal strings give equal bits.
     """
 
@@ -72,6 +73,7 @@ class Kernel:
     tactics: tuple[Mapping[str, Scalar], ...] = ()
     takes_context: bool = False
     numerics: str = "fp32"
+    min_capability: tuple[int, int] = (0, 0)
 
 
 def resolve(target: str) -> Any:

@@ -17,6 +17,7 @@ from tritium.ops.torch_ops import TORCH_OPS
 _TACTICS: dict[str, tuple[dict[str, int], ...]] = {
     "paged_attention": ({"item_rows": 64}, {"item_rows": 16}, {"item_rows": 32}, {"item_rows": 128})
 }
+_NEEDS: dict[str, dict[str, Any]] = {"fp8": {"min_capability": (8, 9)}, "int8": {"min_capability": (7, 5)}}
 
 
 def _row(
@@ -63,6 +64,7 @@ KERNELS: tuple[Kernel, ...] = (
             f"supports:{supports}",
             takes_context=op == "paged_attention",
             numerics=numerics,
+            **_NEEDS.get(op.rpartition("_")[2], {}),
         )
         for op, module, bind, supports, numerics in (
             ("embedding", "copies", "bind_embedding", "embedding", "exact"),
@@ -83,7 +85,14 @@ KERNELS: tuple[Kernel, ...] = (
         )
     ),
     *(
-        _row("gpu", f"{base}_{kept}", f"rows:bind_{base}", f"supports:{supports}", numerics=f"fp32, {kept}")
+        _row(
+            "gpu",
+            f"{base}_{kept}",
+            f"rows:bind_{base}",
+            f"supports:{supports}",
+            numerics=f"fp32, {kept}",
+            **_NEEDS[kept],
+        )
         for kept in ROW_FORMATS
         for base, supports in zip(ROW_BASES, ("rows", "rows", "rows", "gated_rows", "rows", "rows"), strict=True)
     ),

@@ -146,10 +146,11 @@ def is_left_out(recipe: Recipe, patterns: Sequence[str]) -> bool:
 
 def format_of(linear: fx.Node, scheme: QuantScheme, *, is_head: bool) -> WeightFormat:
     """How a scheme keeps a linear's weight."""
-    assert scheme.head is not None
     num_in = int(spec_of(arguments(linear)["weight_NK"]).shape[1])  # type: ignore[arg-type]
-    is_grouped = num_in % (scheme.weight.group_size or 1) == 0
-    return scheme.weight if is_grouped and not is_head else scheme.head
+    if num_in % (scheme.weight.group_size or 1) == 0 and not is_head:
+        return scheme.weight
+    assert scheme.head is not None
+    return scheme.head
 
 
 def logits_linear(graph: fx.Graph) -> fx.Node | None:

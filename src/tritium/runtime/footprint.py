@@ -1,4 +1,4 @@
-"""What an engine takes of memory, from its plan alone: the executor is laid out by it, `tritium plan` shows it."""
+"""What an engine takes of memory, from its plan alone: executors are laid out by it, `tritium plan` shows it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,10 @@ from tritium.engine.plan import Phase, Plan, Sizes
 from tritium.kernels.kernel import Kernel
 from tritium.runtime.buckets import bucket, common_multiple
 from tritium.runtime.loaded_weights import bytes_in_use
-from tritium.runtime.memory import KV_SHARE, MemoryPlan, plan_memory
+from tritium.runtime.memory import GPU_KV_SHARE, GPU_RESERVE, MemoryPlan, megabytes, plan_memory
 
+GPU_WORKSPACE = 96 << 20  # bytes: cuBLAS's two workspaces of 32 MiB, the kernels' scratch
+SAMPLING_CHUNK = 8192  # logits that one program of kernels/gpu/sampling.py looks at
 PHASES: tuple[Phase, ...] = ("tokens", "rows")
 
 
@@ -18,7 +20,8 @@ PHASES: tuple[Phase, ...] = ("tokens", "rows")
 class Footprint:
     """largest: the largest batch. multiples: what a phase's number of rows is padded to. offsets: in the arena.
 
-    weights_bytes, arena_bytes: bytes. memory: the KV cache.
+    weights_bytes, arena_bytes, workspace_bytes: bytes; workspace: what kernels and libraries keep beside the arena on
+    a GPU. memory: the KV cache.
     """
 
     largest: Sizes
@@ -27,11 +30,19 @@ class Footprint:
     arena_bytes: int
     weights_bytes: int
     memory: MemoryPlan
+    workspace_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        """Weights, arena and KV cache."""
-        return self.weights_bytes + self.arena_bytes + self.memory.kv_bytes
+        """Weights, arena, KV cache and workspace."""
+        return self.weights_bytes + self.arena_bytes + self.memory.kv_bytes + self.workspace_bytes
+
+    def describe(self) -> str:
+        """In one line, largest things first."""
+        return (
+            f"weights {megabytes(self.weights_bytes)}, KV cache {megabytes(self.memory.kv_bytes)}, activations "
+            f"{megabytes(self.arena_bytes)}, workspace {megabytes(self.workspace_bytes)}"
+        )
 
 
 def footprint(
@@ -42,7 +53,6 @@ def footprint(
     is_bitwise: bool,
     engine_max_model_len: int,
     available_bytes: int,
-    kv_share: float = KV_SHARE,
 ) -> Footprint:
     """Lay out a decoder's plan for `config`. Touches no weight and no device. Raises `OutOfMemory` with the numbers."""
     multiples = {phase: _row_multiple(plan, kernels, phase) if is_bitwise else 1 for phase in PHASES}
@@ -60,7 +70,6 @@ def footprint(
         weights_bytes=weights_bytes,
         arena_bytes=arena_bytes,
         available_bytes=available_bytes,
-        kv_share=kv_share,
     )
     return Footprint(
         largest=largest,
@@ -69,6 +78,40 @@ def footprint(
         arena_bytes=arena_bytes,
         weights_bytes=weights_bytes,
         memory=memory,
+    )
+
+
+def gpu_footprint(
+    plan: Plan,
+    kernels: Sequence[Kernel],
+    config: RuntimeConfig,
+    *,
+    engine_max_model_len: int,
+    available_bytes: int,
+) -> Footprint:
+    """The same for a GPU. available_bytes: what is free of its memory. Raises `OutOfMemory` with the numbers."""
+    largest = Sizes(tokens=config.max_num_batched_tokens, sequences=config.max_num_seqs, rows=config.max_num_seqs)
+    offsets, arena_bytes = plan_arena(plan, largest)
+    weights_bytes = bytes_in_use(plan, kernels)
+    memory = plan_memory(
+        plan.kv_groups,
+        config,
+        engine_max_model_len=engine_max_model_len,
+        weights_bytes=weights_bytes,
+        arena_bytes=arena_bytes,
+        available_bytes=available_bytes - GPU_RESERVE,
+        kv_share=GPU_KV_SHARE,
+    )
+    tables = len(plan.kv_groups) * config.max_num_seqs * -(-memory.max_model_len // config.block_size) * 4
+    logits = config.max_num_seqs * plan.vocab_size * 8 // SAMPLING_CHUNK  # a value and an id of each chunk
+    return Footprint(
+        largest=largest,
+        multiples=dict.fromkeys(PHASES, 1),
+        offsets=offsets,
+        arena_bytes=arena_bytes,
+        weights_bytes=weights_bytes,
+        memory=memory,
+        workspace_bytes=GPU_WORKSPACE + tables + logits + 48 * largest.tokens,
     )
 
 

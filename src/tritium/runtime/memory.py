@@ -66,7 +66,10 @@ def plan_memory(
         f"arena {megabytes(arena_bytes)}, KV cache {megabytes(max(0, wanted))}"
     )
     if left <= 0:
-        raise OutOfMemory(f"the model does not fit: {numbers}")
+        raise OutOfMemory(
+            f"the model does not fit: {numbers}; give less max_num_batched_tokens (arena), or build with a scheme of "
+            "fewer bits"
+        )
     if size == 0:  # a model without attention needs no blocks, but the scheduler's pool may not be empty
         return MemoryPlan(num_blocks=2, block_bytes=0, max_model_len=max_model_len, num_tokens=0, num_sequences=0)
     chunk = config.max_num_batched_tokens
@@ -90,6 +93,15 @@ def plan_memory(
         max_model_len=max_model_len,
         num_tokens=(num_blocks - 1) // len(groups) * config.block_size,
         num_sequences=(num_blocks - 1) // per_sequence,
+    )
+
+
+def gpu_out_of_memory(doing: str, name: str, free_bytes: int, total_bytes: int, parts: str) -> OutOfMemory:
+    """One error with the numbers. parts: what the engine takes (`Footprint.describe`)."""
+    return OutOfMemory(
+        f"{doing} ran out of memory on {name}: {megabytes(free_bytes)} of {megabytes(total_bytes)} are free; the "
+        f"engine takes {parts}. Stop what else uses the GPU, give less kv_cache_memory, less max_num_batched_tokens "
+        "(activations) or max_num_seqs, or build with a scheme of fewer bits"
     )
 
 

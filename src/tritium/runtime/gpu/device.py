@@ -1,11 +1,13 @@
 """Is there a GPU to run on? Loads neither Triton nor anything that needs it, so that the answer can be no."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
 
 from tritium.engine.engine import Engine
 from tritium.errors import EngineError
+from tritium.kernels.kernel import Kernel
 
 
 def check_device(device: str) -> None:
@@ -21,6 +23,17 @@ def gpu_for(engine: Engine) -> torch.device:
         f"{engine.path} was built for an NVIDIA GPU",
         f"build it for the CPU: tritium build {source} --device cpu",
     )
+
+
+def check_capability(kernels: Sequence[Kernel], name: str, capability: tuple[int, int]) -> None:
+    """Raise `EngineError` when a step's kernel needs a newer GPU than the one of that name."""
+    needed = max(kernels, key=lambda kernel: kernel.min_capability)
+    if needed.min_capability > capability:
+        found, wanted = (".".join(map(str, pair)) for pair in (capability, needed.min_capability))
+        raise EngineError(
+            f"{needed.name} needs compute capability {wanted}, and {name} has {found}: build the model with "
+            "--scheme w8a8, w8a16 or w4a16_g128, or with none"
+        )
 
 
 def _find_gpu(why: str, instead: str) -> torch.device:

@@ -17,21 +17,21 @@ import numpy as np
 import torch
 
 from tritium.config import RuntimeConfig
-from tritium.engine.arena import plan_arena
 from tritium.engine.engine import Engine
 from tritium.engine.plan import Sizes
 from tritium.errors import OutOfMemory
 from tritium.kernels.kernel import LaunchContext, Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
 from tritium.runtime.binding import Binder
+from tritium.runtime.footprint import gpu_footprint
 from tritium.runtime.gpu.buckets import gpu_bucket
-from tritium.runtime.gpu.device import gpu_for
+from tritium.runtime.gpu.device import check_capability, gpu_for
 from tritium.runtime.gpu.inputs import DeviceInputs
 from tritium.runtime.gpu.sampler import GpuSampler
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.runtime.kv_cache import KVCache
-from tritium.runtime.loaded_weights import LoadedWeights, bytes_in_use
-from tritium.runtime.memory import GPU_KV_SHARE, GPU_RESERVE, megabytes, plan_memory
+from tritium.runtime.loaded_weights import LoadedWeights
+from tritium.runtime.memory import gpu_out_of_memory
 from tritium.runtime.prompt_logprobs import PromptScorer, ScoredPart, scored_parts
 from tritium.runtime.request import RowError, SampledToken, ScheduledBatch
 from tritium.runtime.sampler import Sampler
@@ -71,20 +71,17 @@ class GpuExecutor:
         self._plan = plan
         self._kernels = choose_kernels(plan, engine.plugins, "cuda")
         self._most_rows = config.max_num_seqs
-        self._largest = Sizes(
-            tokens=config.max_num_batched_tokens, sequences=config.max_num_seqs, rows=config.max_num_seqs
-        )
-        offsets, arena_bytes = plan_arena(plan, self._largest)
+        name, capability = torch.cuda.get_device_name(self.device), torch.cuda.get_device_capability(self.device)
+        check_capability(self._kernels, name, capability)
         free_bytes, _ = torch.cuda.mem_get_info(self.device)
-        self.memory = plan_memory(
-            groups,
+        self.footprint = gpu_footprint(
+            plan,
+            self._kernels,
             config,
             engine_max_model_len=engine.manifest.max_model_len,
-            weights_bytes=bytes_in_use(plan, self._kernels),
-            arena_bytes=arena_bytes,
-            available_bytes=free_bytes - GPU_RESERVE,
-            kv_share=GPU_KV_SHARE,
+            available_bytes=free_bytes,
         )
+        self.memory, self._largest = self.footprint.memory, self.footprint.largest
         logger.info("%s", self.memory.describe())
         self._slots = RequestSlots(config.max_num_seqs)
         self._builder = BatchBuilder(
@@ -105,8 +102,8 @@ class GpuExecutor:
             self._sampler.attach(self._inputs.tensors)
             self._binder = Binder(
                 plan,
-                offsets=offsets,
-                arena_bytes=arena_bytes,
+                offsets=self.footprint.offsets,
+                arena_bytes=self.footprint.arena_bytes,
                 inputs=self._inputs.tensors,
                 weights=LoadedWeights(engine, device=self.device),
                 kv_cache=KVCache(groups, self.memory.num_blocks, config.block_size, self.device),
@@ -122,24 +119,37 @@ class GpuExecutor:
             self._pool = torch.cuda.graph_pool_handle()
             self._bound_tokens(1)
             self._bound_rows(1)
-        except torch.cuda.OutOfMemoryError as error:
-            free_now, total = torch.cuda.mem_get_info(self.device)
-            raise OutOfMemory(
-                f"{torch.cuda.get_device_name(self.device)} has {megabytes(free_now)} of {megabytes(total)} left, "
-                f"which is not enough; {self.memory.describe()}; give kv_cache_memory, or less max_num_batched_tokens"
-            ) from error
+        except (torch.cuda.OutOfMemoryError, OutOfMemory) as error:
+            raise self._out_of_memory("loading the model") from error
 
     @property
     def seconds_waited(self) -> float:
         """Of this thread, for the GPU, since the start: a step's time less its share of this is what the host does."""
         return self._seconds_waited + self._inputs.seconds_waited
 
+    def _out_of_memory(self, doing: str) -> OutOfMemory:
+        """What is said when an allocation fails."""
+        torch.cuda.empty_cache()
+        free_bytes, total = torch.cuda.mem_get_info(self.device)
+        return gpu_out_of_memory(
+            doing, torch.cuda.get_device_name(self.device), free_bytes, total, self.footprint.describe()
+        )
+
     def execute(self, batch: ScheduledBatch) -> list[SampledToken | RowError]:
         """Run the batch and wait; one entry per sampled sequence, in order: its token, or why it has none."""
         return self.collect(self.launch(batch))
 
     def launch(self, batch: ScheduledBatch) -> LaunchedStep:
-        """Start the batch. Input tokens that the host does not know (id -1) are the last that their slots sampled."""
+        """Start the batch. Input tokens that the host does not know (id -1) are the last that their slots sampled.
+
+        Raises `OutOfMemory` when a library finds no room for its workspace; the next batch may be launched after it.
+        """
+        try:
+            return self._launch(batch)
+        except torch.cuda.OutOfMemoryError as error:
+            raise self._out_of_memory("running a step") from error
+
+    def _launch(self, batch: ScheduledBatch) -> LaunchedStep:
         for slot, request in self._slots.admit(batch):
             self._builder.admit(slot, request)
             self._sampler.admit(slot, request)
