@@ -95,10 +95,6 @@ def test_spinning_at_barriers_is_bounded_unless_the_user_says_otherwise(own):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (
-            {"device": "cuda", "invariance": "bitwise"},
-            "invariance='bitwise' is not to be had with device='cuda': leave it",
-        ),
         ({"scheme": "fp8"}, "scheme='fp8' is not for device='cpu', which has w8a8, w8a16"),
         (
             {"scheme": "w4a8_g32", "device": "cuda"},
@@ -115,6 +111,7 @@ def test_what_a_device_has_not_is_refused_with_what_to_say_instead(given: dict[s
 def test_invariance_is_bitwise_on_a_cpu_and_fast_on_a_gpu_unless_said() -> None:
     assert BuildConfig().resolved_invariance == "bitwise"
     assert BuildConfig(device="cuda").resolved_invariance == "fast"
+    assert BuildConfig(device="cuda", invariance="bitwise").resolved_invariance == "bitwise"
     assert BuildConfig(invariance="fast").resolved_invariance == "fast"
 
 

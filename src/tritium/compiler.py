@@ -222,7 +222,8 @@ def _compile(
             raise captured.restriction
     with clock.stage("lower"):
         plan = pipeline.to_plan(optimised)
-    compiled = _compiled(plan, captured, optimised, clock, plugins, config.device)
+    is_bitwise = config.resolved_invariance == "bitwise"
+    compiled = _compiled(plan, captured, optimised, clock, plugins, config.device, is_bitwise=is_bitwise)
     return dataclasses.replace(compiled, constants=compiled.constants | dict(calibration))
 
 
@@ -273,9 +274,11 @@ def _compiled(
     clock: StageClock,
     plugins: Sequence[Plugin] = (),
     device: str = "cpu",
+    *,
+    is_bitwise: bool = True,
 ) -> Compiled:
     with clock.stage("kernels"):
-        plan = _with_kernels(plan, plugins, device)
+        plan = _with_kernels(plan, plugins, device, is_bitwise=is_bitwise)
     return Compiled(
         plan=plan,
         graph_text=dump.to_text(optimised.graph),
@@ -286,9 +289,9 @@ def _compiled(
     )
 
 
-def _with_kernels(plan: Plan, plugins: Sequence[Plugin], device: str) -> Plan:
+def _with_kernels(plan: Plan, plugins: Sequence[Plugin], device: str, *, is_bitwise: bool) -> Plan:
     """The plan with the kernel that each step is to run on `device`."""
-    chosen = zip(plan.steps, choose_kernels(plan, plugins, device), strict=True)
+    chosen = zip(plan.steps, choose_kernels(plan, plugins, device, is_bitwise=is_bitwise), strict=True)
     return msgspec.structs.replace(plan, steps=tuple(msgspec.structs.replace(s, kernel=k.name) for s, k in chosen))
 
 

@@ -14,8 +14,8 @@ MIXED = [(1, 1), (1, 130), (1, 64), (1, 65), (3, 3), (17, 150), (70, 70), (1, 90
 SHAPES = [(8, 2, 64), (4, 4, 80), (6, 3, 96), (2, 2, 256), (16, 2, 128), (3, 1, 16), (12, 12, 64)]
 
 
-def compute(args: dict[str, Any], device: torch.device, **tactics: Any) -> torch.Tensor:
-    from tritium.kernels.gpu import attention
+def compute(args: dict[str, Any], device: torch.device, *, is_fixed: bool = False, **tactics: Any) -> torch.Tensor:
+    from tritium.kernels.gpu import attention, attention_fixed
     from tritium.kernels.kernel import LaunchContext
 
     args = {n: a.to(device) if isinstance(a, torch.Tensor) else a for n, a in args.items()}
@@ -26,7 +26,10 @@ def compute(args: dict[str, Any], device: torch.device, **tactics: Any) -> torch
         num_prefill_tokens=num_tokens - num_decodes,
     )
     out = torch.full_like(args["q_TNH"], 77.0)
-    attention.bind(args, [out], context, **tactics)()
+    if is_fixed:
+        attention_fixed.bind(args, [out], context)()
+    else:
+        attention.bind(args, [out], context, **tactics)()
     return out.cpu()
 
 
@@ -51,7 +54,18 @@ def test_a_mixed_batch_is_right(shape: tuple[int, int, int], dtype: torch.dtype,
         if dtype != torch.float32 and i % 2 and not HAS_GPU:
             continue
         problem = Problem.draw([c for _, c in MIXED], *shape, dtype, window=window, softcap=softcap)
-        check(problem, device, list(enumerate(MIXED)), block_size=(16, 8, 64)[i])
+        for is_fixed in (False, True):
+            check(problem, device, list(enumerate(MIXED)), block_size=(16, 8, 64)[i], is_fixed=is_fixed)
+
+
+@pytest.mark.parametrize("is_fixed", [False, True])
+@pytest.mark.parametrize("shape", [(4, 4, 64), (6, 3, 96)], ids=str)
+def test_alibi_adds_each_heads_slope_times_the_distance(
+    shape: tuple[int, int, int], is_fixed: bool, device: torch.device
+) -> None:
+    slopes = torch.tensor([2.0 ** (-i - 1) for i in range(shape[0])])
+    problem = Problem.draw([c for _, c in MIXED], *shape, torch.float32, slopes=slopes)
+    check(problem, device, list(enumerate(MIXED)), block_size=16, is_fixed=is_fixed)
 
 
 @pytest.mark.parametrize("form", ["vector", "dot"])

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tritium import LLM, BeamSearchParams, SamplingParams
-from tritium.errors import RequestError
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo_model"
+WEIGHTS = DEMO / "model.safetensors"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 PROMPTS = ["def main(", "import os\n" * 20, "class A:\n    def __init__(self", "x = 1\n" * 40]
 
@@ -39,15 +40,31 @@ def test_edited_rows_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.Mo
             assert len(token.top_logprobs) == len(expected.top_logprobs) == 2
 
 
-def test_scored_prompts_are_refused_and_the_next_prompts_are_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scored_prompts_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITIUM_CACHE", str(tmp_path))
-    with LLM(DEMO, device="cuda", dtype="float32", max_num_seqs=6) as llm:
-        with pytest.raises(RequestError, match=r"prompt_logprobs=3 cannot be had from an engine for a GPU; leave it"):
-            llm.generate(PROMPTS, SamplingParams(prompt_logprobs=3), use_progress=False)
-        (answer,) = llm.generate(PROMPTS[:1], SamplingParams(max_tokens=3, ignore_eos=True), use_progress=False)
-        assert len(answer.outputs[0].token_ids) == 3
+    common: dict[str, Any] = {"temperature": 0, "max_tokens": 5, "ignore_eos": True}
+    params = [SamplingParams(prompt_logprobs=2, **common), SamplingParams(**common)] * 2
+    for mine, other in zip(answers("cuda", PROMPTS, params), answers("cpu", PROMPTS, params), strict=True):
+        assert [c.token_ids for c in mine.outputs] == [c.token_ids for c in other.outputs]
+        assert (mine.prompt_logprobs is None) == (other.prompt_logprobs is None)
+        for token, expected in zip(mine.prompt_logprobs or (), other.prompt_logprobs or (), strict=True):
+            assert (token is None) == (expected is None)
+            if token is not None:
+                assert token.logprob == pytest.approx(expected.logprob, abs=2e-3)
+                assert len(token.top_logprobs) == 2
+
+
+def test_new_weights_are_in_use_at_once_in_graphs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITIUM_CACHE", str(tmp_path))
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    with LLM(DEMO, device="cuda", dtype="float32", max_num_seqs=6, kv_cache_memory=100_000_000) as llm:
+        before = [o.outputs[0].token_ids for _ in range(2) for o in llm.generate(PROMPTS, params, use_progress=False)]
+        new = {name: tensor.flip(0) if "q_proj" in name else tensor for name, tensor in load_file(WEIGHTS).items()}
+        assert llm.update_weights(new) == 1
+        changed = [o.outputs[0].token_ids for _ in range(2) for o in llm.generate(PROMPTS, params, use_progress=False)]
+        assert llm.update_weights(DEMO) == 2
+        after = [o.outputs[0].token_ids for _ in range(2) for o in llm.generate(PROMPTS, params, use_progress=False)]
+    assert before == after != changed and changed[:4] == changed[4:]
 
 
 def test_beam_search_finds_the_sequences_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,12 @@ from collections import defaultdict
 
 import pytest
 
-from tritium.errors import RequestError
 from tritium.runtime.engine_loop import EngineLoop
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.overlap_loop import OverlapLoop
 from tritium.runtime.request import PENDING, Request, RowError, SampledToken, ScheduledBatch
 from tritium.runtime.slots import RequestSlots
+from tritium.runtime.weight_updates import WeightUpdate, WeightUpdates
 from tritium.sampling_params import SamplingParams
 from tritium.testing.fake_executor import FakeExecutor, expected_tokens, make_scheduler, next_token
 
@@ -163,9 +163,54 @@ def test_a_row_without_numbers_and_a_step_that_raises_end_their_own() -> None:
     assert harness.tokens("late") == expected_tokens(PROMPTS[3], 3)
 
 
-def test_prompt_logprobs_are_refused_with_a_way_out() -> None:
-    with pytest.raises(RequestError, match=r"request 'p': prompt_logprobs=2 cannot be had .* build the engine for"):
-        Harness().submit("p", [1, 2], prompt_logprobs=2)
+class Piecewise:
+    """New weights, bound in three pieces."""
+
+    def __init__(self) -> None:
+        self.left = 3
+
+    def advance(self) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+
+class UpdatableDevice(FakeDevice):
+    """Notes at each exchange whether a request had a token that the host did not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exchanges: list[bool] = []
+        self.requests: set[Request] = set()
+
+    def launch(self, batch: ScheduledBatch) -> LaunchedFake:
+        self.requests |= {sequence.request for sequence in batch.sequences}
+        return super().launch(batch)
+
+    def stage(self, source: object) -> Piecewise:
+        return Piecewise()
+
+    def swap(self, staged: Piecewise) -> None:
+        assert staged.left < 0
+        self.exchanges.append(any(request.has_pending for request in self.requests))
+
+
+@pytest.mark.parametrize("on_inflight", ["recompute", "continue", "finish_first"])
+def test_new_weights_come_when_no_token_is_pending_and_every_request_is_answered(on_inflight: str) -> None:
+    device, scheduler = UpdatableDevice(), make_scheduler()
+    loop = OverlapLoop(scheduler, device, seed=1, updates=WeightUpdates(scheduler, device))
+    heard: dict[int, list[StepOutput]] = defaultdict(list)
+    for i, prompt in enumerate(PROMPTS):
+        loop.submit(Request(str(i), prompt, SamplingParams(max_tokens=20)), heard[i].append)
+    for _ in range(4):
+        loop.step()
+    update = WeightUpdate("new", on_inflight)  # type: ignore[arg-type]
+    loop.update_weights(update)
+    assert device.num_pending_inputs > 0
+    while loop.has_work:
+        loop.step()
+    assert update.done.result(0) == 1 and device.exchanges == [False]
+    for i, prompt in enumerate(PROMPTS):
+        assert list(heard[i][-1].token_ids) == expected_tokens(prompt, 20)
 
 
 def test_slots_are_given_back_when_nothing_runs_for_a_while() -> None:

@@ -126,7 +126,7 @@ def _memory_of(device: Device) -> int:
 def predict(planned: Planned, runtime: RuntimeConfig, available_bytes: int) -> Footprint:
     """What an executor of this plan would allocate, on a CPU by this machine's kernels. Raises `OutOfMemory`."""
     known: dict[str, Any] = {"engine_max_model_len": planned.max_model_len, "available_bytes": available_bytes}
-    kernels = choose_kernels(planned.plan, device=planned.device)
+    kernels = choose_kernels(planned.plan, device=planned.device, is_bitwise=planned.is_bitwise)
     if planned.device == "cuda":
         return gpu_footprint(planned.plan, kernels, runtime, **known)
     return footprint(planned.plan, kernels, runtime, is_bitwise=planned.is_bitwise, **known)

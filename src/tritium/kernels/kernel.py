@@ -59,6 +59,7 @@ class Kernel:
     tactics: sets of keyword arguments that its bind function takes, the default first; empty: it takes none. All of
         them give the same bits.
     takes_context: its bind function wants the `LaunchContext`.
+    is_invariant: a row's bits do not depend on its neighbours (but for `row_multiple`).
     min_capability: the compute capability that a GPU must have.
     numerics: what is summed in what type and order; kernels with equal strings give equal bits.
     """
@@ -74,6 +75,7 @@ class Kernel:
     takes_context: bool = False
     numerics: str = "fp32"
     min_capability: tuple[int, int] = (0, 0)
+    is_invariant: bool = True
 
 
 def resolve(target: str) -> Any:

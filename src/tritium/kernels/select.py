@@ -9,11 +9,18 @@ from tritium.kernels.table import KERNELS
 
 
 def choose(
-    op: str, args: Mapping[str, Any], *, available: Set[str], preferred: str = "", extra: Sequence[Kernel] = ()
+    op: str,
+    args: Mapping[str, Any],
+    *,
+    available: Set[str],
+    preferred: str = "",
+    extra: Sequence[Kernel] = (),
+    is_bitwise: bool = False,
 ) -> Kernel:
     """The kernel for `op` with these `TensorSpec`s and literals among the backends in `available`.
 
-    extra: rows of plugins, which stand before those of the table.
+    extra: rows of plugins, which stand before those of the table. is_bitwise: take only a kernel by which a row's bits
+    do not depend on its neighbours, however many there are.
 
     That is the row named `preferred`, if it can run here, else the first of the table that can. An eager row is never
     preferred: that a plan names one only says that where it was built nothing better could run.
@@ -24,7 +31,7 @@ def choose(
     rows.sort(key=lambda kernel: kernel.name != preferred or kernel.backend == "eager")
     refusals = []
     for kernel in rows:
-        reason = _refusal(kernel, args, available)
+        reason = _refusal(kernel, args, available) or (_variance(kernel) if is_bitwise else None)
         if reason is None:
             return kernel
         refusals.append(f"  {kernel.name}: {reason}")
@@ -48,6 +55,11 @@ def _refusal(kernel: Kernel, args: Mapping[str, Any], available: Set[str]) -> st
     if kernel.backend not in available:
         return f"backend {kernel.backend} is not available ({', '.join(sorted(available)) or 'none'} is)"
     return resolve(kernel.supports)(args) if kernel.supports else None
+
+
+def _variance(kernel: Kernel) -> str | None:
+    is_invariant = kernel.is_invariant and kernel.row_multiple == 1
+    return None if is_invariant else "a row's bits depend on the batch, and invariance='bitwise' was asked for"
 
 
 def _show(value: Any) -> str:

@@ -21,12 +21,19 @@ _NEEDS: dict[str, dict[str, Any]] = {"fp8": {"min_capability": (8, 9)}, "int8": 
 
 
 def _row(
-    backend: Backend, op: str, bind: str, supports: str = "", *, pack: Mapping[str, str] | None = None, **rest: Any
+    backend: Backend,
+    op: str,
+    bind: str,
+    supports: str = "",
+    *,
+    variant: str = "",
+    pack: Mapping[str, str] | None = None,
+    **rest: Any,
 ) -> Kernel:
-    """A kernel named after its backend and op. bind, supports, pack: "module:attribute" in the backend's package."""
+    """A kernel named after its backend, op and variant. bind, supports, pack: "module:attribute" in its package."""
     package = f"tritium.kernels.{backend}"
     return Kernel(
-        name=f"{backend}.{op}",
+        name=f"{backend}.{op}{variant}",
         op=op,
         backend=backend,
         target=f"{package}.{bind}",
@@ -64,6 +71,7 @@ KERNELS: tuple[Kernel, ...] = (
             f"supports:{supports}",
             takes_context=op == "paged_attention",
             numerics=numerics,
+            is_invariant=op not in ("linear", "linear_fp8", "paged_attention"),
             **_NEEDS.get(op.rpartition("_")[2], {}),
         )
         for op, module, bind, supports, numerics in (
@@ -80,6 +88,8 @@ KERNELS: tuple[Kernel, ...] = (
             ("rope_kv_store", "rope", "bind_rope_kv_store", "rope_kv_store", "fp32, or e4m3 saturated"),
             ("linear", "linear", "bind", "linear", "cuBLAS"),
             ("linear_fp8", "fp8", "bind_linear", "fp8_linear", "cuBLASLt, fast accumulation; few rows: fp32"),
+            ("moe", "moe", "bind_moe", "moe", "fp32, K in steps of one size"),
+            ("experts", "moe", "bind_experts", "experts", "fp32, K in steps of one size"),
             ("linear_int8", "matmul", "bind_int8", "int8_linear", "exact sums, fp32 scales"),
             ("paged_attention", "attention", "bind", "paged_attention", "fp32, split by the number of sequences"),
         )
@@ -103,6 +113,38 @@ KERNELS: tuple[Kernel, ...] = (
         "supports:quantized_linear",
         pack={"qweight": "quantized:pack_weight"},
         numerics="fp32, split by the number of rows",
+        is_invariant=False,
+    ),
+    *(
+        _row(
+            "gpu",
+            op,
+            f"{module}:{bind}",
+            f"supports:{supports}",
+            variant="_fixed",
+            takes_context=op == "paged_attention",
+            numerics=numerics,
+            pack={"qweight": "quantized:pack_weight"} if op == "quantized_linear" else {},
+            **_NEEDS.get(op.rpartition("_")[2], {}),
+        )
+        for op, module, bind, supports, numerics in (
+            ("linear", "matmul", "bind_fixed", "linear", "fp32, K in steps of one size"),
+            (
+                "linear_fp8",
+                "matmul",
+                "bind_fixed",
+                "fp8_linear",
+                "as tensor cores add e4m3, K in steps of one size",
+            ),
+            ("quantized_linear", "quantized", "bind_fixed", "quantized_linear", "fp32, group by group"),
+            (
+                "paged_attention",
+                "attention_fixed",
+                "bind",
+                "paged_attention",
+                "fp32, tiles of keys by absolute position",
+            ),
+        )
     ),
     *(
         _row(

@@ -29,9 +29,9 @@ def make_loop(engine: Engine, config: RuntimeConfig, tokenizer: Tokenizer | None
     """The loop of an engine, with all its memory. Call it on the thread that will run it."""
     executor = make_executor(engine, config)
     scheduler = make_scheduler(engine, config, executor)
-    if not isinstance(executor, Executor):
-        return OverlapLoop(scheduler, executor, tokenizer, seed=config.seed)
     updates = WeightUpdates(scheduler, executor)
+    if not isinstance(executor, Executor):
+        return OverlapLoop(scheduler, executor, tokenizer, seed=config.seed, updates=updates)
     return EngineLoop(scheduler, executor, tokenizer, seed=config.seed, updates=updates)
 
 

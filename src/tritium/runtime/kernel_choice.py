@@ -42,8 +42,11 @@ def choose_kernels(
     device: str = "cpu",
     *,
     tuned: Mapping[int, str] | None = None,
+    is_bitwise: bool = False,
 ) -> list[Kernel]:
     """One kernel per step, a plugin's or one of the table. tuned: kernels to prefer to the plan's, by step.
+
+    is_bitwise: a row's bits must not depend on its neighbours. A CPU's executor sees to that for every kernel.
 
     Raises `KernelError` when nothing can run a step, `EngineError` for an unknown value.
     """
@@ -57,6 +60,7 @@ def choose_kernels(
             available=available,
             preferred=(tuned or {}).get(index, step.kernel),
             extra=extra,
+            is_bitwise=is_bitwise and device == "cuda",
         )
         for index, step in enumerate(plan.steps)
     ]

@@ -6,18 +6,18 @@
     update k + 1       its tokens are pending in turn
 
 A request that stopped in step k was computed once more in step k + 1 for nothing: that token is dropped, and no block
-with a pending token in it is ever published. A batch that only the host can sample is collected at once.
+with a pending token in it is ever published. A batch that only the host can sample is collected at once. While new
+weights are on their way, each step is collected before a piece of that work: nothing is pending at the exchange.
 """
 
 import logging
 from typing import Any, NamedTuple, Protocol
 
-from tritium.errors import RequestError
 from tritium.runtime.engine_loop import EngineLoop, error_text
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.request import PENDING, Request, RowError, SampledToken, ScheduledBatch
 from tritium.runtime.scheduler import Scheduler
-from tritium.runtime.stream import Listener
+from tritium.runtime.weight_updates import WeightUpdates
 from tritium.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("tritium")
@@ -63,8 +63,9 @@ class OverlapLoop(EngineLoop):
         tokenizer: Tokenizer | None = None,
         *,
         seed: int | None = None,
+        updates: WeightUpdates | None = None,
     ) -> None:
-        super().__init__(scheduler, executor, tokenizer, seed=seed)
+        super().__init__(scheduler, executor, tokenizer, seed=seed, updates=updates)
         self._overlapping = executor
         self._pending: _Pending | None = None
         self._untold: tuple[Request, ...] = ()  # ended, and no batch was launched since: the executor does not know
@@ -73,15 +74,6 @@ class OverlapLoop(EngineLoop):
     def has_work(self) -> bool:
         """True while a request is unfinished or unreported, or a step is in flight."""
         return super().has_work or self._pending is not None
-
-    def submit(self, request: Request, listener: Listener, *, is_streaming: bool = False) -> None:
-        """As `EngineLoop.submit`; refuses what this executor has no code for."""
-        if request.params.prompt_logprobs is not None:
-            raise RequestError(
-                f"request {request.request_id!r}: prompt_logprobs={request.params.prompt_logprobs} cannot be had from "
-                "an engine for a GPU; leave it out, or build the engine for the CPU"
-            )
-        super().submit(request, listener, is_streaming=is_streaming)
 
     def abort(self, request_id: str) -> None:
         """As `EngineLoop.abort`, once the step in flight has come back."""
@@ -92,8 +84,13 @@ class OverlapLoop(EngineLoop):
         """Launch one batch and take the tokens of the one before. Returns what was sent to listeners."""
         for group in self._fan_outs.values():
             self._start_held(group)
+        told: list[StepOutput] = []
+        is_updating = False
+        if self._updates is not None and self._updates.has_work:
+            told = self._collect()
+            is_updating = self._updates.advance()
         batch = self.scheduler.schedule()
-        self.is_stalled = not batch.sequences and self._pending is None
+        self.is_stalled = not batch.sequences and self._pending is None and not is_updating
         launched, failure = None, None
         try:
             self._untold += batch.finished
@@ -103,7 +100,7 @@ class OverlapLoop(EngineLoop):
         except Exception as error:  # whatever a step raises must not end the loop
             logger.exception("a step failed; its %d requests end with an error", len(batch.sequences))
             failure = error
-        outputs = self._collect()
+        outputs = told + self._collect()
         for request in filter(self._is_heard, batch.finished):
             outputs += self._end(request.request_id, request.finish_reason or "abort")
         if failure is not None:

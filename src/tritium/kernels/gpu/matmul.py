@@ -88,6 +88,19 @@ def bind_int8(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: 
     return _bind(args, outputs[0], tactic or int8_tactic(args["x"].shape[0]))
 
 
+def fixed_tactic(dtype: torch.dtype, num_out: int) -> MatmulTactic:
+    """The one tactic of a linear, for any number of rows."""
+    if dtype == torch.float32:
+        return MatmulTactic(BLOCK_M=32, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2)
+    block_n = 64 if num_out <= 8192 else 128  # few outputs: as many programs as there are SMs, or half
+    return MatmulTactic(BLOCK_M=128, BLOCK_N=block_n, BLOCK_K=128 // dtype.itemsize, num_warps=8, num_stages=4)
+
+
+def bind_fixed(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.linear or ops.linear_fp8 into outputs[0], by the tactic that all numbers of rows share."""
+    return _bind(args, outputs[0], fixed_tactic(args["x"].dtype, args["weight_NK"].shape[0]))
+
+
 def _bind(args: Mapping[str, Any], out: torch.Tensor, tactic: MatmulTactic) -> Thunk:
     x, weight, bias = args["x"], args["weight_NK"], args.get("bias")
     (num_rows, num_in), num_out = x.shape, weight.shape[0]

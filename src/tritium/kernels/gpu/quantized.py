@@ -155,6 +155,11 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: Quant
     return lambda: (multiply(), join())
 
 
+def bind_fixed(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """The same by one tactic for all numbers of rows: a row's bits do not depend on how many there are."""
+    return bind(args, outputs, QuantizedTactic(BLOCK_N=64, BLOCK_M=64, SPLITS=1, num_warps=4, num_stages=3))
+
+
 @cache
 def _scratch(device: torch.device) -> torch.Tensor:
     """fp32 memory that all layers share, for steps are launched one after the other: 64 rows of what is split."""

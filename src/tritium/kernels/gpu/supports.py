@@ -86,10 +86,8 @@ def kv_store(args: Mapping[str, Any]) -> str | None:
 
 
 def paged_attention(args: Mapping[str, Any]) -> str | None:
-    """Head sizes up to 256; the cache in q's dtype or in fp8; no ALiBi."""
+    """Head sizes up to 256; the cache in q's dtype or in fp8."""
     q, cache = args["q_TNH"], args["cache_layer"]
-    if args.get("alibi_slopes_N") is not None:
-        return "it has no code for alibi slopes"
     (num_heads, head_size), (num_kv_heads, cache_head_size) = q.shape[1:], cache.shape[2::2]
     if head_size != cache_head_size or not 0 < head_size <= 256:
         return f"q has heads of {head_size}, the cache of {cache_head_size}; equal ones of up to 256 are known"
@@ -119,6 +117,32 @@ def fp8_linear(args: Mapping[str, Any]) -> str | None:
     if any(size % 16 for size in args["weight_NK"].shape) or args["dtype"] != "bfloat16":
         return f"weight_NK has sizes {list(args['weight_NK'].shape)}, the result is {args['dtype']}"
     return None
+
+
+def moe(args: Mapping[str, Any]) -> str | None:
+    """Up to 1,024 experts, of which a token chooses up to 64."""
+    num_experts = args["down_EDF"].shape[0]
+    if num_experts is None or num_experts > 1024:
+        return f"there are {num_experts} experts, more than 1024"
+    if not 0 < args["top_k"] <= min(64, num_experts):
+        return f"a token cannot choose {args['top_k']} of {num_experts} experts"
+    return _experts_dtypes(args) or _floats(router_TE=args["router_TE"])
+
+
+def experts(args: Mapping[str, Any]) -> str | None:
+    """As `moe`; the choices in int64 or int32."""
+    if args["chosen_TJ"].dtype not in (torch.int64, torch.int32):
+        return f"chosen_TJ is {args['chosen_TJ'].dtype}, not int64"
+    if (args["chosen_TJ"].shape[1] or 65) > 64 or (args["down_EDF"].shape[0] or 1025) > 1024:
+        return f"{args['chosen_TJ'].shape[1]} of {args['down_EDF'].shape[0]} experts are too many"
+    return _experts_dtypes(args) or _floats(weights_TJ=args["weights_TJ"])
+
+
+def _experts_dtypes(args: Mapping[str, Any]) -> str | None:
+    x, gate_up, down = args["x_TD"], args["gate_up_EGD"], args["down_EDF"]
+    if len({x.dtype, gate_up.dtype, down.dtype}) > 1:
+        return f"the dtypes differ: x {x.dtype}, gate_up {gate_up.dtype}, down {down.dtype}"
+    return _floats(x_TD=x)
 
 
 def int8_linear(args: Mapping[str, Any]) -> str | None:

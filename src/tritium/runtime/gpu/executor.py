@@ -12,13 +12,14 @@ and is not known to the host yet is -1 - slot; the GPU puts in the slot's last t
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
-from tritium.engine.plan import Sizes
+from tritium.engine.plan import Phase, Sizes
 from tritium.errors import OutOfMemory
 from tritium.kernels.kernel import LaunchContext, Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
@@ -31,11 +32,13 @@ from tritium.runtime.gpu.sampler import GpuSampler
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights
-from tritium.runtime.memory import gpu_out_of_memory
+from tritium.runtime.memory import gpu_out_of_memory, megabytes
 from tritium.runtime.prompt_logprobs import PromptScorer, ScoredPart, scored_parts
 from tritium.runtime.request import RowError, SampledToken, ScheduledBatch
 from tritium.runtime.sampler import Sampler
 from tritium.runtime.slots import RequestSlots
+from tritium.runtime.staged_weights import StagedWeights
+from tritium.weights.source import WeightSource
 
 logger = logging.getLogger("tritium")
 
@@ -45,12 +48,16 @@ _NUM_RESULTS = 3  # steps whose tokens may be on their way
 
 @dataclass(frozen=True)
 class LaunchedStep:
-    """A step on its way. logits: for the host's sampler, when the batch needs it; else tokens come through `event`."""
+    """A step on its way. logits: for the host's sampler, when the batch needs it; else tokens come through `event`.
+
+    is_plain: by row, that the token is the device's all the same; None: for no row.
+    """
 
     layout: BatchLayout
     event: torch.cuda.Event
     tokens: torch.Tensor
     logits: torch.Tensor | None
+    is_plain: np.ndarray | None = None
 
     @property
     def is_sampled_on_device(self) -> bool:
@@ -67,9 +74,11 @@ class GpuExecutor:
     def __init__(self, engine: Engine, config: RuntimeConfig, *, has_graphs: bool = True) -> None:
         """Load and lay out everything. Raises `EngineError` without a GPU, `KernelError`, or `OutOfMemory`."""
         self.device = gpu_for(engine)
+        self._engine = engine
         plan, groups = engine.plan, engine.plan.kv_groups
         self._plan = plan
-        self._kernels = choose_kernels(plan, engine.plugins, "cuda")
+        self._is_bitwise = engine.manifest.invariance == "bitwise"
+        self._kernels = choose_kernels(plan, engine.plugins, "cuda", is_bitwise=self._is_bitwise)
         self._most_rows = config.max_num_seqs
         name, capability = torch.cuda.get_device_name(self.device), torch.cuda.get_device_capability(self.device)
         check_capability(self._kernels, name, capability)
@@ -181,6 +190,11 @@ class GpuExecutor:
             return []
         if step.logits is not None:
             tokens = self._host_sampler.sample(step.logits.cpu(), step.layout)
+            if step.is_plain is not None:
+                step.event.synchronize()
+                for row in np.flatnonzero(step.is_plain).tolist():
+                    token = int(step.tokens[row])
+                    tokens[row] = SampledToken(token) if token >= 0 else NO_NUMBERS
             ids = [token.token_id if isinstance(token, SampledToken) else 0 for token in tokens]
             slots = torch.from_numpy(step.layout.row_slots).to(self.device)
             self._sampler.last_tokens[slots] = torch.tensor(ids, device=self.device)
@@ -194,17 +208,55 @@ class GpuExecutor:
         """[sampled rows, V] of the step launched last, on the device; valid until the next launch."""
         return self._bound_rows(gpu_bucket(step.layout.num_rows, self._most_rows))[1][: step.layout.num_rows]
 
+    def stage(self, source: WeightSource) -> StagedWeights:
+        """Begin to bind other weights, `source`'s, beside the ones in use; see `StagedWeights.advance`.
+
+        Raises `OutOfMemory` when there is no room for both.
+        """
+        needed = self.footprint.weights_bytes
+        free_bytes = torch.cuda.mem_get_info(self.device)[0]
+        free_bytes += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        if needed > free_bytes:
+            raise OutOfMemory(
+                f"new weights take {megabytes(needed)} beside the old ones until they are exchanged, "
+                f"{megabytes(free_bytes)} of the GPU's memory are free: give less kv_cache_memory, or stop the engine, "
+                "refit it on disk (tritium refit) and start it again"
+            )
+        binder = self._binder.with_weights(LoadedWeights(self._engine, source, device=self.device))
+        pieces = [
+            partial(binder.bind, step, kernel, self._sizes(step.phase, 1))
+            for step, kernel in zip(self._plan.steps, self._kernels, strict=True)
+        ]
+        return StagedWeights(binder, pieces)
+
+    def swap(self, staged: StagedWeights) -> None:
+        """Run with the staged weights from the next launch on; the old ones are freed. Only when all are bound.
+
+        Graphs hold the addresses of the old weights: they are captured anew as their sizes are met.
+        """
+        torch.cuda.synchronize(self.device)
+        bound = list(zip(self._plan.steps, staged.thunks, strict=True))
+        thunks = {phase: [thunk for step, thunk in bound if step.phase == phase] for phase in ("tokens", "rows")}
+        self._binder = staged.binder
+        self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
+        self._token_thunks = {1: thunks["tokens"]}
+        self._row_thunks = {1: (thunks["rows"], self._binder.tensor(self._plan.output, self._sizes("rows", 1)))}
+
     def _start_results(self, layout: BatchLayout, rows: int) -> LaunchedStep:
-        event, logits = torch.cuda.Event(), None
+        event, logits, is_plain = torch.cuda.Event(), None, None
         self._turn = (self._turn + 1) % _NUM_RESULTS
         result = self._results[self._turn][: layout.num_rows]
         if layout.num_rows:
             logits = self._bound_rows(rows)[1][: layout.num_rows]
-            if self._sampler.can_sample(layout):
+            can_sample = self._sampler.can_sample(layout)
+            if can_sample or self._is_bitwise:
                 result.copy_(self._sampler.sample(logits, layout), non_blocking=True)
+            if can_sample:
                 logits = None
+            elif self._is_bitwise:  # who samples a row must not depend on its neighbours: the two draw differently
+                is_plain = self._sampler.plain_rows(layout)
         event.record()
-        return LaunchedStep(layout, event, result, logits)
+        return LaunchedStep(layout, event, result, logits, is_plain)
 
     def _score_prompts(self, scored: list[ScoredPart]) -> None:
         """Run the steps over rows for prompt logprobs, piece by piece; each piece's logits come to the host."""
@@ -248,16 +300,21 @@ class GpuExecutor:
 
     def _bound_tokens(self, tokens: int) -> list[Thunk]:
         if tokens not in self._token_thunks:
-            sizes = Sizes(tokens=tokens, sequences=self._largest.sequences, rows=self._largest.rows)
-            self._token_thunks[tokens] = self._bind("tokens", sizes)
+            self._token_thunks[tokens] = self._bind("tokens", self._sizes("tokens", tokens))
         return self._token_thunks[tokens]
 
     def _bound_rows(self, rows: int) -> tuple[list[Thunk], torch.Tensor]:
         if rows not in self._row_thunks:
-            sizes = Sizes(tokens=self._largest.tokens, sequences=self._largest.sequences, rows=rows)
+            sizes = self._sizes("rows", rows)
             self._row_thunks[rows] = (self._bind("rows", sizes), self._binder.tensor(self._plan.output, sizes))
         return self._row_thunks[rows]
 
-    def _bind(self, phase: str, sizes: Sizes) -> list[Thunk]:
+    def _sizes(self, phase: Phase, count: int) -> Sizes:
+        """What a phase's steps are bound for: `count` tokens or rows, and the largest of all else."""
+        if phase == "tokens":
+            return Sizes(tokens=count, sequences=self._largest.sequences, rows=self._largest.rows)
+        return Sizes(tokens=self._largest.tokens, sequences=self._largest.sequences, rows=count)
+
+    def _bind(self, phase: Phase, sizes: Sizes) -> list[Thunk]:
         pairs = zip(self._plan.steps, self._kernels, strict=True)
         return [self._binder.bind(step, kernel, sizes) for step, kernel in pairs if step.phase == phase]

@@ -71,7 +71,11 @@ class GpuSampler:
 
     def can_sample(self, layout: BatchLayout) -> bool:
         """Every sampled row is plain."""
-        return bool(self._is_plain[layout.row_slots].all())
+        return bool(self.plain_rows(layout).all())
+
+    def plain_rows(self, layout: BatchLayout) -> np.ndarray:
+        """By sampled row: it is plain."""
+        return self._is_plain[layout.row_slots]
 
     def sample(self, logits_RV: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
         """Launch the kernels for the batch's rows; token ids on the device, -1 where the logits are not numbers."""
