@@ -36,7 +36,7 @@ MAX_MODEL_LEN = 4096  # GPT-J claims 2,048, but its rotary positions do not end 
 
 
 class Row(NamedTuple):
-    """One line of the table. scheme: None is the dtype of the preset, bf16."""
+    """One line of the table. scheme: None is the dtype of the preset, bf16. invariance: as in `BuildConfig`."""
 
     arch: str
     scheme: str | None
@@ -45,6 +45,7 @@ class Row(NamedTuple):
     num_requests: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    invariance: str = "fast"
 
 
 ROWS = {
@@ -55,6 +56,14 @@ ROWS = {
     "llama2-fp8-128-128": Row("llama-2-7b", "fp8", 128, 128, 6144, 1536, 3072),
     "gptj-fp8-128-128": Row("gpt-j-6b", "fp8", 128, 128, 16384, 2048, 4096),
     "gptj-fp8-2048-128": Row("gpt-j-6b", "fp8", 2048, 128, 512, 192, 4096),
+    "llama3-w8a8-128-128": Row("llama-3-8b", "w8a8", 128, 128, 4096, 1024, 2048),
+    "llama3-w8a16-128-128": Row("llama-3-8b", "w8a16", 128, 128, 2048, 512, 1024),
+    "llama3-w4a16-128-128": Row("llama-3-8b", "w4a16_g128", 128, 128, 2048, 512, 1024),
+    "llama3-w8a16-batch1": Row("llama-3-8b", "w8a16", 128, 128, 1, 1, 512),
+    "llama3-w4a16-batch1": Row("llama-3-8b", "w4a16_g128", 128, 128, 1, 1, 512),
+    "llama3-fp8-4096-128-128": Row("llama-3-8b", "fp8", 128, 128, 4096, 1024, 2048),
+    "llama3-bf16-128-128-bitwise": Row("llama-3-8b", None, 128, 128, 4096, 1024, 2048, "bitwise"),
+    "llama3-fp8-128-128-bitwise": Row("llama-3-8b", "fp8", 128, 128, 4096, 1024, 2048, "bitwise"),
     "llama3-bf16-batch1": Row("llama-3-8b", None, 128, 256, 1, 1, 512),
     "llama3-fp8-batch1": Row("llama-3-8b", "fp8", 128, 256, 1, 1, 512),
 }
@@ -62,10 +71,11 @@ ROWS = {
 
 def build_engine(row: Row, place: Path) -> Engine:
     """The row's engine, built if it is not in `place` yet."""
-    path = place / f"{row.arch}-{row.scheme or 'bf16'}"
+    path = place / f"{row.arch}-{row.scheme or 'bf16'}-{row.invariance}"
     if path.is_dir():
         return Engine.load(path)
-    config = BuildConfig(device="cuda", dtype="bfloat16", scheme=row.scheme, max_model_len=MAX_MODEL_LEN)
+    kept: Any = {"scheme": row.scheme, "invariance": row.invariance}
+    config = BuildConfig(device="cuda", dtype="bfloat16", max_model_len=MAX_MODEL_LEN, **kept)
     model = preset(row.arch, dtype="bfloat16", max_model_len=MAX_MODEL_LEN)
     return tritium.build(model, config, output_dir=path, weights="dummy")
 
@@ -99,18 +109,19 @@ def rates(engine: Engine, batch: list[Request], num_steps: int, kernel_ms: dict[
     context = sum(len(request.token_ids) for request in running) / count - num_steps / 2
     sizes = Batch(sizes=Sizes(tokens=count, sequences=count, rows=count), context=round(context))
     costs = [(step.op, step_cost(engine.plan, step, sizes)) for step in engine.plan.steps]
-    flops = sum(cost.flops for op, cost in costs if op in ("linear", "linear_fp8"))
+    flops = sum(cost.flops for op, cost in costs if "linear" in op)
     num_bytes = sum(cost.num_bytes for op, cost in costs if op == "paged_attention")
 
     def ms(*starts: str) -> float:
         return sum(ms for name, (ms, _) in kernel_ms.items() if name.startswith(starts)) / num_steps
 
-    attention, linear = ms("decode_"), ms("nvjet", "linear_fp8", "void cublas", "cutlass")
+    attention = ms("decode_", "_fixed_kernel")
+    linear = ms("nvjet", "linear_fp8", "void cublas", "cutlass", "_matmul_kernel", "_quantized_kernel")
     return {
         "sequences": count,
         "mean_context": context,
-        "attention_tbps": num_bytes / attention / 1e9,
-        "linear_tflops": flops / linear / 1e9,
+        "attention_tbps": num_bytes / attention / 1e9 if attention else 0.0,
+        "linear_tflops": flops / linear / 1e9 if linear else 0.0,
     }
 
 
@@ -150,6 +161,7 @@ def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
     start = time.perf_counter()
     loop = make_loop(engine, config, None)
     torch.cuda.synchronize()
+    predicted = loop._executor.footprint.total_bytes  # type: ignore[attr-defined]
     load_seconds = time.perf_counter() - start
     vocab_size = engine.plan.vocab_size
     start = time.perf_counter()
@@ -188,6 +200,7 @@ def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
         "warm_up_seconds": warm_seconds,
         "plan_sha256": engine.manifest.files["plan.json"].sha256,
         "memory_bytes": torch.cuda.max_memory_allocated(),
+        "predicted_memory_bytes": predicted,
     }
 
 

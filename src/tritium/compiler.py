@@ -308,7 +308,7 @@ def _write(
     trees, specs = engine_recipes(specs, resolved.recipes, compiled.weights, compiled.constants)
     is_dummy = resolved.source is None
     if is_dummy:  # the runtime generates what comes from a checkpoint; constants and what is quantised are kept
-        specs = {name: spec for name, spec in specs.items() if is_kept_of_dummies(trees[name])}
+        specs = {name: spec for name, spec in specs.items() if is_kept_of_dummies(trees[name], config.device)}
 
     def write_weights(path: Path) -> FileRecord:
         start = time.perf_counter()

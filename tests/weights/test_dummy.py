@@ -5,6 +5,7 @@ import torch
 
 from tritium import models
 from tritium.errors import CheckpointError
+from tritium.ops.quantized import dequantize_weight
 from tritium.weights.dummy import BLOCK_LEN, DummySource
 from tritium.weights.recipes import Checkpoint, evaluate
 from tritium.weights.source import TensorSpec
@@ -57,3 +58,17 @@ def test_every_weight_of_a_model_can_be_made():
 def test_a_recipe_without_a_shape_cannot_be_made_up():
     with pytest.raises(CheckpointError, match="the recipe of 'x' does not say its shape"):
         DummySource.for_recipes([Checkpoint("x")], "float32")
+
+
+@pytest.mark.parametrize(("kind", "packed"), [("int8", 1), ("int4", 2)])
+def test_a_quantised_weight_that_is_generated_has_the_scale_of_a_plain_one(kind, packed):
+    num_out, num_in, groups = 300, 1024, 8 if kind == "int4" else 1
+    for ends in ((f".{kind}", ".scales"), (f".{kind}", f".{kind}_scales")):
+        specs = {
+            f"w{ends[0]}": TensorSpec("uint8" if kind == "int4" else "int8", (num_out, num_in // packed)),
+            f"w{ends[1]}": TensorSpec("float32", (num_out, groups)),
+        }
+        numbers, scales = (DummySource(specs).get(name) for name in specs)
+        weight = dequantize_weight(numbers, scales)
+        assert weight.shape == (num_out, num_in) and abs(float(weight.mean())) < 0.05 * num_in**-0.5 * 2.5
+        assert 0.9 < float(weight.std()) * num_in**0.5 < 1.1

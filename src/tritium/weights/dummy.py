@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from tritium.errors import CheckpointError
-from tritium.quant.schemes import FP8
 from tritium.weights.recipes import Checkpoint, Concat, Constant, Quantized, Recipe, Reshape, Scales, leaves
 from tritium.weights.source import TensorSpec, missing_tensor
 
 BLOCK_LEN = 131_071  # a prime, so that the rows of a matrix start at different places of the block
-FP8_SCALES = ".fp8_scales"
-FP8_STD = 64.0  # of e4m3 numbers up to 448: seven standard deviations
+SCALE_ENDS = ("_scales", ".scales")  # of the names of what quantised weights are multiplied by
+# Of a quantised weight's numbers: e4m3 up to 448 and int8 up to 127, at random like any weight; nibbles, all alike.
+NUMBERS_STD = {"fp8": 64.0, "int8": 32.0, "int4": 4.61}
 SMALLEST = 0.02  # of the standard deviation: keeps zeros and denormals out, in fp16 too
 
 
@@ -60,29 +60,42 @@ class DummySource:
     def get(self, name: str, device: torch.device | None = None) -> Tensor:
         """The tensor, with the same numbers on every device; None is the CPU."""
         dtype, shape = self.spec(name)
-        if name.endswith(FP8_SCALES):  # with what `.fp8` holds, a weight of the usual standard deviation
-            num_in = self._specs[name.removesuffix(FP8_SCALES) + ".fp8"].shape[-1]
-            return torch.full(shape, 1 / (FP8_STD * math.sqrt(num_in)), device=device)
+        if name.endswith(SCALE_ENDS) and (scale := self._scale(name)) is not None:
+            return torch.full(shape, scale, dtype=getattr(torch, dtype), device=device)
         digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
         offset = int.from_bytes(digest[:8], "little") % BLOCK_LEN
         mean, std = (0.0, 1 / math.sqrt(shape[-1])) if len(shape) > 1 else (0.0, 0.02) if "bias" in name else (1.0, 0.1)
-        if dtype == "float8_e4m3fn":
-            std = FP8_STD
+        if dtype in ("float8_e4m3fn", "int8"):
+            std = NUMBERS_STD["fp8" if dtype == "float8_e4m3fn" else dtype]
         count = math.prod(shape)
         numbers = self._twice[offset : offset + min(count, BLOCK_LEN)].numpy() * np.float32(std) + np.float32(mean)
+        if dtype == "int8":
+            numbers = np.clip(np.rint(numbers), -127, 127)
+        if dtype == "uint8":  # two nibbles each
+            numbers = np.random.default_rng(offset).integers(0, 256, len(numbers), np.uint8)
         block = torch.from_numpy(numbers).to(getattr(torch, dtype))
         return (_repeat(block, count) if device is None else _repeat_on(block.to(device), count)).view(shape)
 
+    def _scale(self, name: str) -> float | None:
+        """What makes a weight of the usual standard deviation of the numbers that this is the scale of."""
+        for kind, std in NUMBERS_STD.items():
+            end = f".{kind}"
+            for numbers in (name.removesuffix("_scales"), name.removesuffix(".scales") + end):
+                if numbers.endswith(end) and numbers in self._specs:
+                    num_in = self._specs[numbers].shape[-1] * (2 if kind == "int4" else 1)
+                    return 1 / (std * math.sqrt(num_in))
+        return None
 
-def is_kept_of_dummies(tree: Recipe) -> bool:
-    """True for constants, and for quantised weights, which are computed of generated ones when the engine is built:
-    but those in fp8, which a GPU can generate itself."""
+
+def is_kept_of_dummies(tree: Recipe, device: str = "cpu") -> bool:
+    """True for constants, and for quantised weights, which are computed of generated ones when the engine is built; a
+    GPU generates those itself."""
     if isinstance(tree, Concat):
-        return is_kept_of_dummies(tree.parts[0])
+        return is_kept_of_dummies(tree.parts[0], device)
     if isinstance(tree, Reshape):
-        return is_kept_of_dummies(tree.of)
+        return is_kept_of_dummies(tree.of, device)
     if isinstance(tree, (Scales, Quantized)):
-        return tree.format != FP8
+        return device != "cuda"
     return isinstance(tree, Constant)
 
 

@@ -1,0 +1,152 @@
+"""Tritium, vLLM and TensorRT-LLM through the same client: each one's own OpenAI server, in an environment of its own.
+
+    python benchmarks/gpu/compare.py --engine vllm --bin ~/vllm/bin --model DIR --out FILE
+    python benchmarks/gpu/compare.py --engine tensorrt-llm --bin ~/trtllm/bin --model DIR --out FILE
+    python benchmarks/gpu/compare.py --engine tritium --bin .venv/bin --model DIR --out FILE
+
+--bin: where the engine's command lies; --server-args: more of its flags, e.g. what its documentation tunes for the
+workload. The client sends --num-requests prompts of distinct random token ids at once, asks for exactly --output-len
+tokens each (`ignore_eos`), greedily, and counts from the first request sent to the last answer received. The server is
+started --starts times; each start answers the workload once for warmth and once for the result. What a server answered
+is asserted: the number of tokens, of every request. Comparing is alternating these runs and taking the ratio.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 900
+COMMANDS = {
+    "tritium": ("tritium", "serve", "{model}", "--port", "{port}"),
+    "vllm": ("vllm", "serve", "{model}", "--port", "{port}", "--no-enable-prefix-caching"),
+    "tensorrt-llm": ("trtllm-serve", "serve", "{model}", "--port", "{port}"),
+}
+
+
+def command(engine: str, bin_dir: Path, model: str, port: int, extra: Sequence[str]) -> list[str]:
+    """How the engine's server is started."""
+    program, *rest = (part.format(model=model, port=port) for part in COMMANDS[engine])
+    return [str(bin_dir / program), *rest, *extra]
+
+
+async def post(port: int, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One request on a connection of its own. Raises `RuntimeError` with the answer unless it is 200."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 26)
+    data = json.dumps(body).encode() if body is not None else b""
+    head = f"{'POST' if body is not None else 'GET'} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    writer.write(head.encode() + data)
+    await writer.drain()
+    answer = await reader.read()
+    writer.close()
+    header, _, rest = answer.partition(b"\r\n\r\n")
+    if b"transfer-encoding: chunked" in header.lower():
+        rest = _dechunked(rest)
+    status = header.partition(b"\r\n")[0].decode()
+    if " 200 " not in status:
+        raise RuntimeError(f"{path}: {status}: {rest[:500].decode(errors='replace')}")
+    return dict(json.loads(rest))
+
+
+def _dechunked(body: bytes) -> bytes:
+    parts = []
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        count = int(size, 16)
+        if not count:
+            break
+        parts.append(body[:count])
+        body = body[count + 2 :]
+    return b"".join(parts)
+
+
+async def run_all(port: int, model: str, prompts: list[list[int]], output_len: int, limit: int) -> tuple[float, int]:
+    """Seconds from the first request to the last answer, and output tokens. limit: connections open at once."""
+    gate = asyncio.Semaphore(limit)
+
+    async def one(prompt: list[int]) -> int:
+        body = {"model": model, "prompt": prompt, "max_tokens": output_len, "temperature": 0.0, "ignore_eos": True}
+        async with gate:
+            answer = await post(port, "/v1/completions", body)
+        return int(answer["usage"]["completion_tokens"])
+
+    start = time.perf_counter()
+    counts = await asyncio.gather(*(one(prompt) for prompt in prompts))
+    elapsed = time.perf_counter() - start
+    assert set(counts) == {output_len}, f"asked for {output_len} tokens each, got {sorted(set(counts))}"
+    return elapsed, sum(counts)
+
+
+async def ready(port: int, server: subprocess.Popen[bytes]) -> str:
+    """Wait for the server; the name that it gives the model."""
+    for _ in range(START_SECONDS):
+        if server.poll() is not None:
+            sys.exit(f"the server ended with code {server.returncode} before it answered: see its log")
+        try:
+            return str((await post(port, "/v1/models"))["data"][0]["id"])
+        except (OSError, RuntimeError, ValueError, LookupError):
+            await asyncio.sleep(1)
+    sys.exit(f"the server did not answer within {START_SECONDS} s")
+
+
+async def measure(args: argparse.Namespace, start: int) -> dict[str, Any]:
+    """One start of the server."""
+    line = command(args.engine, args.bin, args.model, args.port, shlex.split(args.server_args))
+    with (
+        args.out.with_suffix(f".{start}.log").open("wb") as log,
+        subprocess.Popen(line, stdout=log, stderr=log) as server,
+    ):
+        try:
+            name = await ready(args.port, server)
+            draw = random.Random(start)
+            for is_result in (False, True):
+                prompts = [
+                    [draw.randrange(args.vocab_size) for _ in range(args.input_len)] for _ in range(args.num_requests)
+                ]
+                elapsed, tokens = await run_all(args.port, name, prompts, args.output_len, args.connections)
+        finally:
+            server.terminate()
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                server.kill()
+    _, (elapsed, tokens) = runs
+    return {"command": line, "seconds": elapsed, "output_tokens_per_second": tokens / elapsed}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", required=True, choices=list(COMMANDS))
+    parser.add_argument("--bin", type=Path, required=True)
+    parser.add_argument("--model", required=True, help="what the server is given: a directory or a hub id")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--server-args", default="", help="one string, split as a shell does")
+    parser.add_argument("--num-requests", type=int, default=2048)
+    parser.add_argument("--input-len", type=int, default=128)
+    parser.add_argument("--output-len", type=int, default=128)
+    parser.add_argument("--vocab-size", type=int, default=128_000, help="token ids are drawn below it")
+    parser.add_argument("--connections", type=int, default=4096)
+    parser.add_argument("--starts", type=int, default=1)
+    parser.add_argument("--port", type=int, default=8765)
+    args = parser.parse_args()
+    kept = ("engine", "model", "num_requests", "input_len", "output_len")
+    result: dict[str, Any] = {name: getattr(args, name) for name in kept} | {"starts": []}
+    for start in range(args.starts):
+        result["starts"].append(asyncio.run(measure(args, start)))
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        print(
+            "{}: {output_tokens_per_second:,.0f} output tokens/s".format(args.engine, **result["starts"][-1]),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
