@@ -100,18 +100,15 @@ async def ready(port: int, server: subprocess.Popen[bytes]) -> str:
 async def measure(args: argparse.Namespace, start: int) -> dict[str, Any]:
     """One start of the server."""
     line = command(args.engine, args.bin, args.model, args.port, shlex.split(args.server_args))
-    with (
-        args.out.with_suffix(f".{start}.log").open("wb") as log,
-        subprocess.Popen(line, stdout=log, stderr=log) as server,
-    ):
+    draw, lengths = random.Random(start), [args.input_len] * args.num_requests
+    log_path = args.out.with_suffix(f".{start}.log")
+    with log_path.open("wb") as log, subprocess.Popen(line, stdout=log, stderr=log) as server:
         try:
             name = await ready(args.port, server)
-            draw = random.Random(start)
-            for is_result in (False, True):
-                prompts = [
-                    [draw.randrange(args.vocab_size) for _ in range(args.input_len)] for _ in range(args.num_requests)
-                ]
-                elapsed, tokens = await run_all(args.port, name, prompts, args.output_len, args.connections)
+            runs = []
+            for _ in range(2):
+                prompts = [[draw.randrange(args.vocab_size) for _ in range(length)] for length in lengths]
+                runs.append(await run_all(args.port, name, prompts, args.output_len, args.connections))
         finally:
             server.terminate()
             try:
