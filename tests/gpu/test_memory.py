@@ -34,7 +34,7 @@ def test_a_model_that_finds_no_room_is_one_error_with_the_numbers(
     monkeypatch.setenv("TRITIUM_CACHE", str(tmp_path))
     wanted = r"loading the model ran out of memory on .* are free; the engine takes weights .*, KV cache 2\.0"
     with pytest.raises(OutOfMemory, match=wanted):
-        LLM(DEMO, device="cuda", kv_cache_memory=2 * 10**9, max_num_seqs=4096)
+        LLM(DEMO, device="cuda", kv_cache_memory=2 * 10**9, max_num_seqs=4096, max_num_batched_tokens=4096)
 
 
 def test_a_step_that_finds_no_room_ends_its_requests_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,29 @@ def test_what_only_the_host_can_sample_waits_and_disturbs_nobody() -> None:
     assert all(harness.tokens(str(i)) == expected_tokens(prompt, 3 + i) for i, prompt in enumerate(PROMPTS))
 
 
+def test_the_host_samples_when_it_knows_every_token_before() -> None:
+    class Strict(FakeDevice):
+        def launch(self, batch: ScheduledBatch) -> LaunchedFake:
+            self.running = [sequence.request for sequence in batch.sequences]
+            return super().launch(batch)
+
+        def collect(self, step: LaunchedFake) -> list[SampledToken | RowError]:
+            if not step.is_sampled_on_device:
+                assert not any(PENDING in request.token_ids for request in self.running)
+            return super().collect(step)
+
+    harness = Harness()
+    harness.device = Strict()
+    harness.loop = OverlapLoop(make_scheduler(), harness.device, seed=1)
+    harness.device.host_only.add("1")
+    for i, prompt in enumerate(PROMPTS):
+        harness.submit(str(i), prompt, max_tokens=5 + i)
+    harness.run()
+    assert harness.device.num_pending_inputs > 0, "nothing overlapped: the test tests nothing"
+    assert all(harness.tokens(str(i)) == expected_tokens(prompt, 5 + i) for i, prompt in enumerate(PROMPTS))
+    assert all(output.error is None for outputs in harness.heard.values() for output in outputs)
+
+
 def test_an_abort_in_flight_drops_the_pending_token() -> None:
     harness = Harness()
     harness.submit("a", PROMPTS[1], max_tokens=50)

@@ -6,7 +6,8 @@
     update k + 1       its tokens are pending in turn
 
 A request that stopped in step k was computed once more in step k + 1 for nothing: that token is dropped, and no block
-with a pending token in it is ever published. A batch that only the host can sample is collected at once. While new
+with a pending token in it is ever published. A batch that only the host can sample is collected at once, before any
+of its tokens counts as pending: what is asked of its logits depends on the tokens before, all of them. While new
 weights are on their way, each step is collected before a piece of that work: nothing is pending at the exchange.
 """
 
@@ -109,9 +110,12 @@ class OverlapLoop(EngineLoop):
         if launched is None:
             self.scheduler.update(batch, [])
             return outputs
+        if not launched.is_sampled_on_device:
+            outputs += self._take(batch, self._tokens(batch, launched))
+            return outputs + self._report(batch)
         self.scheduler.update(batch, [SampledToken(PENDING)] * batch.num_sampled)
         self._pending = _Pending(batch, launched)
-        return outputs if launched.is_sampled_on_device else outputs + self._collect()
+        return outputs
 
     def close(self) -> None:
         """As `EngineLoop.close`."""
@@ -125,13 +129,7 @@ class OverlapLoop(EngineLoop):
             return []
         outputs: list[StepOutput] = []
         sampled = [sequence.request for sequence in pending.batch.sequences if sequence.is_sampled]
-        tokens: list[SampledToken | RowError]
-        try:
-            tokens = self._overlapping.collect(pending.launched)
-        except Exception as error:
-            logger.exception("a step failed; its %d requests end with an error", len(sampled))
-            tokens = [RowError(error_text(error))] * len(sampled)
-        for request, token in zip(sampled, tokens, strict=True):
+        for request, token in zip(sampled, self._tokens(*pending), strict=True):
             if not request.has_pending:  # ended since
                 continue
             if isinstance(token, RowError):
@@ -140,3 +138,11 @@ class OverlapLoop(EngineLoop):
             else:
                 self.scheduler.resolve(request, token)
         return outputs + self._report(pending.batch)
+
+    def _tokens(self, batch: ScheduledBatch, launched: Launched) -> list[SampledToken | RowError]:
+        """Those of a launched step; when waiting for them fails, the reason for every row."""
+        try:
+            return self._overlapping.collect(launched)
+        except Exception as error:
+            logger.exception("a step failed; its %d requests end with an error", batch.num_sampled)
+            return [RowError(error_text(error))] * batch.num_sampled

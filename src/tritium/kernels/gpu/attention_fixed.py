@@ -86,7 +86,7 @@ def _fixed_kernel(
         p = tl.exp2(score - safe_m[:, None])
         alpha = tl.exp2(m - safe_m)
         norm = norm * alpha + tl.sum(p, 1)
-        acc = tl.dot(p.to(dtype), v.to(dtype), acc * alpha[:, None], input_precision=PRECISION)
+        acc = acc * alpha[:, None] + tl.dot(p.to(dtype), v.to(dtype), input_precision=PRECISION)
         m = new_m
     out = (acc / norm[:, None]).to(out_ptr.dtype.element_ty)
     out_place = out_ptr + (row * stride_out_token + head * stride_out_head)[:, None] + d[None, :]

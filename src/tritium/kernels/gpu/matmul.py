@@ -60,6 +60,8 @@ def _matmul_kernel(
             weight = tl.load(weight_place, mask=is_n[None, :] & is_k[:, None], other=0.0)
         if IS_INTEGER:
             acc = tl.dot(x, weight, acc, out_dtype=tl.int32)
+        elif PRECISION == "ieee":  # sums of a step by themselves: a chain over all of K rounds more
+            acc += tl.dot(x, weight, input_precision=PRECISION)
         else:
             acc = tl.dot(x, weight, acc, input_precision=PRECISION)
         x_place += BLOCK_K

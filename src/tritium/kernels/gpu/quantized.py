@@ -60,7 +60,7 @@ def _quantized_kernel(
             is_k = k < (start + STEP if IS_EVEN else num_in)
             q = tl.load(weight_row + k[None, :], mask=is_n[:, None] & is_k[None, :], other=0)
             x = tl.load(x_row + k[:, None], mask=is_m[None, :] & is_k[:, None], other=0.0)
-            if NUM_GROUPS == 1:
+            if NUM_GROUPS == 1 and PRECISION != "ieee":
                 acc = tl.dot(q.to(dtype), x, acc, input_precision=PRECISION)
             else:
                 part = tl.dot(q.to(dtype), x, input_precision=PRECISION)
@@ -74,7 +74,9 @@ def _quantized_kernel(
             x = tl.load(x_row + (k + _HALF)[:, None], mask=is_m[None, :], other=0.0)
             high = (both >> 4).to(tl.int8) - 8
             part = tl.dot(high.to(dtype), x, part, input_precision=PRECISION)
-        if NUM_GROUPS > 1:
+        if NUM_GROUPS == 1 and BITS == 8 and PRECISION == "ieee":
+            acc += part
+        elif NUM_GROUPS > 1:
             scale = tl.load(scales_ptr + n * NUM_GROUPS + step, mask=is_n, other=0.0).to(tl.float32)
             acc += part * scale[:, None]
     if NUM_GROUPS == 1:
