@@ -87,7 +87,7 @@ def int8_tactic(num_rows: int) -> MatmulTactic:
 
 def bind_int8(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: MatmulTactic | None = None) -> Thunk:
     """ops.linear_int8 into outputs[0]."""
-    return _bind(args, outputs[0], tactic or int8_tactic(args["x"].shape[0]))
+    return bind_tactic(args, outputs, tactic or int8_tactic(args["x"].shape[0]))
 
 
 def fixed_tactic(dtype: torch.dtype, num_out: int) -> MatmulTactic:
@@ -100,11 +100,12 @@ def fixed_tactic(dtype: torch.dtype, num_out: int) -> MatmulTactic:
 
 def bind_fixed(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.linear or ops.linear_fp8 into outputs[0], by the tactic that all numbers of rows share."""
-    return _bind(args, outputs[0], fixed_tactic(args["x"].dtype, args["weight_NK"].shape[0]))
+    return bind_tactic(args, outputs, fixed_tactic(args["x"].dtype, args["weight_NK"].shape[0]))
 
 
-def _bind(args: Mapping[str, Any], out: torch.Tensor, tactic: MatmulTactic) -> Thunk:
-    x, weight, bias = args["x"], args["weight_NK"], args.get("bias")
+def bind_tactic(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: MatmulTactic) -> Thunk:
+    """Any of these ops into outputs[0] by a given tactic."""
+    x, weight, bias, out = args["x"], args["weight_NK"], args.get("bias"), outputs[0]
     (num_rows, num_in), num_out = x.shape, weight.shape[0]
     has_scales = "x_scales" in args
     scales = (args["x_scales"], args["weight_scales"]) if has_scales else (weight, weight)
