@@ -1,7 +1,7 @@
 """Which tactics of the Triton linears are fastest on this GPU: `python benchmarks/gpu/tactics.py --out FILE`.
 
 LLaMA-3 8B's linears; weights rotate through more than the L2 holds. int8 and the fixed kernels of invariance="bitwise"
-(kernels/gpu/matmul.py), weights of 8 and 4 bits (kernels/gpu/quantized.py). Median microseconds of calls in a CUDA graph;
+(kernels/gpu/matmul.py), weights of 8 and 4 bits (kernels/gpu/quantized.py). Median microseconds, in a CUDA graph;
 beside them cuBLAS in bf16 for the same sizes.
 """
 
