@@ -66,14 +66,14 @@ def matmul_tactics(bits: int, num_rows: int) -> Iterator[MatmulTactic]:
 
 def fixed_tactics(bits: int) -> Iterator[MatmulTactic]:
     k = 1024 // bits
-    for m, n, warps, stages in ((128, 64, 8, 4), (128, 128, 8, 4), (64, 64, 4, 4), (64, 128, 4, 4), (64, 256, 8, 3)):
+    for m, n, warps, stages in ((128, 128, 8, 3), (128, 128, 8, 4), (128, 256, 8, 3), (64, 64, 4, 4), (64, 128, 4, 4)):
         yield MatmulTactic(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=warps, num_stages=stages)
 
 
 def quantized_tactics(num_rows: int, num_out: int) -> Iterator[QuantizedTactic]:
     if num_rows <= 64:
-        m, splits = max(16, num_rows), quantized.tactic_for(num_rows, num_out, 32).SPLITS
-        for n, warps, stages in ((64, 4, 4), (64, 4, 6), (128, 8, 4)):
+        m, splits = max(16, num_rows), quantized.tactic_for(4, num_rows, num_out, 32).SPLITS
+        for n, warps, stages in ((64, 4, 4), (64, 4, 6), (128, 4, 4)):
             yield QuantizedTactic(BLOCK_N=n, BLOCK_M=m, SPLITS=splits, num_warps=warps, num_stages=stages)
         return
     for n, m, warps, stages in ((128, 128, 8, 3), (128, 64, 4, 3), (64, 128, 4, 3), (128, 256, 8, 3), (64, 64, 4, 3)):

@@ -102,11 +102,8 @@ def test_a_static_scale_is_the_texts_largest_element_and_takes_the_rows_place(sc
     assert ("head.weight:input_scale" in learned) == (scheme == "w8a8")
     config = BuildConfig(scheme=scheme, device="cuda", max_model_len=64)  # type: ignore[arg-type]
     engine = build(module, config, calibration=learned, output_dir=tmp_path / "static")
-    scaled = [
-        step.args.get("scale")
-        for step in engine.plan.steps
-        if step.op.endswith(f"_{scheme}") and "linear" not in step.op
-    ]
+    end = "_fp8" if scheme == "fp8" else "_int8"
+    scaled = [step.args.get("scale") for step in engine.plan.steps if step.op.endswith(end) and "linear" not in step.op]
     assert scaled and all(scale is not None for scale in scaled) and engine.manifest.calibration == "vectors"
     plain = build(module, output_dir=tmp_path / "plain", max_model_len=64)
     static, expected = (EngineLogits(e, 24).logits(windows[0]) for e in (engine, plain))

@@ -1,8 +1,8 @@
-"""Linears as one Triton GEMM with their scales and bias in its epilogue: linear_int8; and, with a tactic that does not
-look at the number of rows, linear and linear_fp8 for engines whose bits must not depend on the batch.
+"""Linears as one Triton GEMM, scales and bias in its epilogue: linear_int8; and, for engines whose bits must not depend
+on the batch, linear and linear_fp8.
 
-A program computes a tile of BLOCK_M rows by BLOCK_N outputs and walks K alone, in steps of BLOCK_K. So an output's sum
-has one order, whatever else is in the batch, as long as the tactic is the same; sums of int8 products are exact in any.
+A program computes a tile of BLOCK_M rows by BLOCK_N outputs and walks K alone, in steps of BLOCK_K: an output's sum has
+one order, whatever else is in the batch. Sums of int8 products are exact in any order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ import triton.language as tl
 from tritium.kernels.gpu.copies import need_dense
 from tritium.kernels.kernel import Thunk
 
+_NARROW = 8192  # outputs: of fewer, tiles of 128 leave SMs without work
 _GROUP_M = 8  # tiles of rows that programs near each other share weights by: they find them in the L2
 
 
@@ -76,31 +77,41 @@ def _matmul_kernel(
     tl.store(place, out.to(out_ptr.dtype.element_ty), mask=is_m[:, None] & is_n[None, :])
 
 
-def int8_tactic(num_rows: int) -> MatmulTactic:
-    """By the number of rows: exact sums have the same bits in every tile."""
-    if num_rows <= 32:
-        return MatmulTactic(BLOCK_M=16 if num_rows <= 16 else 32, BLOCK_N=32, BLOCK_K=256, num_warps=4, num_stages=4)
-    if num_rows <= 256:
-        return MatmulTactic(BLOCK_M=64, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=4)
+def int8_tactic(num_rows: int, num_out: int) -> MatmulTactic:
+    """By sizes, the fastest on an H200 (benchmarks/gpu/tactics.py): exact sums have the same bits in every tile."""
+    if num_rows <= 16 and num_out <= _NARROW:
+        return MatmulTactic(BLOCK_M=16, BLOCK_N=32, BLOCK_K=256, num_warps=4, num_stages=4)
+    if num_rows <= 16:
+        return MatmulTactic(BLOCK_M=16, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=6)
+    if num_rows <= 64:
+        return MatmulTactic(BLOCK_M=64, BLOCK_N=64, BLOCK_K=256, num_warps=4, num_stages=3)
+    if num_rows <= 256 and num_out <= _NARROW:
+        return MatmulTactic(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=4)
     return MatmulTactic(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3)
 
 
 def bind_int8(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: MatmulTactic | None = None) -> Thunk:
     """ops.linear_int8 into outputs[0]."""
-    return bind_tactic(args, outputs, tactic or int8_tactic(args["x"].shape[0]))
+    return bind_tactic(args, outputs, tactic or int8_tactic(args["x"].shape[0], args["weight_NK"].shape[0]))
 
 
-def fixed_tactic(dtype: torch.dtype, num_out: int) -> MatmulTactic:
-    """The one tactic of a linear, for any number of rows."""
+def fixed_tactic(dtype: torch.dtype, num_rows: int, num_out: int) -> MatmulTactic:
+    """The tactics of a linear, whose sums have the same order: K in steps of one size, tensor cores of one kind.
+
+    That tiles of other sizes give the same bits is what tests/gpu/test_invariance.py finds on the GPU that is there.
+    """
     if dtype == torch.float32:
         return MatmulTactic(BLOCK_M=32, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2)
-    block_n = 64 if num_out <= 8192 else 128  # few outputs: as many programs as there are SMs, or half
-    return MatmulTactic(BLOCK_M=128, BLOCK_N=block_n, BLOCK_K=128 // dtype.itemsize, num_warps=8, num_stages=4)
+    block_k = 128 // dtype.itemsize
+    if num_rows <= 64:
+        block_n = 64 if num_out <= _NARROW else 128
+        return MatmulTactic(BLOCK_M=64, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4, num_stages=4)
+    return MatmulTactic(BLOCK_M=128, BLOCK_N=128, BLOCK_K=block_k, num_warps=8, num_stages=3)
 
 
 def bind_fixed(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
-    """ops.linear or ops.linear_fp8 into outputs[0], by the tactic that all numbers of rows share."""
-    return bind_tactic(args, outputs, fixed_tactic(args["x"].dtype, args["weight_NK"].shape[0]))
+    """ops.linear or ops.linear_fp8 into outputs[0]: a row's bits are the same among any number of rows."""
+    return bind_tactic(args, outputs, fixed_tactic(args["x"].dtype, *outputs[0].shape))
 
 
 def bind_tactic(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: MatmulTactic) -> Thunk:

@@ -25,6 +25,28 @@ _FEW_ROWS = 64
 _HALF = tl.constexpr(16)  # nibbles of a run
 
 
+# Of four bytes b: the low nibbles as four bf16 in $0 and $1, the high ones in $2 and $3, less 8. 0x4300 | n is 128 + n.
+_TO_BF16 = tl.constexpr("""
+{
+    .reg .b32 pair, one, offset;
+    mov.b32 one, 0x3F803F80;
+    mov.b32 offset, 0xC308C308;
+    prmt.b32 pair, $4, 0, 0x4140;
+    lop3.b32 $0, pair, 0x000F000F, 0x43004300, 0xEA;
+    shr.u32 pair, pair, 4;
+    lop3.b32 $2, pair, 0x000F000F, 0x43004300, 0xEA;
+    prmt.b32 pair, $4, 0, 0x4342;
+    lop3.b32 $1, pair, 0x000F000F, 0x43004300, 0xEA;
+    shr.u32 pair, pair, 4;
+    lop3.b32 $3, pair, 0x000F000F, 0x43004300, 0xEA;
+    fma.rn.bf16x2 $0, $0, one, offset;
+    fma.rn.bf16x2 $1, $1, one, offset;
+    fma.rn.bf16x2 $2, $2, one, offset;
+    fma.rn.bf16x2 $3, $3, one, offset;
+}
+""")
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuantizedTactic:
     """Outputs and rows of a tile; SPLITS: programs that share its inputs."""
@@ -36,11 +58,22 @@ class QuantizedTactic:
     num_stages: int
 
 
+@triton.jit
+def _nibbles(both, dtype: tl.constexpr, IS_ASM: tl.constexpr):
+    """The low and the high half of each byte, less 8, in dtype. IS_ASM: four bytes at a time, into bf16."""
+    if IS_ASM:
+        return tl.inline_asm_elementwise(
+            _TO_BF16, "=r,=r,=r,=r,r", [both], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
+        )
+    else:
+        return ((both & 15).to(tl.int8) - 8).to(dtype), ((both >> 4).to(tl.int8) - 8).to(dtype)
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _quantized_kernel(
     x_ptr, qweight_ptr, scales_ptr, bias_ptr, out_ptr, partial_ptr, num_rows, num_out, num_in, stride_x, stride_out,
     NUM_GROUPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr, HAS_BIAS: tl.constexpr, IS_EVEN: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr,
+    IS_ASM: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     tile_m, tile_n, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -69,11 +102,10 @@ def _quantized_kernel(
             k = start + j // _HALF * (2 * _HALF) + j % _HALF
             both = tl.load(weight_row + (start // 2 + j)[None, :], mask=is_n[:, None], other=136)
             x = tl.load(x_row + k[:, None], mask=is_m[None, :], other=0.0)
-            low = (both & 15).to(tl.int8) - 8
-            part = tl.dot(low.to(dtype), x, input_precision=PRECISION)
+            low, high = _nibbles(both, dtype, IS_ASM)
+            part = tl.dot(low, x, input_precision=PRECISION)
             x = tl.load(x_row + (k + _HALF)[:, None], mask=is_m[None, :], other=0.0)
-            high = (both >> 4).to(tl.int8) - 8
-            part = tl.dot(high.to(dtype), x, part, input_precision=PRECISION)
+            part = tl.dot(high, x, part, input_precision=PRECISION)
         if NUM_GROUPS == 1 and BITS == 8 and PRECISION == "ieee":
             acc += part
         elif NUM_GROUPS > 1:
@@ -107,10 +139,12 @@ def _join_kernel(
     tl.store(out_ptr + m.to(tl.int64) * stride_out + n, total.to(out_ptr.dtype.element_ty), mask=is_n)
 
 
-def tactic_for(num_rows: int, num_out: int, num_steps: int) -> QuantizedTactic:
-    """By the number of rows; few are shared by as many programs as the GPU runs at once."""
+def tactic_for(bits: int, num_rows: int, num_out: int, num_steps: int) -> QuantizedTactic:
+    """The fastest on an H200 (benchmarks/gpu/tactics.py); few rows are shared by all programs that it runs."""
     if num_rows > _FEW_ROWS:
-        return QuantizedTactic(BLOCK_N=128, BLOCK_M=128, SPLITS=1, num_warps=8, num_stages=3)
+        if bits == 8 and num_rows > 256:
+            return QuantizedTactic(BLOCK_N=128, BLOCK_M=256, SPLITS=1, num_warps=8, num_stages=3)
+        return QuantizedTactic(BLOCK_N=64, BLOCK_M=128, SPLITS=1, num_warps=4, num_stages=3)
     splits = min(_MOST_SPLITS, num_steps, triton.cdiv(_PROGRAMS, triton.cdiv(num_out, 64)))
     block_m = max(16, triton.next_power_of_2(num_rows))
     return QuantizedTactic(BLOCK_N=64, BLOCK_M=block_m, SPLITS=splits, num_warps=4, num_stages=4)
@@ -130,8 +164,8 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: Quant
     need_dense(x=x[0], qweight=qweight, scales_NG=scales, out=out[0])
     (num_rows, num_in), (num_out, num_groups) = x.shape, scales.shape
     step = num_in // num_groups if num_groups > 1 else WIDE
-    num_steps = triton.cdiv(num_in, step)
-    tactic = tactic or tactic_for(num_rows, num_out, num_steps)
+    num_steps, bits = triton.cdiv(num_in, step), 8 if qweight.dtype == torch.int8 else 4
+    tactic = tactic or tactic_for(bits, num_rows, num_out, num_steps)
     partials = _scratch(out.device) if tactic.SPLITS > 1 else out
     given_bias = out if bias is None else bias
     flags = {"HAS_BIAS": bias is not None, "SPLITS": tactic.SPLITS}
@@ -140,9 +174,10 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: Quant
         *(x, qweight, scales, given_bias, out, partials, num_rows, num_out, num_in, x.stride(0), out.stride(0)),
         NUM_GROUPS=num_groups,
         STEP=step,
-        BITS=8 if qweight.dtype == torch.int8 else 4,
+        BITS=bits,
         HAS_BIAS=bias is not None,
         IS_EVEN=num_in % step == 0,
+        IS_ASM=x.dtype == torch.bfloat16 and x.is_cuda,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         **asdict(tactic),
     )
