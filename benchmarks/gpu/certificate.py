@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import gc
 import json
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -24,13 +25,17 @@ from tritium.calibrate.work_dir import WorkDir
 from tritium.config import BuildConfig
 from tritium.models.presets import preset
 from tritium.quant.schemes import scheme_named
-from tritium.testing.tiny_models import random_prompt
 
 VOCAB_SIZE = 16_384
 NUM_TOKENS = 512
 OUTLIERS, FACTOR = 0.01, 50.0
 SCHEMES = (("fp8", "rtn"), ("fp8", "static"), ("w8a8", "rtn"), ("w8a8", "static"), ("w8a16", "rtn"),
            ("w4a16_g128", "rtn"))  # fmt: skip
+
+
+def random_prompt(length: int, vocab_size: int, seed: int) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randrange(vocab_size) for _ in range(length)]
 
 
 def weights_of(config: models.ModelConfig, *, has_outliers: bool) -> dict[str, torch.Tensor]:
@@ -58,23 +63,24 @@ def weights_of(config: models.ModelConfig, *, has_outliers: bool) -> dict[str, t
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def measure(config: models.ModelConfig, place: Path, *, has_outliers: bool) -> list[dict[str, Any]]:
+def measure(config: models.ModelConfig, place: Path, schemes: list[str], *, has_outliers: bool) -> list[dict[str, Any]]:
     """A row for each scheme."""
     state = weights_of(config, has_outliers=has_outliers)
+    module = models.create(config)
+    module.load_state_dict(state, assign=True)
     window = random_prompt(NUM_TOKENS, VOCAB_SIZE, seed=3)
     base: Any = {"device": "cuda", "dtype": "bfloat16"}
-    engine = build(config, BuildConfig(**base), output_dir=place / "plain", weights=state)
+    engine = build(module, BuildConfig(**base), output_dir=place / "plain")
     expected = EngineLogits(engine, NUM_TOKENS).logits(window).double().log_softmax(-1)
     rows = []
     learned: dict[str, dict[str, torch.Tensor]] = {}
-    for scheme, method in SCHEMES:
+    for scheme, method in ((scheme, method) for scheme, method in SCHEMES if scheme in schemes):
         if method == "static":
             windows = [random_prompt(NUM_TOKENS, VOCAB_SIZE, seed=seed) for seed in (4, 5)]
             wanted = Calibration(method="static", scheme=scheme_named(scheme), left_out=(), windows=windows)
             learned[scheme] = calibrate(models.create(config), state.__getitem__, wanted, WorkDir(None, ""))
         given = learned[scheme] if method == "static" else None
-        kept: Any = {"weights": state, "calibration": given}
-        engine = build(config, BuildConfig(**base, scheme=scheme), output_dir=place / scheme, **kept)
+        engine = build(module, BuildConfig(**base, scheme=scheme), output_dir=place / scheme, calibration=given)
         found = EngineLogits(engine, NUM_TOKENS).logits(window).double().log_softmax(-1)
         kl = (expected.exp() * (expected - found)).sum(-1)
         agreement = (found.argmax(-1) == expected.argmax(-1)).double().mean()
@@ -90,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--schemes", nargs="*", default=["fp8", "w8a8", "w8a16", "w4a16_g128"])
     parser.add_argument("--arch", default="llama-3-8b")
     args = parser.parse_args()
     if DEVICE != "cuda":
@@ -100,7 +107,7 @@ def main() -> None:
     result["gpu"] = torch.cuda.get_device_name() if DEVICE == "cuda" else None
     for has_outliers in (False, True):
         with tempfile.TemporaryDirectory(prefix="tritium-certificate-") as place:
-            result["rows"] += measure(config, Path(place), has_outliers=has_outliers)
+            result["rows"] += measure(config, Path(place), args.schemes, has_outliers=has_outliers)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

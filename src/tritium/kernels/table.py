@@ -111,7 +111,7 @@ KERNELS: tuple[Kernel, ...] = (
         "quantized_linear",
         "quantized:bind",
         "supports:quantized_linear",
-        pack={"qweight": "quantized:pack_weight"},
+        pack={"qweight": "packing:pack_weight"},
         numerics="fp32, split by the number of rows",
         is_invariant=False,
     ),
@@ -124,7 +124,7 @@ KERNELS: tuple[Kernel, ...] = (
             variant="_fixed",
             takes_context=op == "paged_attention",
             numerics=numerics,
-            pack={"qweight": "quantized:pack_weight"} if op == "quantized_linear" else {},
+            pack={"qweight": "packing:pack_weight"} if op == "quantized_linear" else {},
             **_NEEDS.get(op.rpartition("_")[2], {}),
         )
         for op, module, bind, supports, numerics in (

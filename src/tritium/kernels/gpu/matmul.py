@@ -61,13 +61,13 @@ def _matmul_kernel(
             weight = tl.load(weight_place, mask=is_n[None, :] & is_k[:, None], other=0.0)
         if IS_INTEGER:
             acc = tl.dot(x, weight, acc, out_dtype=tl.int32)
-        elif PRECISION == "ieee":  # sums of a step by themselves: a chain over all of K rounds more
-            acc += tl.dot(x, weight, input_precision=PRECISION)
+        elif PRECISION == "ieee":  # a chain over all of K, which Triton makes of +=, rounds more
+            acc -= tl.dot(x, weight, input_precision=PRECISION)
         else:
             acc = tl.dot(x, weight, acc, input_precision=PRECISION)
         x_place += BLOCK_K
         weight_place += BLOCK_K
-    out = acc.to(tl.float32)
+    out = -acc if PRECISION == "ieee" and not IS_INTEGER else acc.to(tl.float32)
     if HAS_SCALES:
         out *= tl.load(x_scales_ptr + m, mask=is_m, other=0.0)[:, None]
         out *= tl.load(weight_scales_ptr + n, mask=is_n, other=0.0)[None, :]

@@ -16,13 +16,14 @@ import triton
 import triton.language as tl
 
 from tritium.kernels.gpu.copies import need_dense
+from tritium.kernels.gpu.packing import HALF
 from tritium.kernels.kernel import Thunk
 
 WIDE = 128  # inputs a step of a weight whose outputs have one scale each
 _PROGRAMS = 264  # two an SM of an H100
 _MOST_SPLITS = 16
 _FEW_ROWS = 64
-_HALF = tl.constexpr(16)  # nibbles of a run
+_HALF = tl.constexpr(HALF)
 
 
 # Of four bytes b: the low nibbles as four bf16 in $0 and $1, the high ones in $2 and $3, less 8. 0x4300 | n is 128 + n.
@@ -106,13 +107,14 @@ def _quantized_kernel(
             part = tl.dot(low, x, input_precision=PRECISION)
             x = tl.load(x_row + (k + _HALF)[:, None], mask=is_m[None, :], other=0.0)
             part = tl.dot(high, x, part, input_precision=PRECISION)
-        if NUM_GROUPS == 1 and BITS == 8 and PRECISION == "ieee":
-            acc += part
+        if NUM_GROUPS == 1 and BITS == 8 and PRECISION == "ieee":  # as in matmul.py
+            acc -= part
         elif NUM_GROUPS > 1:
             scale = tl.load(scales_ptr + n * NUM_GROUPS + step, mask=is_n, other=0.0).to(tl.float32)
             acc += part * scale[:, None]
     if NUM_GROUPS == 1:
-        acc *= tl.load(scales_ptr + n, mask=is_n, other=0.0).to(tl.float32)[:, None]
+        scale = tl.load(scales_ptr + n, mask=is_n, other=0.0).to(tl.float32)
+        acc *= (-scale if BITS == 8 and PRECISION == "ieee" else scale)[:, None]
     is_in = is_m[:, None] & is_n[None, :]
     if SPLITS == 1:
         if HAS_BIAS:
@@ -150,16 +152,8 @@ def tactic_for(bits: int, num_rows: int, num_out: int, num_steps: int) -> Quanti
     return QuantizedTactic(BLOCK_N=64, BLOCK_M=block_m, SPLITS=splits, num_warps=4, num_stages=4)
 
 
-def pack_weight(qweight: torch.Tensor) -> torch.Tensor:
-    """Of 4 bits: in every 32 inputs a byte holds k and k + 16, not k and k + 1: x is read in runs. Of 8: as it is."""
-    if qweight.dtype == torch.int8:
-        return qweight
-    nibbles = torch.stack((qweight & 15, qweight >> 4), -1).flatten(1).unflatten(1, (-1, 2, _HALF.value))
-    return (nibbles[:, :, 0] | (nibbles[:, :, 1] << 4)).flatten(1)
-
-
 def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: QuantizedTactic | None = None) -> Thunk:
-    """ops.quantized_linear without int8 activations into outputs[0]. The weight is packed by `pack_weight`."""
+    """ops.quantized_linear without int8 activations into outputs[0]. The weight is packed by `packing.pack_weight`."""
     x, qweight, scales, bias, out = args["x"], args["qweight"], args["scales_NG"], args.get("bias"), outputs[0]
     need_dense(x=x[0], qweight=qweight, scales_NG=scales, out=out[0])
     (num_rows, num_in), (num_out, num_groups) = x.shape, scales.shape

@@ -1,5 +1,5 @@
 """transformers with a static cache and torch.compile in bf16, on the shape of LLaMA-3 8B with random weights: the
-baseline beside throughput.py. `python benchmarks/gpu/baseline_transformers.py --out FILE [--batch-sizes 1 64]`
+baseline beside gpu/throughput.py. `python benchmarks/bench_transformers_gpu.py --out FILE [--batch-sizes 1 64]`
 
 `generate` with `cache_implementation="static"` compiles the step of single tokens itself; the first call, which does
 so, is not counted. Greedy, distinct random prompts of equal lengths, all outputs forced to the full length.
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("baseline_transformers.py measures a CUDA GPU and found none")
+        sys.exit("bench_transformers_gpu.py measures a CUDA GPU and found none")
     model = make_model(args.layers)
     result: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(),
