@@ -106,6 +106,10 @@ def rows_of(kind: str, num_rows: int, num_out: int, num_in: int) -> Iterator[tup
         bits = 8 * dtype.itemsize
         tactics = matmul_tactics(bits, num_rows) if kind == "int8" else fixed_tactics(bits)
         bind = matmul.bind_tactic
+    if kind in ("w8a16", "w4a16") and num_rows == 1:
+        for block_n, step, warps in ((8, 1024, 8), (4, 1024, 4), (8, 512, 4), (16, 512, 8), (4, 2048, 8)):
+            quantized.ONE_ROW.update(BLOCK_N=block_n, STEP=step, num_warps=warps)
+            yield f"one row {block_n}x{step}x{warps}", median_us([bind(a, [out]) for a in args])
     for tactic in tactics:
         name = "x".join(str(value) for value in vars(tactic).values())
         try:
@@ -125,11 +129,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kinds", nargs="*", default=["int8", "w4a16", "w8a16", "fixed bf16", "fixed fp8"])
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--rows", type=int, nargs="*", default=[*FEW, *MANY])
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("tactics.py measures a CUDA GPU and found none")
     result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": []}
-    for kind, name, num_rows in itertools.product(args.kinds, args.sizes, (*FEW, *MANY)):
+    for kind, name, num_rows in itertools.product(args.kinds, args.sizes, args.rows):
         sizes = (num_rows, *SIZES[name])
         row: dict[str, Any] = {"kind": kind, "linear": name, "rows": num_rows, "cublas_bf16_us": cublas_us(*sizes)}
         row["us"] = found = dict(sorted(rows_of(kind, *sizes), key=lambda pair: pair[1] or 1e9))

@@ -162,6 +162,7 @@ def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
         block_size=BLOCK_SIZE,
         seed=0,
     )
+    torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     loop = make_loop(engine, config, None)
     torch.cuda.synchronize()

@@ -23,6 +23,7 @@ WIDE = 128  # inputs a step of a weight whose outputs have one scale each
 _PROGRAMS = 264  # two an SM of an H100
 _MOST_SPLITS = 16
 _FEW_ROWS = 64
+ONE_ROW = {"BLOCK_N": 8, "STEP": 1024, "num_warps": 8}
 _HALF = tl.constexpr(HALF)
 
 
@@ -126,6 +127,40 @@ def _quantized_kernel(
         tl.store(place, tl.trans(acc), mask=is_in)
 
 
+@triton.jit
+def _one_row_kernel(
+    x_ptr, qweight_ptr, scales_ptr, bias_ptr, out_ptr, num_out, num_in, NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr,
+    BITS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """Without tensor cores: STEP bytes of BLOCK_N outputs at a time. 0x4B000000 | i, as fp32, is 2^23 + i."""
+    n, j = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, STEP)
+    is_n, num_bytes = n < num_out, num_in * BITS // 8
+    weight_row = qweight_ptr + n.to(tl.int64)[:, None] * num_bytes
+    acc = tl.zeros([BLOCK_N, STEP], tl.float32)
+    for start in range(0, num_bytes, STEP):
+        byte = start + j
+        is_in = byte < num_bytes
+        q = tl.load(weight_row + byte[None, :], mask=is_n[:, None] & is_in[None, :], other=0).to(tl.int32)
+        k = byte if BITS == 8 else byte // _HALF * (2 * _HALF) + byte % _HALF
+        x = tl.load(x_ptr + k, mask=is_in, other=0.0).to(tl.float32)[None, :]
+        if BITS == 8:
+            term = (((q + 128) | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0) * x
+        else:
+            term = (((q & 15) | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0) * x
+            x = tl.load(x_ptr + k + _HALF, mask=is_in, other=0.0).to(tl.float32)[None, :]
+            term += (((q >> 4) | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0) * x
+        if NUM_GROUPS > 1:
+            place = scales_ptr + n[:, None] * NUM_GROUPS + (k // GROUP)[None, :]
+            term *= tl.load(place, mask=is_n[:, None] & is_in[None, :], other=0.0).to(tl.float32)
+        acc += term
+    out = tl.sum(acc, 1)
+    if NUM_GROUPS == 1:
+        out *= tl.load(scales_ptr + n, mask=is_n, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        out += tl.load(bias_ptr + n, mask=is_n, other=0.0).to(tl.float32)
+    tl.store(out_ptr + n, out.to(out_ptr.dtype.element_ty), mask=is_n)
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _join_kernel(
     partial_ptr, bias_ptr, out_ptr, num_rows, num_out, stride_out, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr,
@@ -159,6 +194,16 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: Quant
     (num_rows, num_in), (num_out, num_groups) = x.shape, scales.shape
     step = num_in // num_groups if num_groups > 1 else WIDE
     num_steps, bits = triton.cdiv(num_in, step), 8 if qweight.dtype == torch.int8 else 4
+    if num_rows == 1 and tactic is None:
+        return partial(
+            _one_row_kernel[(triton.cdiv(num_out, ONE_ROW["BLOCK_N"]),)],
+            *(x, qweight, scales, out if bias is None else bias, out, num_out, num_in),
+            NUM_GROUPS=num_groups,
+            GROUP=num_in // num_groups,
+            BITS=bits,
+            HAS_BIAS=bias is not None,
+            **ONE_ROW,
+        )
     tactic = tactic or tactic_for(bits, num_rows, num_out, num_steps)
     partials = _scratch(out.device) if tactic.SPLITS > 1 else out
     given_bias = out if bias is None else bias
