@@ -113,8 +113,9 @@ def test_it_reads_no_slot_that_no_query_sees() -> None:
     assert compute(args).isfinite().all()
 
 
-def test_what_a_later_token_holds_does_not_reach_earlier_rows() -> None:
-    problem = Problem.draw([100], 4, 2, 64, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_what_a_later_token_holds_does_not_reach_earlier_rows(dtype: torch.dtype) -> None:
+    problem = Problem.draw([100], 4, 2, 64, dtype)
     before = problem.run(compute, problem.whole())[0]
     problem.v[0][90] = float("inf")
     problem.k[0][95] = float("nan")

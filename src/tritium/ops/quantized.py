@@ -3,7 +3,8 @@
 Sizes: N outputs, K inputs, G groups of K / G inputs each. A weight is `q * scale`, q a signed integer:
 
     qweight   int8 [N, K], q itself; or uint8 [N, K / 2], two q + 8 a byte, the one of even k in the low four bits
-    scales_NG of any floating dtype; G = 1: one scale per output
+    scales_NG of any floating dtype; G = 1: one scale per output. With two q a byte an output's scales count as whole steps
+              of its largest one's 2048th part (`steps_of`): then sums over all groups are sums of integers
 """
 
 import torch
@@ -23,10 +24,36 @@ def unpack_weight(qweight: torch.Tensor) -> torch.Tensor:
     return halves.to(torch.int8) - 8
 
 
+MOST_STEPS = 2048  # times 8 and 127 it fits what CPU kernels split a product into; a power of two keeps exact scales exact
+
+
+def steps_of(scales_NG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales as units_N1 times steps_NG, both fp32, steps whole numbers up to `MOST_STEPS`, halves to even.
+
+    The largest magnitude of an output is MOST_STEPS; where it is under `TINY`, all are 0; where it is not finite the unit
+    is NaN.
+    """
+    scales_NG = scales_NG.float()
+    largest = scales_NG.abs().amax(1, keepdim=True)
+    is_finite = largest.isfinite()
+    quotient = torch.full_like(largest, float(MOST_STEPS)) / largest
+    inverse = torch.where(is_finite & (largest >= TINY), quotient, 0.0)
+    units = torch.where(is_finite, largest * (1.0 / MOST_STEPS), torch.nan)
+    return units, (torch.where(is_finite, scales_NG, 0.0) * inverse).round()
+
+
+def kept_scales(qweight_dtype: torch.dtype, scales_NG: torch.Tensor) -> torch.Tensor:
+    """What integers of that dtype are multiplied by, fp32 [N, G]: whole steps where two lie in a byte."""
+    if qweight_dtype != torch.uint8:
+        return scales_NG.float()
+    units_N1, steps_NG = steps_of(scales_NG)
+    return steps_NG * units_N1
+
+
 def dequantize_weight(qweight: torch.Tensor, scales_NG: torch.Tensor) -> torch.Tensor:
     """The weight in float32 [N, K]."""
-    weight = unpack_weight(qweight).float()
-    return (weight.unflatten(1, (scales_NG.shape[1], -1)) * scales_NG.float()[..., None]).flatten(1)
+    scales_NG = kept_scales(qweight.dtype, scales_NG)
+    return (unpack_weight(qweight).float().unflatten(1, (scales_NG.shape[1], -1)) * scales_NG[..., None]).flatten(1)
 
 
 def quantize_rows(x_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,18 +76,23 @@ def quantized_linear(
 ) -> torch.Tensor:
     """`x @ weight.T + bias` with the weight's integers: [..., K] -> [..., N], computed in fp32, rounded once.
 
-    int8_activations: rows of x become int8 (`quantize_rows`). The products of a group are then summed exactly, as
-    integers; each sum times the group's scale is added to the total, groups in order; the row's scale comes last. Every
-    implementation gives the same bits. Without it x is taken as it is.
+    int8_activations: rows of x become int8 (`quantize_rows`). Products of integers, and of steps where the weight has them,
+    are summed exactly; the sum is rounded to fp32 and multiplied by the unit, then by the row's scale. (With several
+    groups and no steps, each group's sum is rounded, and multiplied by its scale.) Every implementation gives the same
+    bits. Without it x is taken as it is.
     """
     if not int8_activations:
         weight = dequantize_weight(qweight, scales_NG)
         return F.linear(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
-    weight_NK, num_groups = unpack_weight(qweight), scales_NG.shape[1]
-    q_MK, row_scale = quantize_rows(x.reshape(-1, x.shape[-1]))
+    weight_NK, q_MK, row_scale = unpack_weight(qweight).double(), *quantize_rows(x.reshape(-1, x.shape[-1]))
+    units_NG = scales_NG.float()
+    if qweight.dtype == torch.uint8:
+        units_NG, steps_NG = steps_of(scales_NG)
+        weight_NK = weight_NK * steps_NG.double().repeat_interleave(weight_NK.shape[1] // steps_NG.shape[1], dim=1)
     total = torch.zeros(q_MK.shape[0], weight_NK.shape[0], dtype=torch.float32, device=x.device)
+    num_groups = units_NG.shape[1]
     for g, (q, weight) in enumerate(zip(q_MK.chunk(num_groups, 1), weight_NK.chunk(num_groups, 1), strict=True)):
-        total += (q.double() @ weight.double().t()).float() * scales_NG[:, g].float()  # in fp64 the sums are exact
+        total += (q.double() @ weight.t()).float() * units_NG[:, g]  # in fp64 the sums are exact
     out = total * row_scale
     if bias is not None:
         out = out + bias.float()

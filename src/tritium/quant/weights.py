@@ -7,6 +7,7 @@ quantise a part of a weight's outputs gives a part of the quantised weight.
 import torch
 
 from tritium.ops.fp8 import quantize_fp8
+from tritium.ops.quantized import kept_scales
 from tritium.quant.schemes import WeightFormat
 
 # of a kept weight's scales; bfloat16: 4.5 bits a weight in groups of 32
@@ -38,7 +39,9 @@ def quantize_weight(weight_NK: torch.Tensor, scales_NG: torch.Tensor, weight_for
     bits = weight_format.bits
     num_rows = max(1, _ROWS_AT_ONCE // weight_NK.shape[1])
     pairs = zip(weight_NK.split(num_rows), scales_NG.split(num_rows), strict=True)
-    integers = torch.cat([_integers(_grouped(w.float(), s.shape[1]), s.float(), bits).flatten(1) for w, s in pairs])
+    dtype = DTYPES[weight_format.kind]
+    parts = [_integers(_grouped(w.float(), s.shape[1]), kept_scales(dtype, s), bits).flatten(1) for w, s in pairs]
+    integers = torch.cat(parts)
     return integers.to(torch.int8) if bits == 8 else pack_nibbles(integers)
 
 

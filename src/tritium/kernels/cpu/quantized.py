@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from tritium.kernels.cpu.layout import Reads, dense_output
 from tritium.kernels.cpu.linear import PackedWeight
 from tritium.kernels.kernel import Thunk
 from tritium.ops.activations import KINDS
+from tritium.ops.quantized import steps_of
 
 MAX_INPUTS = 1 << 16  # 255 * 127 times this fits 32 bits
 GROUP_MULTIPLE = 32
@@ -21,7 +23,7 @@ class QuantizedLinearArgs(ctypes.Structure):
     """csrc/linear_quantized.cpp QuantizedLinearArgs."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "scales", "bias", "out")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "units", "steps", "out")),
         *((name, ctypes.c_int64) for name in ("num_outer", "num_inner", "stride_outer", "stride_inner")),
         *((name, ctypes.c_int64) for name in ("num_in", "num_out", "num_groups", "kind")),
         *((name, ctypes.c_int32) for name in ("bits", "int8_activations", "is_gated")),
@@ -90,17 +92,33 @@ def _packed(qweight: torch.Tensor, *, is_gated: bool) -> PackedWeight:
     return PackedWeight(data, num_out // 2 if is_gated else num_out, num_in, is_gated)
 
 
-def pack_scales(scales_NG: torch.Tensor) -> torch.Tensor:
-    """[N, G] as [panels, G, outputs of a panel], filled up with zeros."""
+@dataclass(frozen=True)
+class PackedScales:
+    """units [panels, 1, outputs of a panel] in fp32 and, of 4 bits, steps [panels, G, outputs] in int16."""
+
+    units: torch.Tensor
+    steps: torch.Tensor | None
+
+
+def pack_scales(scales_NG: torch.Tensor) -> PackedScales:
+    """Scales as `ops.quantized.steps_of` splits them, panel by panel, filled up with zeros."""
     return _packed_scales(scales_NG, is_gated=False)
 
 
-def pack_gated_scales(scales_NG: torch.Tensor) -> torch.Tensor:
+def pack_gated_scales(scales_NG: torch.Tensor) -> PackedScales:
     """The same for the weight of a gated linear."""
     return _packed_scales(scales_NG, is_gated=True)
 
 
-def _packed_scales(scales_NG: torch.Tensor, *, is_gated: bool) -> torch.Tensor:
+def _packed_scales(scales_NG: torch.Tensor, *, is_gated: bool) -> PackedScales:
+    if scales_NG.dtype == torch.float32:
+        return PackedScales(_in_panels(scales_NG, is_gated=is_gated), None)
+    units_N1, steps_NG = steps_of(scales_NG)
+    steps = _in_panels(steps_NG.to(torch.int16), is_gated=is_gated)
+    return PackedScales(_in_panels(units_N1, is_gated=is_gated), steps)
+
+
+def _in_panels(scales_NG: torch.Tensor, *, is_gated: bool) -> torch.Tensor:
     scales_NG = scales_NG.contiguous()
     num_out, num_groups = scales_NG.shape
     shape = (_num_panels(num_out, is_gated=is_gated), num_groups, library.panel_outputs())
@@ -120,12 +138,14 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     reads, out, weight, scales = Reads(), dense_output(outputs[0]), args["qweight"], args["scales_NG"]
     x, rows = reads.rows(args["x"])
     bias = None if args.get("bias") is None else reads.dense(args["bias"])
+    steps = scales.steps
     struct = QuantizedLinearArgs(
-        *(x.data_ptr(), weight.data.data_ptr(), scales.data_ptr(), None if bias is None else bias.data_ptr()),
-        out.data_ptr(),
+        *(x.data_ptr(), weight.data.data_ptr(), None if bias is None else bias.data_ptr(), scales.units.data_ptr()),
+        *(None if steps is None else steps.data_ptr(), out.data_ptr()),
         *rows,
-        *(weight.num_in, weight.num_out, scales.shape[1], KINDS.index(args["kind"]) if "kind" in args else -1),
-        *(8 if scales.dtype == torch.float32 else 4, args["int8_activations"], weight.is_gated),
+        *(weight.num_in, weight.num_out, 1 if steps is None else steps.shape[1]),
+        *(KINDS.index(args["kind"]) if "kind" in args else -1, 8 if steps is None else 4),
+        *(args["int8_activations"], weight.is_gated),
     )
-    kept = (x, weight.data, scales, out, *([] if bias is None else [bias]))
+    kept = (x, weight.data, scales.units, out, *(t for t in (steps, bias) if t is not None))
     return reads.before(library.thunk("quantized_linear", x.dtype, struct, *kept))

@@ -8,7 +8,8 @@
 // Numbers. What is done to a row depends on its position, the window and the keys alone: a score is summed over H in
 // order, the output over the tiles in order and over the keys of a tile in order. Rows computed together share loads,
 // never sums; a key that a row may not see is left out, not multiplied by zero. So bits do not depend on chunking, on
-// the number of rows, on the block size or on threads. With AVX512-BF16, bf16 scores are summed by its pair products. A
+// the number of rows, on the block size or on threads. With AVX512-BF16, bf16 scores are summed by its pair products; with
+// AMX, bf16 goes by attention_amx.h, of which the same holds. A
 // cache in int8 gives keys as its integers, and each score is then multiplied by its key's scale; values are multiplied by
 // theirs, in fp32, before they are added.
 //
@@ -16,7 +17,7 @@
 // may hold NaN, and their block table entries anything.
 #include <omp.h>
 
-#include "attention_tile.h"
+#include "attention_amx.h"
 
 namespace {
 using namespace tritium;
@@ -34,7 +35,7 @@ struct PagedAttentionArgs {
   float scale, softcap;
 };
 
-template <class T, class C> class Batch {  // C: what the cache holds
+template <class T, class C, class Tiles> class Batch {  // C: what the cache holds
  public:
   explicit Batch(const PagedAttentionArgs& args)
       : a(args), group_(a.num_heads / a.num_kv_heads), tokens_per_item_(std::max<int64_t>(1, args.item_rows / group_)) {
@@ -75,7 +76,7 @@ template <class T, class C> class Batch {  // C: what the cache holds
     const int64_t token = a.cu_seqlens_q[s] + begin, position = a.context_lens[s] - query_len + begin;
     const int64_t H = a.head_size, rows_per_head = num_tokens * group_, num_rows = rows_per_head * num_kv_heads;
     const int64_t row_size = kRowSize<C>(H), plane = a.block_size * row_size;
-    Tile<T, C> tile(H, a.num_kv_heads * plane, std::max(a.item_rows, group_), memory);
+    Tiles tile(H, a.num_kv_heads * plane, std::max(a.item_rows, group_), memory);
     // Rows are numbered by kv head, then token, then query head of its group.
     const auto element = [&](int64_t row, int64_t stride_token, int64_t stride_head) {
       const int64_t h = row / rows_per_head, t = row % rows_per_head / group_, g = row % group_;
@@ -145,8 +146,8 @@ int64_t work(const PagedAttentionArgs& a) {
 }
 constexpr int64_t kSerialWork = 1 << 20;
 
-template <class T, class C> void attend(const PagedAttentionArgs& a) {
-  const Batch<T, C> batch(a);
+template <class T, class C, class Tiles> void attend(const PagedAttentionArgs& a) {
+  const Batch<T, C, Tiles> batch(a);
   const int64_t num_items = batch.num_items();
 #pragma omp parallel if (work(a) > kSerialWork)
   {
@@ -155,6 +156,14 @@ template <class T, class C> void attend(const PagedAttentionArgs& a) {
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t i = num_items - 1; i >= 0; --i) batch.run(i, memory);
   }
+}
+
+template <class T, class C> void attend(const PagedAttentionArgs& a) {
+#if defined(TRITIUM_AMX_ATTENTION)
+  if constexpr (std::is_same<T, bf16>::value)
+    if (amx_is_granted()) return attend<T, C, AmxTile<C>>(a);
+#endif
+  attend<T, C, Tile<T, C>>(a);
 }
 
 template <class T> void paged_attention(const PagedAttentionArgs& a) {

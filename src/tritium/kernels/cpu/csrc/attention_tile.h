@@ -172,16 +172,16 @@ template <class T, class C = T> class Tile {
   static constexpr int64_t kPerUnit = sizeof(float) / sizeof(Staged);
 
  public:
-  // Scratch for `max_rows` rows of size H; every row starts empty.
-  Tile(int64_t head_size, int64_t value_offset, int64_t max_rows, Scratch& memory)
+  // Scratch for `max_rows` rows of size H; every row starts empty. rows_together: as many have room for their scores.
+  Tile(int64_t head_size, int64_t value_offset, int64_t max_rows, Scratch& memory, int64_t rows_together = kRows)
       : size_(head_size), value_offset_(value_offset), stride_((head_size + 31) / 32 * 32),
         num_units_((head_size + kPerUnit - 1) / kPerUnit) {
-    const int64_t floats = stride_ * (2 * kTile + 2 * max_rows) + kRows * kTile + 2 * max_rows;
+    const int64_t floats = stride_ * (2 * kTile + 2 * max_rows) + rows_together * kTile + 2 * max_rows;
     float* p = reinterpret_cast<float*>(memory.reserve(static_cast<size_t>(floats) * sizeof(float)));
     const auto take = [&p](int64_t count) { float* taken = p; p += count; return taken; };
     keys_ = reinterpret_cast<Unit*>(take(stride_ * kTile)), staged_ = take(stride_ * kTile);
     query_ = reinterpret_cast<Unit*>(take(stride_ * max_rows)), output_ = take(stride_ * max_rows);
-    scores_ = take(kRows * kTile), state_ = reinterpret_cast<RowState*>(take(2 * max_rows));
+    scores_ = take(rows_together * kTile), state_ = reinterpret_cast<RowState*>(take(2 * max_rows));
     for (int64_t key = 0; key < kTile; ++key) staged_rows_[key] = staged_ + key * stride_;
   }
 
@@ -206,30 +206,8 @@ template <class T, class C = T> class Tile {
 
   // Takes in the keys [begin, end) of the present tile, whose addresses were set; no other slot is read.
   void load(int64_t begin, int64_t end, int64_t num_rows) {
-    const int64_t first = begin / kWide * kWide, last = (end + kWide - 1) / kWide * kWide;
-    std::fill(present_ + first, present_ + begin, present_[begin]);  // lanes that no row sees still need an address
-    std::fill(present_ + end, present_ + last, present_[begin]);
-    if (std::is_same<C, Staged>::value && size_ % (kWide * kPerUnit) == 0) {
-      transpose_keys(reinterpret_cast<const Staged* const*>(present_), first, end);
-    } else {
-      Staged* staged = reinterpret_cast<Staged*>(staged_);
-      const Staged* rows[kTile];
-      for (int64_t key = first; key < last; ++key) {
-        rows[key] = staged + key * stride_;
-        if constexpr (kIsInt8) std::memcpy(&key_scales_[key], present_[key] + size_, sizeof(float));
-        stage(present_[key], staged + key * stride_);
-      }
-      transpose_keys(rows, first, end);
-    }
-    // The cache's own rows of V serve as they are if they are whole vectors and are widened once, or need no widening.
-    const bool is_cheap = std::is_same<C, float>::value || (std::is_same<C, bf16>::value && num_rows <= kRows);
-    direct_ = size_ % (kWide * kPerUnit) == 0 && is_cheap;
-    if (direct_) return;
-    for (int64_t key = begin; key < end; ++key) {
-      if constexpr (kIsInt8) __builtin_prefetch(coming_[key] + value_offset_, 0, 2);
-      stage(present_[key] + value_offset_, staged_ + key * stride_);
-      if constexpr (kIsInt8) scale_values(present_[key] + value_offset_, staged_ + key * stride_);
-    }
+    load_keys(begin, end);
+    load_values(begin, end, num_rows);
   }
 
   // Rows [begin, end), each of which sees the keys range(row), at least one, with bias(row) added to their scores. Where
@@ -272,7 +250,37 @@ template <class T, class C = T> class Tile {
     for_vectors(size_, [&](int64_t h, int64_t count) { store(out + h, load16(o + h) / total, count); });
   }
 
- private:
+ protected:
+  void load_keys(int64_t begin, int64_t end) {
+    const int64_t first = begin / kWide * kWide, last = (end + kWide - 1) / kWide * kWide;
+    std::fill(present_ + first, present_ + begin, present_[begin]);  // lanes that no row sees still need an address
+    std::fill(present_ + end, present_ + last, present_[begin]);
+    if (std::is_same<C, Staged>::value && size_ % (kWide * kPerUnit) == 0) {
+      transpose_keys(reinterpret_cast<const Staged* const*>(present_), first, end);
+    } else {
+      Staged* staged = reinterpret_cast<Staged*>(staged_);
+      const Staged* rows[kTile];
+      for (int64_t key = first; key < last; ++key) {
+        rows[key] = staged + key * stride_;
+        if constexpr (kIsInt8) std::memcpy(&key_scales_[key], present_[key] + size_, sizeof(float));
+        stage(present_[key], staged + key * stride_);
+      }
+      transpose_keys(rows, first, end);
+    }
+  }
+
+  void load_values(int64_t begin, int64_t end, int64_t num_rows) {
+    // The cache's own rows of V serve as they are if they are whole vectors and are widened once, or need no widening.
+    const bool is_cheap = std::is_same<C, float>::value || (std::is_same<C, bf16>::value && num_rows <= kRows);
+    direct_ = size_ % (kWide * kPerUnit) == 0 && is_cheap;
+    if (direct_) return;
+    for (int64_t key = begin; key < end; ++key) {
+      if constexpr (kIsInt8) __builtin_prefetch(coming_[key] + value_offset_, 0, 2);
+      stage(present_[key] + value_offset_, staged_ + key * stride_);
+      if constexpr (kIsInt8) scale_values(present_[key] + value_offset_, staged_ + key * stride_);
+    }
+  }
+
   // One row, widened or copied, then zeros up to the stride.
   void stage(const int8_t* from, float* to) const {
     for (int64_t h = 0; h < size_; ++h) to[h] = static_cast<float>(from[h]);

@@ -14,7 +14,7 @@ struct QuantizedPackArgs {
 };
 
 struct ScalesPackArgs {
-  const void* scales;  // [num_out, num_groups]
+  const void* scales;  // units or steps, [num_out, num_groups]
   void* out;           // [panels, num_groups, kPanel]
   int64_t num_out, num_groups, item_size;
   int32_t is_gated;

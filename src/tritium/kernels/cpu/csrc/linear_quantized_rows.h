@@ -8,7 +8,9 @@
 namespace tritium {
 
 struct QuantizedLinearArgs {
-  const void *x, *weight, *scales, *bias;  // packed; bias [num_out], [2 num_out] when gated, in x's dtype, or null
+  const void *x, *weight, *bias;  // packed; bias [num_out], [2 num_out] when gated, in x's dtype, or null
+  const float* units;             // [panels, kPanel]
+  const int16_t* steps;           // [panels, num_groups, kPanel]; of 4 bits
   void* out;                               // [rows, num_out], dense
   int64_t num_outer, num_inner, stride_outer, stride_inner;  // rows of x
   int64_t num_in, num_out, num_groups;
@@ -56,18 +58,17 @@ template <int kBits> class Quantized {
     return static_cast<const char*>(a.x) + index * typed.item_size;
   }
   const uint32_t* panel(int64_t p) const { return static_cast<const uint32_t*>(a.weight) + p * units_ * kPanel; }
-  const Scale<kBits>* scales(int64_t p) const {
-    return static_cast<const Scale<kBits>*>(a.scales) + p * a.num_groups * kPanel;
-  }
+  const int16_t* steps(int64_t p) const { return a.steps + p * a.num_groups * kPanel; }
+  const float* units(int64_t p) const { return a.units + p * kPanel; }
 
-  // Row m as int8: every 64 numbers go `stride` bytes further. offsets [num_groups] of the row, perhaps null.
-  void quantise(int64_t m, int8_t* bytes, char* to, int64_t stride, float& scale, int32_t* offsets) const {
+  // Row m as int8: every 64 numbers go `stride` bytes further. offsets: one for every `size` inputs of the row.
+  void quantise(int64_t m, int8_t* bytes, char* to, int64_t stride, float& scale, int32_t* offsets, int64_t size,
+                int32_t offset) const {
     scale = typed.quantise(row(m), a.num_in, padded_, bytes);
-    const int64_t group = units_ * kUnit<kBits> / a.num_groups;
-    for (int64_t j = 0; offsets != nullptr && j < a.num_groups; ++j) {
+    for (int64_t k = 0; k < padded_; k += size) {
       int32_t total = 0;
-      for (int64_t k = j * group; k < (j + 1) * group; ++k) total += bytes[k];
-      offsets[j] = total * kOffset<kBits>;
+      for (int64_t i = k; i < std::min(k + size, padded_); ++i) total += bytes[i];
+      *offsets++ = -offset * total;
     }
     for (int64_t k = 0; k < padded_; k += 64, to += stride) std::memcpy(to, bytes + k, 64);
   }

@@ -8,27 +8,33 @@
 
 namespace tritium {
 
-// Rows go in runs of kRunTiles tiles and K in blocks of kBytesInL2, so that a run's block of activations stays in L2 while
-// the panels pass by; where K has several blocks, sums wait in memory. With int8 activations few rows are faster on the
-// vector units, which give the same bits.
+constexpr int64_t kBytesInL2 = 4096;   // of a row of activations at once
+constexpr int64_t kRunBytes = 1 << 20;  // of activations that stay in L2 while panels pass by
+constexpr int64_t kMostRunTiles = 64;   // 16 rows each
+
+// Rows go in runs and K in blocks, so that a run's block of activations stays in L2 while the panels pass by; where K has
+// several blocks, sums wait in memory. With int8 activations few rows are faster on the vector units, which give the same
+// bits.
 template <int kBits> class TiledQuantized : Quantized<kBits> {
   using Base = Quantized<kBits>;
   using Base::a, Base::typed, Base::num_rows_, Base::num_panels_, Base::units_, Base::padded_;
 
  public:
   static bool is_for(const QuantizedLinearArgs& a, bool is_bf16) {
-    const int64_t num_rows = a.num_outer * a.num_inner, group = a.num_in / a.num_groups;
-    if (kBits == 4 && (group > kMostInGroup || (a.int8_activations && group % 64 != 0 && group != 32))) return false;
+    const int64_t num_rows = a.num_outer * a.num_inner;
+    if (kBits == 4 && !a.int8_activations && a.num_in / a.num_groups > kMostInGroup) return false;
     return (a.int8_activations ? num_rows >= kFewestRows : is_bf16) && amx_is_granted();
   }
 
   TiledQuantized(const QuantizedLinearArgs& args, const RowFunctions& functions, Scratch& memory)
       : Base(args, functions), item_size_(a.int8_activations ? 1 : 2), row_bytes_(padded_ * item_size_),
-        num_tiles_((num_rows_ + kTileRows - 1) / kTileRows), is_direct_(kBits == 8 && a.int8_activations) {
-    const int64_t group = kBits == 8 ? kMostInGroup : a.num_in / a.num_groups;
-    piece_ = group * item_size_;
-    expanded_ = std::max<int64_t>(1, kBytesExpanded / piece_) * piece_;
-    block_ = is_direct_ ? kBytesInL2 : kBytesInL2 / expanded_ * expanded_;
+        num_tiles_((num_rows_ + kTileRows - 1) / kTileRows), is_direct_(kBits == 8 && a.int8_activations),
+        sums_per_row_(kBits == 4 && a.int8_activations ? 2 * kPanel : kPanel),
+        group_bytes_(a.num_in / a.num_groups * item_size_) {
+    expanded_ = kMostExpanded * kStep;
+    if (is_grouped()) expanded_ = std::max<int64_t>(1, expanded_ / group_bytes_) * group_bytes_;
+    block_ = kBytesInL2 / expanded_ * expanded_;
+    run_tiles_ = std::clamp(kRunBytes / (kTileRows * std::min(row_bytes_, block_)), int64_t{2}, kMostRunTiles) / 2 * 2;
     packed_ = memory.reserve(static_cast<size_t>(num_tiles_ * kTileRows * (row_bytes_ + 8)));
     row_scales_ = reinterpret_cast<float*>(packed_ + num_tiles_ * kTileRows * row_bytes_);
     offsets_ = reinterpret_cast<int32_t*>(row_scales_ + num_tiles_ * kTileRows);
@@ -39,15 +45,16 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
     {
       const int64_t thread = omp_get_thread_num(), count = omp_get_num_threads();
       const int64_t begin = thread * num_panels_ / count, end = (thread + 1) * num_panels_ / count;
-      const int64_t run_size = std::min(kRunTiles, num_tiles_) * kTileRows * kPanel;  // sums
+      const int64_t run_size = std::min(run_tiles_, num_tiles_) * kTileRows * sums_per_row_;
       const int64_t num_waiting = row_bytes_ > block_ ? std::max<int64_t>(1, end - begin) : 1;
+      const int64_t expanded = is_direct_ ? 0 : expanded_ / kStep * 2 * kTileBytes;
       static thread_local Scratch memory;
-      char* buffer = memory.reserve(static_cast<size_t>(std::max(padded_ + 64, kPanel * expanded_ + num_waiting * run_size * 4)));
-      float* sums = reinterpret_cast<float*>(buffer + kPanel * expanded_);
+      char* buffer = memory.reserve(static_cast<size_t>(std::max(padded_ + 64, expanded + num_waiting * run_size * 4)));
+      float* sums = reinterpret_cast<float*>(buffer + expanded);
 #pragma omp for schedule(static)
       for (int64_t m = 0; m < num_tiles_ * kTileRows; ++m) arrange(m, reinterpret_cast<int8_t*>(buffer));
-      configure_steps(std::min(num_rows_, kTileRows), piece_ % 64 == 0 ? 64 : 32);
-      for (int64_t t = 0; t < num_tiles_; t += kRunTiles)
+      configure_steps(std::min(num_rows_, kTileRows));
+      for (int64_t t = 0; t < num_tiles_; t += run_tiles_)
         for (int64_t k = 0; k < row_bytes_; k += block_)
           for (int64_t p = begin; p < end; ++p) {
             float* to = sums + (num_waiting > 1 ? (p - begin) * run_size : 0);
@@ -59,10 +66,11 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
 
  private:
   static constexpr int64_t kMostInGroup = 512;
-  // Measured on Emerald Rapids, 2048 x 2048, time on vectors over time on tiles: 8 bits 0.89 at 12 rows, 1.26 at 16; 4 bits
-  // 0.63 (groups of 32) and 0.89 (128) at 8 rows, 1.4 at 12.
-  static constexpr int64_t kFewestRows = kBits == 8 ? 13 : 9;
+  // Measured on Emerald Rapids, 2048 x 2048, time on vectors over time on tiles: 8 bits 0.89 at 12 rows, 1.26 at 16.
+  static constexpr int64_t kFewestRows = kBits == 8 ? 13 : 5;
 
+  // Sums of a group wait for its step, not for the end of K.
+  bool is_grouped() const { return kBits == 4 && !a.int8_activations; }
   char* tile(int64_t t) const { return packed_ + t * kTileRows * row_bytes_; }
   int64_t rows_in(int64_t t) const { return std::min(kTileRows, num_rows_ - t * kTileRows); }
 
@@ -72,7 +80,7 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
     if (m >= num_rows_) {
       for (int64_t k = 0; k < row_bytes_; k += 64, to += kTileBytes) std::memset(to, 0, 64);
     } else if (a.int8_activations) {
-      this->quantise(m, bytes, to, kTileBytes, row_scales_[m], is_direct_ ? offsets_ + m : nullptr);
+      this->quantise(m, bytes, to, kTileBytes, row_scales_[m], offsets_ + m, padded_, 128);
     } else {
       const __m512i order = _mm512_maskz_broadcast_i32x4(kAll, *reinterpret_cast<const __m128i*>(kPairOrder));
       const uint16_t* x = static_cast<const uint16_t*>(this->row(m));
@@ -88,7 +96,7 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
   // One panel, one block of K, one run of tiles from t on. sums [rows of the run, kPanel].
   void multiply(int64_t p, bool has_next, int64_t k, int64_t t, float* sums) const {
     const int64_t end = std::min(row_bytes_, k + block_), num_steps = (end - k) / 64;
-    const int64_t last = std::min(num_tiles_, t + kRunTiles), num_pairs = (last - t + 1) / 2;
+    const int64_t last = std::min(num_tiles_, t + run_tiles_), num_pairs = (last - t + 1) / 2;
     const uint32_t* weights = this->panel(p) + k / 4 * kPanel;
     const char* next = reinterpret_cast<const char*>(num_pairs == 1 ? weights + 2048 : this->panel(p + 1) + k / 4 * kPanel);
     const int64_t lines = num_pairs == 1 || has_next ? 32 / num_pairs : 0;
@@ -103,55 +111,110 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
   }
 
   void finish_integers(int64_t p, int64_t m, int64_t count, float* sums) const {
-    const float* scales = reinterpret_cast<const float*>(this->scales(p));
     for (int64_t r = 0; r < count; ++r)
       for (int64_t i = 0; i < kPanel; i += kLanes) {
         float* at = sums + r * kPanel + i;
-        const i32x16 sum = bit_cast<i32x16>(load16(at)) - offsets_[m + r];
-        store16(at, __builtin_convertvector(sum, f32x16) * load16(scales + i));
+        const i32x16 sum = bit_cast<i32x16>(load16(at)) + offsets_[m + r];
+        store16(at, to_floats(sum) * load16(this->units(p) + i));
       }
     this->finish(p, m, count, sums, row_scales_);
   }
 
-  void expand_and_multiply(int64_t p, int64_t k, int64_t first, char* expanded, float* totals) const {
-    const int64_t last = std::min(num_tiles_, first + kRunTiles), block_end = std::min(row_bytes_, k + block_);
+  // One panel, one block of K, one run of tiles from `first` on. sums [rows of the run, sums_per_row_]: two times kPanel
+  // are two halves of the panel, one after the other in every pair of tiles.
+  void expand_and_multiply(int64_t p, int64_t k, int64_t first, char* expanded, float* sums) const {
+    const int64_t last = std::min(num_tiles_, first + run_tiles_), block_end = std::min(row_bytes_, k + block_);
     for (; k < block_end; k += expanded_) {
-      const int64_t end = std::min(block_end, k + expanded_), half_size = (end - k) * 16;
-      const int64_t unit = k / item_size_ / kUnit<kBits>, num_units = std::min((end - k) / item_size_ / kUnit<kBits>, units_ - unit);
-      const uint32_t* weights = this->panel(p) + unit * kPanel;
-      if (a.int8_activations) expand_bytes4(weights, num_units, expanded, half_size);
-      else if (kBits == 4) expand_pairs4(weights, num_units, expanded, half_size);
-      else expand_pairs8(weights, num_units, expanded, half_size);
-      asm volatile("" : : : "memory");  // GCC 12's intrinsics do not admit to reading
-      const int64_t real_end = k + num_units * kUnit<kBits> * item_size_;  // a row of 4-bit weights may end within a step
-      const int64_t index = kBits == 8 ? 0 : k / piece_;
-      const Pieces<Scale<kBits>> pieces{k, real_end, piece_, this->scales(p) + index * kPanel, kBits == 8 ? 0 : kPanel};
-      for (int64_t t = first; t < last; t += 2)
-        multiply_expanded(t, t + 1 < last, expanded, half_size, pieces,
-                          totals + (t - first) * kTileRows * kPanel);
+      const int64_t end = std::min(block_end, k + expanded_);
+      for (int64_t half = 0; half < sums_per_row_ / kPanel; ++half)
+        for (int64_t t = first; t < last; t += 2) {
+          const bool is_pair = t + 1 < last;
+          float* to = sums + ((t - first) * sums_per_row_ + half * (is_pair ? 2 : 1) * kPanel) * kTileRows;
+          const auto add = [&](int64_t from, int64_t to, auto is_integer) {
+            const char *x0 = tile(t) + from * kTileRows, *x1 = is_pair ? tile(t + 1) + from * kTileRows : nullptr;
+            char* w = expanded + (from - k) / kStep * 2 * kTileBytes;
+            const auto expand = [&](int64_t step) { expand_step(p, half, from + step * kStep, w + step * 2 * kTileBytes); };
+            const int64_t num_steps = (to - from + kStep - 1) / kStep;
+            t == first ? add_steps<is_integer>(x0, x1, w, num_steps, expand)
+                       : add_steps<is_integer>(x0, x1, w, num_steps, [](int64_t) {});
+          };
+          if (is_grouped()) {
+            add_groups(p, t, is_pair, k, std::min(end, a.num_in * item_size_), to, add);
+          } else {
+            k == 0 ? zero_sums() : load_sums(to, is_pair);
+            if constexpr (kBits == 4) add(k, end, std::true_type{}); else add(k, end, std::false_type{});
+            store_sums(to, is_pair);
+          }
+        }
     }
-    if (block_end == row_bytes_)
-      for (int64_t t = first; t < last; ++t)
-        this->finish(p, t * kTileRows, rows_in(t), totals + (t - first) * kTileRows * kPanel, row_scales_);
+    if (block_end < row_bytes_) return;
+    for (int64_t t = first; t < last; t += 2) {
+      const int64_t count = rows_in(t) + (t + 1 < last ? rows_in(t + 1) : 0);
+      finish_expanded(p, t * kTileRows, count, t + 1 < last, sums + (t - first) * sums_per_row_ * kTileRows);
+    }
   }
 
-  // One or two tiles of rows by one panel's block. totals [their rows, kPanel].
-  void multiply_expanded(int64_t t, bool is_pair, const char* w, int64_t half_size, const Pieces<Scale<kBits>>& pieces,
-                         float* totals) const {
+  // The step of K at `k` (bytes of a row) into two tiles.
+  void expand_step(int64_t p, int64_t half, int64_t k, char* to) const {
+    const uint32_t* panel = this->panel(p) + k / item_size_ / kUnit<kBits> * kPanel;
+    if constexpr (kBits == 8) {
+      expand_pairs8(panel, to);
+    } else if (!a.int8_activations) {
+      expand_pairs4(panel, to);
+    } else {
+      const int64_t in_group = a.num_in / a.num_groups;
+      for (int64_t piece = 0; piece < 2 && k < a.num_in; ++piece, k += kPiece, panel += 4 * kPanel, to += 512)
+        expand_shorts4(panel + 16 * half, this->steps(p) + k / in_group * kPanel + 16 * half, to);
+    }
+  }
+
+  // Whole groups from `k` to `end`. totals [rows of the pair, kPanel] += each group's sums times its steps.
+  template <class Add>
+  void add_groups(int64_t p, int64_t t, bool is_pair, int64_t k, int64_t end, float* totals, Add add) const {
+    alignas(64) float sums[2 * kTileRows * kPanel];
     const int64_t num_rows = rows_in(t) + (is_pair ? rows_in(t + 1) : 0);
-    const char *x0 = tile(t), *x1 = is_pair ? tile(t + 1) : nullptr;
-    const bool is_first = pieces.begin == 0;
-    if (!a.int8_activations) multiply_block<false, 64>(num_rows, x0, x1, w, half_size, pieces, is_first, totals);
-    else if (piece_ == 32) multiply_block<true, 32>(num_rows, x0, x1, w, half_size, pieces, is_first, totals);
-    else multiply_block<true, 64>(num_rows, x0, x1, w, half_size, pieces, is_first, totals);
+    for (; k < end; k += group_bytes_) {
+      zero_sums();
+      add(k, k + group_bytes_, std::false_type{});
+      store_sums(sums, is_pair);
+      const int16_t* steps = this->steps(p) + k / group_bytes_ * kPanel;
+      const f32x16 step[2] = {to_floats(load_steps(steps)), to_floats(load_steps(steps + kLanes))};
+      for (int64_t r = 0; r < num_rows; ++r)
+        for (int i = 0; i < 2; ++i) {
+          float* to = totals + r * kPanel + i * kLanes;
+          store16(to, fma(load16(sums + r * kPanel + i * kLanes), step[i], k == 0 ? f32x16{} : load16(to)));
+        }
+    }
+  }
+
+  // Sums of a pair of tiles to outputs.
+  void finish_expanded(int64_t p, int64_t m, int64_t count, bool is_pair, float* sums) const {
+    const float* units = this->units(p);
+    for (int64_t r = 0; r < count; ++r) {
+      float* to = sums + r * kPanel;
+      f32x16 total[2] = {load16(to), load16(to + kLanes)};
+      if (kBits == 4 && a.int8_activations) {
+        const float* other = to + (is_pair ? 2 : 1) * kTileRows * kPanel;
+        total[0] = put_together(total[0], total[1], m + r);
+        total[1] = put_together(load16(other), load16(other + kLanes), m + r);
+      }
+      for (int i = 0; i < 2; ++i) store16(to + i * kLanes, total[i] * load16(units + i * kLanes));
+    }
+    this->finish(p, m, count, sums, row_scales_);
+  }
+  // 256 x upper + lower + the row's offset, rounded once.
+  f32x16 put_together(f32x16 upper, f32x16 lower, int64_t m) const {
+    const i32x16 high = bit_cast<i32x16>(upper), low = ((high & 255) << 8) + bit_cast<i32x16>(lower) + offsets_[m];
+    return rounded((high >> 8) + (low >> 16), low & 0xffff);
   }
 
   const int64_t item_size_, row_bytes_, num_tiles_;
   const bool is_direct_;
-  int64_t piece_, expanded_, block_;  // bytes of a row of activations
+  const int64_t sums_per_row_, group_bytes_;
+  int64_t expanded_, block_, run_tiles_;  // bytes of a row of activations twice; tiles of rows
   char* packed_;                      // tile by tile: [row_bytes_ / 64, 16, 64]
   float* row_scales_;                 // [rows]
-  int32_t* offsets_;                  // [rows], of 8-bit weights
+  int32_t* offsets_;                  // [rows]: -128 x sum(activations)
 };
 
 }  // namespace tritium

@@ -8,7 +8,6 @@
 namespace tritium {
 
 typedef int8_t i8x16 __attribute__((vector_size(16)));
-typedef uint16_t u16x32 __attribute__((vector_size(64)));
 constexpr float kTiny = 1e-30f;  // rows with no larger element count as zero: 127 / max would not be finite
 
 // The bits of the largest magnitude of a row, as fp32; magnitudes are ordered like their bits, NaN last.

@@ -61,6 +61,9 @@ inline float sum(const f32xw (&parts)[kParts]) {
   return sum(x);
 }
 inline float max_lane(const f32xw (&parts)[kParts]) {
+#if defined(__AVX512F__)
+  return _mm512_mask_reduce_max_ps(0xffff, bit_cast<__m512>(parts[0]));
+#endif
   float s[16];
   std::memcpy(s, parts, sizeof(s));
   for (int half = 8; half > 0; half /= 2)
