@@ -1,9 +1,9 @@
-"""Paged attention at the heads of Llama-3.2-1B: milliseconds, operations a second, and bytes of keys and values a second.
+"""Paged attention at the heads of Llama-3.2-1B: milliseconds, operations a second, bytes of keys and values a second.
 
     python benchmarks/bench_attention.py [--threads 2] [--dtypes bfloat16 float32] [--item-rows 64] [--json FILE]
 
-Operations are the two products over the keys that a query sees. Calls take turns over the layers of a cache of 400 MB at
-most, so that keys and values come from memory; the best call in half a second counts.
+Operations are the two products over the keys that a query sees. Calls take turns over the layers of a cache of at most
+400 MB, so that keys and values come from memory; the best call in half a second counts.
 """
 
 import argparse
@@ -56,7 +56,10 @@ def results(name: str, chunks: list[tuple[int, int]], dtype: torch.dtype, *, is_
             "batch_counts": torch.tensor(
                 [len(chunks), int(starts[-1]), 0, num_leading_singles(list(enumerate(chunks)))], dtype=torch.int32
             ),
-            **{"scale": H**-0.5, "window": 0, "softcap": 0.0, "alibi_slopes_N": None},
+            "scale": H**-0.5,
+            "window": 0,
+            "softcap": 0.0,
+            "alibi_slopes_N": None,
         }
         calls.append(bind_paged_attention(args, [torch.empty_like(q)], item_rows=item_rows))
     seconds = best_seconds(calls)

@@ -3,8 +3,8 @@
 Sizes: N outputs, K inputs, G groups of K / G inputs each. A weight is `q * scale`, q a signed integer:
 
     qweight   int8 [N, K], q itself; or uint8 [N, K / 2], two q + 8 a byte, the one of even k in the low four bits
-    scales_NG of any floating dtype; G = 1: one scale per output. With two q a byte an output's scales count as whole steps
-              of its largest one's 2048th part (`steps_of`): then sums over all groups are sums of integers
+    scales_NG of any floating dtype; G = 1: one scale per output. With two q a byte an output's scales count as whole
+              steps of its largest one's 2048th part (`steps_of`): then sums over all groups are sums of integers
 """
 
 import torch
@@ -24,14 +24,14 @@ def unpack_weight(qweight: torch.Tensor) -> torch.Tensor:
     return halves.to(torch.int8) - 8
 
 
-MOST_STEPS = 2048  # times 8 and 127 it fits what CPU kernels split a product into; a power of two keeps exact scales exact
+MOST_STEPS = 2048  # times 8 it fits 16 bits; a power of two: the largest scale stays as it is
 
 
 def steps_of(scales_NG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales as units_N1 times steps_NG, both fp32, steps whole numbers up to `MOST_STEPS`, halves to even.
 
-    The largest magnitude of an output is MOST_STEPS; where it is under `TINY`, all are 0; where it is not finite the unit
-    is NaN.
+    The largest magnitude of an output is MOST_STEPS; where it is under `TINY`, all are 0; where it is not finite the
+    unit is NaN.
     """
     scales_NG = scales_NG.float()
     largest = scales_NG.abs().amax(1, keepdim=True)
@@ -76,10 +76,10 @@ def quantized_linear(
 ) -> torch.Tensor:
     """`x @ weight.T + bias` with the weight's integers: [..., K] -> [..., N], computed in fp32, rounded once.
 
-    int8_activations: rows of x become int8 (`quantize_rows`). Products of integers, and of steps where the weight has them,
-    are summed exactly; the sum is rounded to fp32 and multiplied by the unit, then by the row's scale. (With several
-    groups and no steps, each group's sum is rounded, and multiplied by its scale.) Every implementation gives the same
-    bits. Without it x is taken as it is.
+    int8_activations: rows of x become int8 (`quantize_rows`). Products of integers, and of steps where the weight has
+    them, are summed exactly; the sum is rounded to fp32 and multiplied by the unit, then by the row's scale. (With
+    several groups and no steps, each group's sum is rounded, and multiplied by its scale.) Every implementation gives
+    the same bits. Without it x is taken as it is.
     """
     if not int8_activations:
         weight = dequantize_weight(qweight, scales_NG)
