@@ -2,11 +2,13 @@
 //
 //   keys_     [H / 2, 64] pairs, as they are for dot products: a row of B tiles
 //   values_   [64 / 2, H] pairs of keys, in the place of staged_; zeros where the item has no key
-//   up to 32 rows at once: scores_ [32, 64] in fp32, then probabilities_ [32, 64] in bf16
+//   up to 32 rows at once: scores_ [32, 64] in fp32, then probabilities_ [2, 32, 64] in bf16
 //
-// Numbers. A score is one chain over H in steps of 32. The softmax is Tile's. Its probabilities are rounded to bf16, and the
-// tile's share of the output is one chain over its 64 keys, continued from the output so far. A cache in int8 gives values as
-// its integers: a probability is then multiplied by its value's scale before it is rounded. A key that a row does not see
+// Numbers. A score is one chain over H in steps of 32. The softmax is Tile's. A probability becomes two numbers of bf16, the
+// nearest one and what is left: rounded to one alone it would cost more than the output's own rounding does, and these
+// products are the smaller part of the time. The tile's share of the output is one chain over its 64 keys in steps of 32, the
+// first numbers before the second, continued from the output so far. A cache in int8 gives values as its integers: a
+// probability is then multiplied by its value's scale first. A key that a row does not see
 // counts as zero times its value: where a value is not finite, rows that do not see all keys are computed by themselves, with
 // zeros in place of the others'. So bits are a row's own, as in attention.cpp.
 #pragma once
@@ -26,7 +28,7 @@ template <class C> class AmxTile : public Tile<bf16, C> {
 
  public:
   AmxTile(int64_t head_size, int64_t value_offset, int64_t max_rows, Scratch& memory)
-      : Base(head_size, value_offset, max_rows, memory, kGroup + kGroup / 2), values_(reinterpret_cast<uint32_t*>(staged_)),
+      : Base(head_size, value_offset, max_rows, memory, 2 * kGroup), values_(reinterpret_cast<uint32_t*>(staged_)),
         probabilities_(reinterpret_cast<bf16*>(scores_ + kGroup * kTile)) {}
   AmxTile(const AmxTile&) = delete;
   ~AmxTile() { if (configured_ != 0) _tile_release(); }
@@ -107,7 +109,9 @@ template <class C> class AmxTile : public Tile<bf16, C> {
     for (int i = 0; i < kTile; i += kLanes) {
       f32x16 p = load16(scores + i);
       if constexpr (kIsInt8) p = p != 0.0f ? p * load16(value_scales_ + i) : f32x16{};
-      store16(probabilities_ + r * kTile + i, p);
+      bf16* to = probabilities_ + r * kTile + i;
+      store16(to, p);
+      store16(to + kGroup * kTile, p - load16(to));
     }
   }
 
@@ -125,16 +129,18 @@ template <class C> class AmxTile : public Tile<bf16, C> {
       }
       for (int64_t key = 0; key < kTile; key += kTileK) {
         const uint32_t* v = values_ + key / 2 * stride_ + h;
-        const bf16* p = probabilities_ + r * kTile + key;
         _tile_loadd(6, v, row_bytes);
         _tile_loadd(7, v + kLanes, row_bytes);
-        _tile_loadd(4, p, kTile * 2);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        if (is_tall) {
-          _tile_loadd(5, p + kTileRows * kTile, kTile * 2);
-          _tile_dpbf16ps(2, 5, 6);
-          _tile_dpbf16ps(3, 5, 7);
+        for (int part = 0; part < 2; ++part) {
+          const bf16* p = probabilities_ + (part * kGroup + r) * kTile + key;
+          _tile_loadd(4, p, kTile * 2);
+          _tile_dpbf16ps(0, 4, 6);
+          _tile_dpbf16ps(1, 4, 7);
+          if (is_tall) {
+            _tile_loadd(5, p + kTileRows * kTile, kTile * 2);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+          }
         }
       }
       _tile_stored(0, low, row_bytes);
