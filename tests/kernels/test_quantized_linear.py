@@ -126,6 +126,22 @@ def test_an_activation_in_it_gives_the_bits_of_one_after_it(
 
 @pytest.mark.parametrize("is_int8", [True, False])
 @EACH_FORMAT
+def test_a_residual_in_it_gives_the_bits_of_a_sum_after_it(
+    level: str, weight_format: WeightFormat, is_int8: bool
+) -> None:
+    for num_out, dtype in ((33, torch.bfloat16), (70, torch.float32), (32, torch.float16)):
+        args = arguments(40, num_out, 256, weight_format, dtype) | {"int8_activations": is_int8}
+        residual = torch.randn(40, 80).to(dtype)[:, 1 : 1 + num_out]
+        for backend, plain in (("cpu", KERNEL), ("eager", EAGER)):
+            kernel = next(k for k in KERNELS if k.name == f"{backend}.quantized_linear_add")
+            expected = run(plain, args, (40, num_out), dtype) + residual
+            for num_rows in (1, 5, 40) if backend == "cpu" else (40,):
+                part = {**args, "x": args["x"][:num_rows], "residual": residual[:num_rows]}
+                assert torch.equal(run(kernel, part, (num_rows, num_out), dtype), expected[:num_rows])
+
+
+@pytest.mark.parametrize("is_int8", [True, False])
+@EACH_FORMAT
 def test_extreme_rows_and_rows_that_are_not_finite_stay_by_themselves(
     level: str, weight_format: WeightFormat, is_int8: bool
 ) -> None:

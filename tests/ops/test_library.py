@@ -34,6 +34,7 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
         "quantized_linear": (q, *kept, None, True),
         "quantized_linear_activation": (q, *kept, None, True, "silu"),
         "quantized_linear_gated": (q, *kept, None, False, "silu"),
+        "quantized_linear_add": (q, *kept, None, True, torch.randn(T, N, 24, dtype=dtype)),
         "rms_norm": (q, torch.randn(H, dtype=dtype), 1e-5),
         "layer_norm": (q, torch.randn(H, dtype=dtype), None, 1e-5),
         "rope_cos_sin": (positions, inv_freq),

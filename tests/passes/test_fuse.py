@@ -1,10 +1,11 @@
-"""fuse_add_norm and fuse_rope_kv: two or three calls become one, whoever else reads the values between them."""
+"""fuse_add_norm, fuse_linear_add, fuse_rope_kv: two or three calls become one, whoever else reads what is between."""
 
 import pytest
 import torch
 
 from tritium import ops
 from tritium.passes.fuse_add_norm import fuse_add_norm
+from tritium.passes.fuse_linear_add import fuse_linear_add
 from tritium.passes.fuse_rope_kv import fuse_rope_kv
 from tritium.passes.insert_kv import insert_kv
 from tritium.testing.graphs import calls, check_pass, graph_of
@@ -138,3 +139,17 @@ NEAR_MISSES_OF_ROPE = {
 @pytest.mark.parametrize("name", NEAR_MISSES_OF_ROPE)
 def test_what_only_looks_like_a_rotated_layer_stays(name):
     assert fused(NEAR_MISSES_OF_ROPE[name], *HEADS)[0] == 0
+
+
+def test_a_residual_of_a_quantized_linear_is_part_of_it():
+    qweight, scales = torch.randint(-127, 128, (12, 12), dtype=torch.int8), torch.rand(12, 1) / 100
+
+    def fn(a, w, s):
+        return a.tanh() + ops.quantized_linear(a, w, s, None, True)
+
+    graph = check_pass(fuse_linear_add, fn, (x(), qweight, scales), matches=1, weights=("w", "s"))
+    assert calls(graph) == ["aten.tanh", "quantized_linear_add"]
+
+
+def test_a_linear_added_to_itself_keeps_its_sum():
+    check_pass(fuse_linear_add, lambda a, w: (h := ops.linear(a, w, None)) + h, (x(), torch.eye(12)), matches=0)

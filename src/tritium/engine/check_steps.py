@@ -57,6 +57,10 @@ RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
         *((b.shape, a["weight_NK"].shape[:1]) for b in [a.get("bias")] if b is not None),
     ],
     **dict.fromkeys(("quantized_linear", "quantized_linear_activation", "quantized_linear_gated"), _of_quantized),
+    "quantized_linear_add": lambda a: [
+        *_of_quantized(a),
+        (a["residual"].shape, (*a["x"].shape[:-1], a["qweight"].shape[0])),
+    ],
     "experts": lambda a: [(a["gate_up_EGD"].shape, (None, 2 * a["down_EDF"].shape[2], None))],
     "gated_activation": lambda a: [(a["up"].shape, a["gate"].shape)],
     "moe": lambda a: [(a["gate_up_EGD"].shape[1:2], (2 * a["down_EDF"].shape[2],))],

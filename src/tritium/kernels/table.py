@@ -204,6 +204,7 @@ KERNELS: tuple[Kernel, ...] = (
             ("quantized_linear", "supports", "pack_weight", "pack_scales"),
             ("quantized_linear_activation", "supports_activation", "pack_weight", "pack_scales"),
             ("quantized_linear_gated", "supports_activation", "pack_gated", "pack_gated_scales"),
+            ("quantized_linear_add", "supports_add", "pack_weight", "pack_scales"),
         )
     ),
     *(
@@ -218,6 +219,7 @@ KERNELS: tuple[Kernel, ...] = (
             ("quantized_linear", "bind"),
             ("quantized_linear_activation", "bind_quantized_linear_activation"),
             ("quantized_linear_gated", "bind_quantized_linear_gated"),
+            ("quantized_linear_add", "bind_quantized_linear_add"),
         )
     ),
     _row("eager", "experts", "experts:bind", numerics="fp32 sums, torch's order for TILE_ROWS rows"),

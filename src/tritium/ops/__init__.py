@@ -8,6 +8,7 @@ linear = target("linear")
 quantized_linear = target("quantized_linear")
 quantized_linear_activation = target("quantized_linear_activation")
 quantized_linear_gated = target("quantized_linear_gated")
+quantized_linear_add = target("quantized_linear_add")
 rms_norm = target("rms_norm")
 layer_norm = target("layer_norm")
 rope_cos_sin = target("rope_cos_sin")
@@ -60,6 +61,7 @@ __all__ = [
     "paged_attention",
     "quantized_linear",
     "quantized_linear_activation",
+    "quantized_linear_add",
     "quantized_linear_gated",
     "rms_norm",
     "rope",

@@ -1,4 +1,4 @@
-"""quantized_linear, alone and with an activation: a linear whose weight is kept in 8 or 4 bits. References.
+"""quantized_linear, alone, with an activation or a residual: a linear of a weight kept in 8 or 4 bits. References.
 
 Sizes: N outputs, K inputs, G groups of K / G inputs each. A weight is `q * scale`, q a signed integer:
 
@@ -124,6 +124,18 @@ def quantized_linear_gated(
     return gated_activation(gate, up, kind)
 
 
+def quantized_linear_add(
+    x: torch.Tensor,
+    qweight: torch.Tensor,
+    scales_NG: torch.Tensor,
+    bias: torch.Tensor | None,
+    int8_activations: bool,
+    residual: torch.Tensor,
+) -> torch.Tensor:
+    """`quantized_linear(...) + residual`, both rounded: [..., K] -> [..., N], like the residual."""
+    return quantized_linear(x, qweight, scales_NG, bias, int8_activations) + residual
+
+
 def _shape(x: torch.Tensor, qweight: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty((*x.shape[:-1], qweight.shape[0]), dtype=x.dtype, device=x.device)
 
@@ -139,5 +151,6 @@ QUANTIZED_OPS = tuple(
         (quantized_linear, _ARGS, _shape),
         (quantized_linear_activation, f"{_ARGS}, str kind", _shape),
         (quantized_linear_gated, f"{_ARGS}, str kind", _gated_shape),
+        (quantized_linear_add, f"{_ARGS}, Tensor residual", _shape),
     )
 )

@@ -27,6 +27,7 @@ class QuantizedLinearArgs(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("num_outer", "num_inner", "stride_outer", "stride_inner")),
         *((name, ctypes.c_int64) for name in ("num_in", "num_out", "num_groups", "kind")),
         *((name, ctypes.c_int32) for name in ("bits", "int8_activations", "is_gated")),
+        ("residual", ctypes.c_void_p),
     ]
 
 
@@ -69,6 +70,11 @@ def supports(args: Mapping[str, Any]) -> str | None:
 def supports_activation(args: Mapping[str, Any]) -> str | None:
     """The same, and a kind of activation that csrc knows."""
     return refuse_kind(args["kind"]) or supports(args)
+
+
+def supports_add(args: Mapping[str, Any]) -> str | None:
+    """The same, and a residual of the activations' dtype."""
+    return library.refuse({"x": args["x"], "residual": args["residual"]}) or supports(args)
 
 
 def pack_weight(qweight: torch.Tensor) -> PackedWeight:
@@ -134,7 +140,7 @@ def _num_panels(num_out: int, *, is_gated: bool) -> int:
 
 
 def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
-    """ops.quantized_linear, quantized_linear_activation or quantized_linear_gated into outputs[0], which is dense."""
+    """ops.quantized_linear, or one of `quantized_linear_...`, into outputs[0], which is dense."""
     reads, out, weight, scales = Reads(), dense_output(outputs[0]), args["qweight"], args["scales_NG"]
     x, rows = reads.rows(args["x"])
     bias = None if args.get("bias") is None else reads.dense(args["bias"])
@@ -148,4 +154,8 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
         *(args["int8_activations"], weight.is_gated),
     )
     kept = (x, weight.data, scales.units, out, *(t for t in (steps, bias) if t is not None))
+    if "residual" in args:
+        residual = reads.dense(args["residual"])
+        struct.residual = residual.data_ptr()
+        kept += (residual,)
     return reads.before(library.thunk("quantized_linear", x.dtype, struct, *kept))

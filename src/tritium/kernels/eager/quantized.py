@@ -15,7 +15,7 @@ from tritium.ops.quantized import dequantize_weight, quantized_linear
 
 def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.quantized_linear into outputs[0]: exact with int8 activations, else in tiles of rows (eager/linear.py)."""
-    kept, out = {name: value for name, value in args.items() if name != "kind"}, outputs[0]
+    kept, out = {name: value for name, value in args.items() if name not in ("kind", "residual")}, outputs[0]
     if args["int8_activations"]:
         return lambda: out.copy_(quantized_linear(**kept))
     x, qweight, scales_NG, bias = args["x"], args["qweight"], args["scales_NG"], args.get("bias")
@@ -43,3 +43,9 @@ def bind_quantized_linear_gated(args: Mapping[str, Any], outputs: Sequence[torch
     multiply, (gate, up) = bind(args, [both]), both.chunk(2, dim=-1)
     activate = reference.gated_activation({"gate": gate, "up": up, "kind": args["kind"]}, outputs)
     return lambda: (multiply(), activate())
+
+
+def bind_quantized_linear_add(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.quantized_linear_add into outputs[0]: the linear, then the residual added in place."""
+    multiply, out, residual = bind(args, outputs), outputs[0], args["residual"]
+    return lambda: (multiply(), out.add_(residual))

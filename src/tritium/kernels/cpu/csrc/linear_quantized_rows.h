@@ -16,6 +16,7 @@ struct QuantizedLinearArgs {
   int64_t num_in, num_out, num_groups;
   int64_t kind;  // of the activation; -1: none
   int32_t bits, int8_activations, is_gated;
+  const void* residual;  // [rows, num_out], dense, added to the rounded result; null: none
 };
 
 // A row as fp32, `stride` numbers apart.
@@ -28,7 +29,7 @@ template <class T>
 void finish_rows(const QuantizedLinearArgs& a, int64_t panel, int64_t m, int64_t num_rows, const float* totals,
                  const float* row_scales) {
   const auto scale = [=](int64_t row) { return row_scales == nullptr ? 1.0f : row_scales[row]; };
-  finish_panel<T>(a, panel, m, num_rows, totals, scale, [](const T*, int64_t) {});
+  finish_panel<T>(a, panel, m, num_rows, totals, scale, [](const T*, int64_t) {}, static_cast<const T*>(a.residual));
 }
 
 struct RowFunctions {
