@@ -106,7 +106,7 @@ def rows_of(kind: str, num_rows: int, num_out: int, num_in: int) -> Iterator[tup
         bits = 8 * dtype.itemsize
         tactics = matmul_tactics(bits, num_rows) if kind == "int8" else fixed_tactics(bits)
         bind = matmul.bind_tactic
-    if kind in ("w8a16", "w4a16") and num_rows == 1:
+    if kind == "w8a16" and num_rows == 1:
         for block_n, step, warps in ((8, 1024, 8), (4, 1024, 4), (8, 512, 4), (16, 512, 8), (4, 2048, 8)):
             quantized.ONE_ROW.update(BLOCK_N=block_n, STEP=step, num_warps=warps)
             yield f"one row {block_n}x{step}x{warps}", median_us([bind(a, [out]) for a in args])
