@@ -19,6 +19,7 @@ from triton.runtime.errors import OutOfResources
 
 from tritium.kernels.gpu import matmul, quantized
 from tritium.kernels.gpu.matmul import MatmulTactic
+from tritium.kernels.gpu.packing import pack_scales
 from tritium.kernels.gpu.quantized import QuantizedTactic
 from tritium.kernels.kernel import Thunk
 
@@ -95,7 +96,10 @@ def rows_of(kind: str, num_rows: int, num_out: int, num_in: int) -> Iterator[tup
     bind: Callable[..., Thunk]
     if kind in ("w8a16", "w4a16"):
         kept, packed, groups = (torch.int8, 1, 1) if kind == "w8a16" else (torch.uint8, 2, num_in // 128)
-        x |= {"scales_NG": torch.full((num_out, groups), 1e-3, device="cuda")}
+        scales = torch.full(
+            (num_out, groups), 1e-3, device="cuda", dtype=torch.float32 if groups == 1 else torch.bfloat16
+        )
+        x |= {"scales_NG": pack_scales(scales)}
         args = [x | {"qweight": w} for w in copies_of(lambda: numbers(kept, num_out, num_in // packed))]
         tactics, bind = quantized_tactics(num_rows, num_out), quantized.bind
     else:

@@ -17,6 +17,7 @@ from tritium.ops.torch_ops import TORCH_OPS
 _TACTICS: dict[str, tuple[dict[str, int], ...]] = {
     "paged_attention": ({"item_rows": 64}, {"item_rows": 16}, {"item_rows": 32}, {"item_rows": 128})
 }
+_PACK = {"qweight": "packing:pack_weight", "scales_NG": "packing:pack_scales"}
 _NEEDS: dict[str, dict[str, Any]] = {"fp8": {"min_capability": (8, 9)}, "int8": {"min_capability": (7, 5)}}
 
 
@@ -111,7 +112,7 @@ KERNELS: tuple[Kernel, ...] = (
         "quantized_linear",
         "quantized:bind",
         "supports:quantized_linear",
-        pack={"qweight": "packing:pack_weight"},
+        pack=_PACK,
         numerics="fp32, split by the number of rows",
         is_invariant=False,
     ),
@@ -124,25 +125,27 @@ KERNELS: tuple[Kernel, ...] = (
             variant="_fixed",
             takes_context=op == "paged_attention",
             numerics=numerics,
-            pack={"qweight": "packing:pack_weight"} if op == "quantized_linear" else {},
+            pack=pack,
             **_NEEDS.get(op.rpartition("_")[2], {}),
         )
-        for op, module, bind, supports, numerics in (
-            ("linear", "matmul", "bind_fixed", "linear", "fp32, K in steps of one size"),
+        for op, module, bind, supports, numerics, pack in (
+            ("linear", "matmul", "bind_fixed", "linear", "fp32, K in steps of one size", {}),
             (
                 "linear_fp8",
                 "matmul",
                 "bind_fixed",
                 "fp8_linear",
                 "as tensor cores add e4m3, K in steps of one size",
+                {},
             ),
-            ("quantized_linear", "quantized", "bind_fixed", "quantized_linear", "fp32, group by group"),
+            ("quantized_linear", "quantized", "bind_fixed", "quantized_linear", "fp32, group by group", _PACK),
             (
                 "paged_attention",
                 "attention_fixed",
                 "bind",
                 "paged_attention",
                 "fp32, tiles of keys by absolute position",
+                {},
             ),
         )
     ),

@@ -1,9 +1,9 @@
 """quantized_linear with activations as they are: a GEMM that widens weights of 8 or 4 bits tile by tile.
 
 out^T = W x^T: the weight, which is widened in registers, is the operand that tensor cores take from there. Its integers
-are exact in the activations' dtype; a group's sum of products in fp32 times its scale is added to the total. For few
-rows, which leave most of a GPU without work, the groups are divided among SPLITS programs, whose sums a second launch
-adds in order. One row by 8 bits is faster without tensor cores (on an H200: 41 us for 55; by 4 bits slower, 69 for 58).
+are exact in the activations' dtype; a group's sum of products in fp32 times its scale (of 4 bits: its steps) counts.
+For few rows, which leave most of a GPU without work, the groups are divided among SPLITS programs, whose sums a second
+launch adds in order. One row by 8 bits is faster without tensor cores (on an H200 41 us for 55, by 4 bits 69 for 58).
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,9 +73,10 @@ def _nibbles(both, dtype: tl.constexpr, IS_ASM: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _quantized_kernel(
-    x_ptr, qweight_ptr, scales_ptr, bias_ptr, out_ptr, partial_ptr, num_rows, num_out, num_in, stride_x, stride_out,
-    NUM_GROUPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr, HAS_BIAS: tl.constexpr, IS_EVEN: tl.constexpr,
-    IS_ASM: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr,
+    x_ptr, qweight_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr, partial_ptr, num_rows, num_out, num_in, stride_x,
+    stride_out, NUM_GROUPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    IS_EVEN: tl.constexpr, IS_ASM: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):  # fmt: skip
     tile_m, tile_n, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -108,14 +109,16 @@ def _quantized_kernel(
             part = tl.dot(low, x, input_precision=PRECISION)
             x = tl.load(x_row + (k + _HALF)[:, None], mask=is_m[None, :], other=0.0)
             part = tl.dot(high, x, part, input_precision=PRECISION)
-        if NUM_GROUPS == 1 and BITS == 8 and PRECISION == "ieee":  # as in matmul.py
+        if BITS == 8 and NUM_GROUPS == 1 and PRECISION == "ieee":  # as in matmul.py
             acc -= part
-        elif NUM_GROUPS > 1:
-            scale = tl.load(scales_ptr + n * NUM_GROUPS + step, mask=is_n, other=0.0).to(tl.float32)
+        elif BITS == 4 or NUM_GROUPS > 1:
+            scale = tl.load(scales_ptr + n * NUM_GROUPS + step, mask=is_n, other=0).to(tl.float32)
             acc += part * scale[:, None]
-    if NUM_GROUPS == 1:
+    if BITS == 4:
+        acc *= tl.load(units_ptr + n, mask=is_n, other=0.0)[:, None]
+    elif NUM_GROUPS == 1:
         scale = tl.load(scales_ptr + n, mask=is_n, other=0.0).to(tl.float32)
-        acc *= (-scale if BITS == 8 and PRECISION == "ieee" else scale)[:, None]
+        acc *= (-scale if PRECISION == "ieee" else scale)[:, None]
     is_in = is_m[:, None] & is_n[None, :]
     if SPLITS == 1:
         if HAS_BIAS:
@@ -183,8 +186,9 @@ def tactic_for(bits: int, num_rows: int, num_out: int, num_steps: int) -> Quanti
 
 
 def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: QuantizedTactic | None = None) -> Thunk:
-    """ops.quantized_linear without int8 activations into outputs[0]. The weight is packed by `packing.pack_weight`."""
-    x, qweight, scales, bias, out = args["x"], args["qweight"], args["scales_NG"], args.get("bias"), outputs[0]
+    """ops.quantized_linear without int8 activations into outputs[0]. Weight and scales are packed by packing.py."""
+    x, qweight, bias, out = args["x"], args["qweight"], args.get("bias"), outputs[0]
+    scales, units = args["scales_NG"]
     need_dense(x=x[0], qweight=qweight, scales_NG=scales, out=out[0])
     (num_rows, num_in), (num_out, num_groups) = x.shape, scales.shape
     step = num_in // num_groups if num_groups > 1 else WIDE
@@ -204,7 +208,20 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: Quant
     flags = {"HAS_BIAS": bias is not None, "SPLITS": tactic.SPLITS}
     multiply = partial(
         _quantized_kernel[(triton.cdiv(num_rows, tactic.BLOCK_M), triton.cdiv(num_out, tactic.BLOCK_N), tactic.SPLITS)],
-        *(x, qweight, scales, given_bias, out, partials, num_rows, num_out, num_in, x.stride(0), out.stride(0)),
+        *(
+            x,
+            qweight,
+            scales,
+            scales if units is None else units,
+            given_bias,
+            out,
+            partials,
+            num_rows,
+            num_out,
+            num_in,
+            x.stride(0),
+            out.stride(0),
+        ),
         NUM_GROUPS=num_groups,
         STEP=step,
         BITS=bits,
