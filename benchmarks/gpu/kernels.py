@@ -92,7 +92,8 @@ def problem(sequences: int, new: int, context: int, heads: int, kv_heads: int, s
         "softcap": 0.0,
     }
     prefills = sequences - decodes
-    return args, LaunchContext(num_decodes=decodes, num_prefills=prefills, num_prefill_tokens=prefills * new)
+    counts = {"num_decodes": decodes, "num_prefills": prefills, "num_prefill_tokens": prefills * new}
+    return args, LaunchContext(**counts, longest_prefill=context if prefills else 0)
 
 
 def relative_error(args: dict[str, Any], out: torch.Tensor, new: int) -> float:
@@ -115,9 +116,9 @@ def relative_error(args: dict[str, Any], out: torch.Tensor, new: int) -> float:
 
 
 def time_tactic(args: dict[str, Any], context: LaunchContext, new: int, **tactics: Any) -> dict[str, Any]:
-    """Milliseconds and error of one tactic, or why it failed."""
-    tactic = next(iter(tactics.values()))
-    row: dict[str, Any] = {"tactic": str(tactic).split("(", 1)[1][:-1]}
+    """Milliseconds and error of one tactic, or why it failed; without one, of what is chosen."""
+    name = "".join(str(tactic).split("(", 1)[1][:-1] for tactic in tactics.values()) or "chosen"
+    row: dict[str, Any] = {"tactic": name}
     try:
         out = torch.full_like(args["q_TNH"], float("nan"))
         thunk = attention.bind(args, [out], context, **tactics)
@@ -143,8 +144,8 @@ def prefill_rows() -> Iterator[dict[str, Any]]:
     for name, sequences, length, heads, kv_heads, size, dtype, page in PREFILLS:
         args, context = problem(sequences, length, length, heads, kv_heads, size, dtype, page)
         flops = 4 * heads * size * sequences * length * (length + 1) / 2
-        for tactic in PREFILL_TACTICS:
-            row = time_tactic(args, context, length, prefill=tactic)
+        for tactics in ({}, *({"prefill": tactic} for tactic in PREFILL_TACTICS)):
+            row = time_tactic(args, context, length, **tactics)
             yield {"case": name, **row, **({"tflops": flops / row["ms"] / 1e9} if "ms" in row else {})}
 
 

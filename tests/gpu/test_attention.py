@@ -24,6 +24,7 @@ def compute(args: dict[str, Any], device: torch.device, *, is_fixed: bool = Fals
         num_decodes=num_decodes,
         num_prefills=num_sequences - num_decodes,
         num_prefill_tokens=num_tokens - num_decodes,
+        longest_prefill=max(args["context_lens_S"][num_decodes:num_sequences].tolist(), default=0),
     )
     out = torch.full_like(args["q_TNH"], 77.0)
     if is_fixed:

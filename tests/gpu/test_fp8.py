@@ -20,7 +20,9 @@ def launch(op: str, args: dict[str, Any], outputs: list[torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("width", [1008, 4096, 14336])
-@pytest.mark.parametrize("op", ["quantize_fp8", "rms_norm_fp8", "add_rms_norm_fp8", "gated_activation_fp8"])
+@pytest.mark.parametrize(
+    "op", ["quantize_fp8", "rms_norm_fp8", "add_rms_norm_fp8", "gated_activation_fp8", "activation_fp8"]
+)
 def test_rows_and_scales_are_the_ops(op: str, width: int) -> None:
     x, other = (torch.randn(33, width, device="cuda", dtype=torch.bfloat16) * 2 for _ in range(2))
     x[3] = 0
@@ -30,6 +32,7 @@ def test_rows_and_scales_are_the_ops(op: str, width: int) -> None:
         "rms_norm_fp8": {"x": x, **norm},
         "add_rms_norm_fp8": {"x": x, "residual": other, **norm},
         "gated_activation_fp8": {"gate": x, "up": other, "kind": "silu"},
+        "activation_fp8": {"x": x, "bias": other[0].contiguous(), "kind": "gelu_tanh"},
     }[op]
     expected = ops.op_named(op).reference(**args)
     outputs = [torch.empty_like(t) for t in expected]
@@ -40,6 +43,27 @@ def test_rows_and_scales_are_the_ops(op: str, width: int) -> None:
     assert ((values - wanted).abs() <= wanted.abs() / 7 + 1e-6 + expected[1] / 64).all()  # by one step at most
     if op == "add_rms_norm_fp8":
         assert torch.equal(outputs[2], expected[2])
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu", "quick_gelu"])
+@pytest.mark.parametrize("is_strided", [False, True])
+def test_every_activation_of_wide_and_of_unaligned_rows_is_the_ops(kind: str, is_strided: bool) -> None:
+    both = torch.randn(9, 2 * 4096 + 5, device="cuda", dtype=torch.bfloat16) * 3
+    first = 1 if is_strided else 0
+    x, other = (
+        both[:, first : first + 4096].clone() if not first else both[:, 1:4097],
+        both[:, 4096 + first :][:, :4096],
+    )
+    other = other if first else other.clone()
+    for op, args in (
+        ("activation_fp8", {"x": x, "bias": None, "kind": kind}),
+        ("gated_activation_fp8", {"gate": x, "up": other, "kind": kind}),
+    ):
+        expected = ops.op_named(op).reference(**args)
+        outputs = [torch.empty_like(t) for t in expected]
+        launch(op, args, outputs)
+        values, wanted = (t[0].float() * t[1] for t in (outputs, expected))
+        assert (values - wanted).norm() <= 0.02 * wanted.norm()
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 16, 64, 1000])

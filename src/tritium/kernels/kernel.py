@@ -39,13 +39,15 @@ class LaunchContext:
 
     Whoever launches writes it before each step; thunks read it when they are called. num_decodes: sequences of one
     token, which come first in the batch (while a graph is captured: as many as it may ever have). num_prefills,
-    num_prefill_tokens: the other sequences, and how many tokens they have in this step. communicator: connects the
-    ranks that share the model; None when there is one.
+    num_prefill_tokens, longest_prefill: the other sequences, how many tokens they have in this step, and the longest
+    context of one, this step's tokens included. communicator: connects the ranks that share the model; None when there
+    is one.
     """
 
     num_decodes: int = 0
     num_prefills: int = 0
     num_prefill_tokens: int = 0
+    longest_prefill: int = 0
     communicator: Communicator | None = None
 
 

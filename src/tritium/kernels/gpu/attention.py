@@ -1,4 +1,5 @@
-"""paged_attention: a launch for sequences of one token, one for chunks of prompts; tactics and layout checks."""
+"""paged_attention: a launch for sequences of one token, one for chunks of prompts (on Hopper by `attention_hopper`);
+tactics and layout checks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 import triton
 
 from tritium.errors import KernelError
+from tritium.kernels.gpu import attention_hopper
 from tritium.kernels.gpu.attention_decode import decode_dot_kernel, decode_vector_kernel, join_splits_kernel
 from tritium.kernels.gpu.attention_prefill import prefill_kernel
 from tritium.kernels.gpu.copies import need_dense
@@ -97,7 +99,7 @@ def bind(
     decode: DecodeTactic | None = None,
     prefill: PrefillTactic | None = None,
 ) -> Thunk:
-    """ops.paged_attention into outputs[0]; rows past num_tokens stay as they are.
+    """ops.paged_attention into outputs[0]; rows past num_tokens stay as they are. prefill: keeps chunks in Triton.
 
     q and out may be strided in tokens and heads, the cache in blocks. Reads only keys that a query of the step sees.
     """
@@ -139,6 +141,7 @@ def bind(
     most_split = min(table.shape[0], _SPLIT_BELOW // num_kv_heads)
     partials = _scratch(most_split * num_heads * _SPLITS * (head_block + 2), q.device)
     options = launch_options(q.device)
+    dense = attention_hopper.bind(args, out, context) if prefill is None and attention_hopper.fits(args, out) else None
     join_strides = (num_heads, out.stride(0), out.stride(1))
 
     if decode.form == "fp8":
@@ -159,7 +162,7 @@ def bind(
             )  # fmt: skip
         elif sequences:
             launch(sequences, 1)
-        if context.num_prefills:
+        if context.num_prefills and not (dense and dense()):
             tactic = short if context.num_prefill_tokens <= _SHORT * context.num_prefills else long
             tiles = context.num_prefill_tokens // tactic.block_m + context.num_prefills
             tensors = (q, cache, out, slopes_or_any, table, *counters)

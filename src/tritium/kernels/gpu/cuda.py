@@ -21,7 +21,11 @@ SOURCE_DIR = Path(__file__).parent / "csrc"
 Constant = int | float | bool
 _PROGRAMMATIC_LAUNCH = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 _FLAGS = ("--std=c++17", "--use_fast_math")
+_MAX_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_SHARED_WITHOUT_ASKING = 48 << 10
 _FP8_CONVERSIONS = (8, 9)  # compute capability from which cvt knows e4m3
+_HOPPER = (9, 0)  # whose group-of-warps products no other capability has
+_HOPPER_SOURCES = frozenset({"prefill"})
 
 
 class _Attribute(ctypes.Structure):
@@ -48,9 +52,16 @@ def can_convert_fp8(device: torch.device) -> bool:
     return True
 
 
+@cache
+def is_hopper(device: torch.device) -> bool:
+    """CUDA sources can be compiled for this device, and it is of compute capability 9.0."""
+    return can_convert_fp8(device) and torch.cuda.get_device_capability(device) == _HOPPER
+
+
 def source_of(name: str, constants: Mapping[str, Constant]) -> str:
     """The text of csrc/<name>.cu with its constants, and what it shares with others, before it."""
-    texts = (SOURCE_DIR / file for file in ("fragments.cuh", f"{name}.cu"))
+    shared = ("fragments.cuh", "hopper.cuh") if name in _HOPPER_SOURCES else ("fragments.cuh",)
+    texts = (SOURCE_DIR / file for file in (*shared, f"{name}.cu"))
     return "".join(f"#define {key} {_literal(value)}\n" for key, value in constants.items()) + "".join(
         path.read_text(encoding="utf-8") for path in texts
     )
@@ -58,11 +69,12 @@ def source_of(name: str, constants: Mapping[str, Constant]) -> str:
 
 def launcher(
     name: str, constants: Mapping[str, Constant], args: Sequence[Any], *, threads: int, shared_bytes: int = 0
-) -> Callable[[int], None]:
+) -> Callable[..., None]:
     """A function that launches csrc/<name>.cu's kernel of that name with so many blocks, on torch's current stream.
 
-    args: tensors (their addresses; they must stay where they are), ints (64 bits), floats (32 bits). The kernel may
-    start before the one in front of it has ended: it waits for it itself, by griddepcontrol.
+    args: tensors (their addresses; they must stay where they are), ints (64 bits), floats (32 bits). What the function
+    gets behind the number of blocks takes the place of the last of them, which are ints. shared_bytes: of shared
+    memory. The kernel may start before the one in front of it has ended: it waits for it itself, by griddepcontrol.
 
     Raises `KernelError` with the compiler's or the driver's own words.
     """
@@ -75,7 +87,9 @@ def launcher(
     launch, reference, stream_of = _driver().cuLaunchKernelEx, ctypes.byref(config), torch._C._cuda_getCurrentRawStream
     kept = (values, args)  # the driver reads them at each launch
 
-    def run(blocks: int) -> None:
+    def run(blocks: int, *last: int) -> None:
+        for value, number in zip(values[len(values) - len(last) :], last, strict=True):
+            value.value = number
         config.grid_x, config.stream = blocks, stream_of(device.index)
         status = launch(reference, function, pointers, None)
         if status:
@@ -105,6 +119,8 @@ def _function(
         code = _compile(name, source_of(name, dict(constants)), torch.cuda.get_device_capability(device))
         _check(driver.cuModuleLoadData(ctypes.byref(module), code), name)
         _check(driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()), name)
+        if shared_bytes > _SHARED_WITHOUT_ASKING:
+            _check(driver.cuFuncSetAttribute(function, _MAX_SHARED_BYTES, shared_bytes), name)
     return function
 
 
@@ -112,11 +128,12 @@ def _compile(name: str, source: str, capability: tuple[int, int]) -> bytes:
     """Machine code for one compute capability. Raises `KernelError` with the compiler's log."""
     nvrtc, program = _nvrtc(), ctypes.c_void_p()
     assert nvrtc is not None
-    options = [option.encode() for option in (f"--gpu-architecture=sm_{capability[0]}{capability[1]}", *_FLAGS)]
+    architecture = f"sm_{capability[0]}{capability[1]}" + ("a" if capability == _HOPPER else "")
+    options = [option.encode() for option in (f"--gpu-architecture={architecture}", *_FLAGS)]
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), f"{name}.cu".encode(), 0, None, None)
     status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     if status:
-        raise KernelError(f"NVRTC cannot compile {name}.cu for sm_{capability[0]}{capability[1]}:\n{_log(program)}")
+        raise KernelError(f"NVRTC cannot compile {name}.cu for {architecture}:\n{_log(program)}")
     size = ctypes.c_size_t()
     nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
     code = ctypes.create_string_buffer(size.value)

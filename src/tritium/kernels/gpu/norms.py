@@ -16,10 +16,13 @@ from tritium.kernels.kernel import Thunk
 
 
 @triton.jit
-def normalised(h, weight_ptr, d, width, eps, weight_offset, CAST_BEFORE: tl.constexpr, dtype: tl.constexpr):
-    """A row h in fp32 (zero behind `width`) as rms_norm gives it, in fp32 and not rounded to dtype at the end."""
+def normalised(h, weight, width, eps, weight_offset, CAST_BEFORE: tl.constexpr, dtype: tl.constexpr):
+    """A row h in fp32 (zero behind `width`) as rms_norm gives it, in fp32 and not rounded to dtype at the end.
+
+    weight: loaded before the row's sum, which would be waited for else.
+    """
     h = h * tl.rsqrt(tl.sum(h * h, 0) / width + eps)
-    weight = tl.load(weight_ptr + d, mask=d < width, other=0.0).to(tl.float32) + weight_offset
+    weight = weight.to(tl.float32) + weight_offset
     if CAST_BEFORE:
         h = h.to(dtype).to(tl.float32)
         weight = weight.to(dtype).to(tl.float32)
@@ -56,8 +59,9 @@ def _rms_norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     outer, inner = row // num_inner, row % num_inner
     d = tl.arange(0, BLOCK)
+    weight = tl.load(weight_ptr + d, mask=d < width, other=0.0)
     x = tl.load(x_ptr + outer * stride_x + inner * stride_x_inner + d, mask=d < width, other=0.0).to(tl.float32)
-    h = normalised(x, weight_ptr, d, width, eps, weight_offset, CAST_BEFORE, out_ptr.dtype.element_ty)
+    h = normalised(x, weight, width, eps, weight_offset, CAST_BEFORE, out_ptr.dtype.element_ty)
     place = out_ptr + outer * stride_out + inner * stride_out_inner + d
     tl.store(place, h.to(out_ptr.dtype.element_ty), mask=d < width)
 
@@ -85,8 +89,9 @@ def _add_rms_norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     dtype = out_ptr.dtype.element_ty
+    weight = tl.load(weight_ptr + d, mask=d < width, other=0.0)
     total = added(x_ptr, residual_ptr, total_ptr, row, d, width, stride_x, stride_residual, stride_total)
-    h = normalised(total, weight_ptr, d, width, eps, weight_offset, CAST_BEFORE, dtype)
+    h = normalised(total, weight, width, eps, weight_offset, CAST_BEFORE, dtype)
     tl.store(out_ptr + row * stride_out + d, h.to(dtype), mask=d < width)
 
 

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tritium.kernels.gpu import activations_fp8
 from tritium.kernels.gpu.activations import act
 from tritium.kernels.gpu.copies import need_dense
 from tritium.kernels.gpu.norms import added, centred, normalised, row_tactic
@@ -62,11 +63,12 @@ def _rms_norm_kernel(
     x_ptr, weight_ptr, q_ptr, scales_ptr, scale_ptr, width, stride_x, eps, weight_offset, CAST_BEFORE: tl.constexpr,
     IS_INT8: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
+    d = tl.arange(0, BLOCK)
+    weight = tl.load(weight_ptr + d, mask=d < width, other=0.0)  # does not depend on the kernel in front
     begin(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
-    d = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * stride_x + d, mask=d < width, other=0.0).to(tl.float32)
-    h = normalised(x, weight_ptr, d, width, eps, weight_offset, CAST_BEFORE, x_ptr.dtype.element_ty)
+    h = normalised(x, weight, width, eps, weight_offset, CAST_BEFORE, x_ptr.dtype.element_ty)
     _store_row(h, q_ptr, scales_ptr, scale_ptr, row, d, width, IS_INT8, HAS_SCALE)
 
 
@@ -76,12 +78,13 @@ def _add_rms_norm_kernel(
     stride_total, eps, weight_offset, CAST_BEFORE: tl.constexpr, IS_INT8: tl.constexpr, HAS_SCALE: tl.constexpr,
     BLOCK: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
+    d = tl.arange(0, BLOCK)
+    weight = tl.load(weight_ptr + d, mask=d < width, other=0.0)
     begin(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
-    d = tl.arange(0, BLOCK)
     dtype = total_ptr.dtype.element_ty
     total = added(x_ptr, residual_ptr, total_ptr, row, d, width, stride_x, stride_residual, stride_total)
-    h = normalised(total, weight_ptr, d, width, eps, weight_offset, CAST_BEFORE, dtype)
+    h = normalised(total, weight, width, eps, weight_offset, CAST_BEFORE, dtype)
     _store_row(h, q_ptr, scales_ptr, scale_ptr, row, d, width, IS_INT8, HAS_SCALE)
 
 
@@ -162,6 +165,8 @@ def bind_gated_activation(args: Mapping[str, Any], outputs: Sequence[torch.Tenso
     """ops.gated_activation_fp8 or _int8."""
     gate, up = args["gate"], args["up"]
     need_dense(gate=gate[0], up=up[0])
+    if activations_fp8.fits(args, gate, up, outputs):
+        return activations_fp8.bind(gate, up, outputs, args["kind"])
     strides = (gate.stride(0), up.stride(0))
     return _bind(_gated_activation_kernel, args, outputs, (gate, up), strides, KIND=args["kind"])
 
@@ -170,6 +175,8 @@ def bind_activation(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) ->
     """ops.activation_fp8 or _int8."""
     x, bias = args["x"], args["bias"]
     need_dense(x=x[0])
+    if activations_fp8.fits(args, x, bias, outputs):
+        return activations_fp8.bind(x, bias, outputs, args["kind"])
     flags = {"KIND": args["kind"], "HAS_BIAS": bias is not None}
     return _bind(_activation_kernel, args, outputs, (x, x if bias is None else bias), (x.stride(0),), **flags)
 

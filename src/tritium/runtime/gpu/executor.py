@@ -178,6 +178,8 @@ class GpuExecutor:
             self._context.num_decodes = layout.num_decodes
             self._context.num_prefills = layout.num_sequences - layout.num_decodes
             self._context.num_prefill_tokens = layout.num_tokens - layout.num_decodes
+            contexts = self._builder.inputs.arrays["context_lens"][layout.num_decodes : layout.num_sequences]
+            self._context.longest_prefill = int(contexts.max(initial=0))
             self._run(tokens, 0)
             if scored:
                 self._score_prompts(scored)
