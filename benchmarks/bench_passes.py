@@ -1,13 +1,18 @@
 """What each optional pass saves: steps and launches a layer, and time, with the whole pipeline, without it, and without
 each pass alone.
 
-    python benchmarks/bench_passes.py counts llama-3.2-1b bfloat16
+    python benchmarks/bench_passes.py counts llama-3.2-1b bfloat16 --out counts.json
     python benchmarks/bench_passes.py speed llama-3.2-1b bfloat16 --out speed.json
 
 The published shape is cut to 4 layers, its weights are random. Steps of a layer: plan steps of 4 layers less those of
-3. Launches of a layer: its compiled steps, and the ops that torch's profiler counts while the others run. Tokens/s are
-those of the plan's steps (the median of each over the rounds, added up) in a batch of 8 decodes behind 128 tokens, and
-of one prompt of 256 tokens; the whole pipeline is timed first, between and last, and each choice against their median.
+3. Launches of a layer: its compiled steps, and the ops that torch's profiler counts while the others run; for counting
+the vocabulary is cut too, of which no layer knows.
+
+Speed: a batch of 8 decodes behind 128 tokens, and one prompt of 256 tokens. The engine with all passes and the one
+without some run in one process, a step of each in turn, every second turn in reverse, so that what else the machine
+does meets both; the gain is the median over the turns of the time without over the time with, and its range the middle
+half of them. "the same" measures all passes against themselves: what gain the method finds where there is none. A
+choice that gives the plan of the whole pipeline is not timed.
 """
 
 import argparse
@@ -16,6 +21,7 @@ import datetime
 import json
 import statistics
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,10 +32,17 @@ from tritium.engine.engine import Engine
 from tritium.engine.environment import environment
 from tritium.models.config import ModelConfig
 from tritium.passes.pipeline import OPTIONAL
-from tritium.runtime.step_times import StepTimer
+from tritium.runtime.step_times import StepTimer, TimedBatch, rounds_in_turn
 
+Row = dict[str, str | float]
+Choices = Sequence[tuple[str, tuple[str, ...]]]
 NUM_LAYERS, NUM_DECODES, CONTEXT, PROMPT = 4, 8, 128, 256
-REPEATS = 15
+COUNTED_VOCABULARY = 512
+SAME = "the same"
+BATCHES: dict[str, tuple[int, Callable[[StepTimer], TimedBatch]]] = {  # tokens, and what is timed
+    "decode": (NUM_DECODES, lambda timer: timer.decode_batch(NUM_DECODES, CONTEXT)),
+    "prefill": (PROMPT, lambda timer: timer.prefill_batch(PROMPT)),
+}
 
 
 def cut(name: str, dtype: str, num_layers: int) -> ModelConfig:
@@ -55,21 +68,49 @@ def launches(engine: Engine) -> int:
     return sum(step.kernel.startswith("cpu.") for step in engine.plan.steps) + counts[1] - counts[0]
 
 
-def speed(engine: Engine) -> dict[str, float]:
-    """Tokens/s of decodes and of a prompt."""
-    timer = StepTimer(engine)
-    return {
-        "decode": NUM_DECODES / sum(timer.decode(NUM_DECODES, CONTEXT, REPEATS)),
-        "prefill": PROMPT / sum(timer.prefill(PROMPT, REPEATS)),
-    }
+def compare(name: str, whole: TimedBatch, other: TimedBatch, seconds: float) -> dict[str, float]:
+    """Tokens/s of the whole pipeline, and the gain of its passes: median, quartiles and number of turns."""
+    num_tokens = BATCHES[name][0]
+    once = sum(whole.round()) + sum(other.round())
+    with_it, without = rounds_in_turn((whole, other), min(200, max(8, int(seconds / once))))
+    gains = [sum(b) / sum(a) for a, b in zip(with_it, without, strict=True)]
+    low, middle, high = statistics.quantiles(gains, n=4)
+    rate = num_tokens / statistics.median(sum(a) for a in with_it)
+    found = {"tokens_per_second": rate, "gain": middle, "gain_low": low, "gain_high": high, "turns": len(gains)}
+    return {f"{name}_{key}": round(value, 4) for key, value in found.items()}
 
 
-def steps_of(name: str, dtype: str, disabled: tuple[str, ...], directory: Path) -> tuple[int, int]:
-    """Steps and launches of one layer."""
-    few, many = (
-        engine_of(cut(name, dtype, num), disabled, directory / f"{num}") for num in (NUM_LAYERS - 1, NUM_LAYERS)
-    )
-    return len(many.plan.steps) - len(few.plan.steps), launches(many) - launches(few)
+def speeds(shape: str, dtype: str, choices: Choices, seconds: float, place: Path) -> list[Row]:
+    """One row for each choice of passes."""
+    config = cut(shape, dtype, NUM_LAYERS)
+    engines = {what: engine_of(config, disabled, place / f"{i}") for i, (what, disabled) in enumerate(choices)}
+    whole = engine_of(config, (), place / "whole")
+    rows: dict[str, Row] = {what: {"passes": what} for what, _ in choices}
+    for name, (_, batch_of) in BATCHES.items():
+        of_whole = batch_of(StepTimer(whole))
+        for what, engine in engines.items():
+            if engine.plan == whole.plan and what != SAME:
+                rows[what]["plan"] = "the same"
+                continue
+            rows[what] |= compare(name, of_whole, batch_of(StepTimer(engine)), seconds)
+            print(shape, dtype, name, *(f"{key} {value}" for key, value in rows[what].items()), flush=True)
+    return list(rows.values())
+
+
+def counts(shape: str, dtype: str, choices: Choices, place: Path) -> list[Row]:
+    """Steps and launches of one layer, for each choice of passes."""
+    rows: list[Row] = []
+    for what, disabled in choices:
+        few, many = (
+            engine_of(
+                dataclasses.replace(cut(shape, dtype, num), vocab_size=COUNTED_VOCABULARY), disabled, place / f"{num}"
+            )
+            for num in (NUM_LAYERS - 1, NUM_LAYERS)
+        )
+        steps, calls = len(many.plan.steps) - len(few.plan.steps), launches(many) - launches(few)
+        rows.append({"passes": what, "steps": steps, "launches": calls})
+        print(shape, dtype, *(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return rows
 
 
 def main() -> None:
@@ -78,26 +119,18 @@ def main() -> None:
     parser.add_argument("measure", choices=("counts", "speed"))
     parser.add_argument("shape", choices=models.PRESETS)
     parser.add_argument("dtype", choices=("bfloat16", "float32"))
+    parser.add_argument("--only", nargs="*", help="passes to leave out; by default each, and all of them")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of turns, for each choice and batch")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    choices = [("all on", ()), ("all off", OPTIONAL), *((f"without {name}", (name,)) for name in OPTIONAL)]
-    if options.measure == "speed":
-        middle = len(choices) // 2
-        choices = [*choices[:middle], choices[0], *choices[middle:], choices[0]]
-    rows: list[dict[str, str | float]] = []
-    for what, disabled in choices:
-        with tempfile.TemporaryDirectory() as directory:
-            if options.measure == "counts":
-                steps, calls = steps_of(options.shape, options.dtype, disabled, Path(directory))
-                rows.append({"passes": what, "steps": steps, "launches": calls})
-            else:
-                engine = engine_of(cut(options.shape, options.dtype, NUM_LAYERS), disabled, Path(directory) / "engine")
-                rows.append({"passes": what, **{key: round(value, 2) for key, value in speed(engine).items()}})
-        print(options.shape, options.dtype, *(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    for key in ("decode", "prefill") if options.measure == "speed" else ():
-        whole = statistics.median(float(row[key]) for row in rows if row["passes"] == "all on")
-        for row in rows:
-            row[f"{key}_of_whole"] = round(float(row[key]) / whole, 3)
+    choices = [(f"without {name}", (name,)) for name in options.only or OPTIONAL]
+    if not options.only:
+        choices = [(SAME if options.measure == "speed" else "all on", ()), ("all off", OPTIONAL), *choices]
+    with tempfile.TemporaryDirectory() as directory:
+        if options.measure == "counts":
+            rows = counts(options.shape, options.dtype, choices, Path(directory))
+        else:
+            rows = speeds(options.shape, options.dtype, choices, options.seconds, Path(directory))
     if options.out is not None:
         head = {"shape": options.shape, "dtype": options.dtype, "layers": NUM_LAYERS, "environment": environment()}
         result = {**head, "date": datetime.date.today().isoformat(), options.measure: rows}

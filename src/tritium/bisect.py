@@ -1,13 +1,15 @@
-"""Which optional pass changes an engine's numbers or its time: build without each, and compare.
+"""Which optional pass, and at which site, changes an engine's numbers or its time: build without it, and compare.
 
-Numbers are compared at every position of a text, as a certificate does; time step by step, for a prompt and a decode.
-When a pass changes the numbers, the steps that it made are told: those of the engine with it whose captured calls the
-engine without it computes by other steps.
+Numbers are compared at every position of a text, as a certificate does; time step by step, for a prompt and a decode,
+rounds of the two engines in turn. A site is what one match of a pass has changed (inspection/changes.py). Its time is
+that of its own steps; whether it changes the numbers is found by leaving the pass out at half of the sites, and so on.
 """
 
 import dataclasses
+import itertools
+import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,28 +22,62 @@ from tritium.compiler import build
 from tritium.config import BuildConfig
 from tritium.engine.engine import Engine
 from tritium.errors import EngineError
+from tritium.inspection.changes import Site, changed_sites
 from tritium.passes.pipeline import OPTIONAL
-from tritium.runtime.step_times import StepTimer
+from tritium.runtime.step_times import Rounds, StepTimer, TimedBatch, rounds_in_turn
 
 DECODES = 8
-SITES_SHOWN = 4
+ROUNDS = 12
+MOST_SITES = 8  # that change the numbers are searched for: each costs a few builds
 Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What leaving a pass out does. Ratios: time with the pass over time without it; below 1 it pays.
+class Times:
+    """Time with a pass over time without it, for a prompt and a decode: medians over the rounds; below 1 it pays.
 
-    max_kl: nats between the next-token distributions with and without it, at worst. sites: steps that it made.
+    is_beyond: in three of four rounds one of them was above the bound.
+    """
+
+    prefill: float
+    decode: float
+    is_beyond: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteFinding:
+    """What a pass does at one site.
+
+    modules: the part of the model; several where only all of them together change the numbers. ops: its steps, with
+    and without the pass. max_kl: nats, of leaving it out here alone; None: within the bound, or not looked for.
+    times: None for several modules.
+    """
+
+    modules: tuple[str, ...]
+    ops: str
+    max_kl: float | None
+    times: Times | None
+
+    @property
+    def is_beyond(self) -> bool:
+        """One of the bounds is passed here."""
+        return self.max_kl is not None or (self.times is not None and self.times.is_beyond)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What leaving a pass out does. num_places: its matches. num_steps: steps that it saves.
+
+    max_kl: nats between the next-token distributions with and without it, at worst. sites: all, those beyond a bound
+    first. is_beyond: one of the bounds is passed, by the pass as a whole or at one of its sites.
     """
 
     name: str
     num_places: int
     num_steps: int
     max_kl: float
-    prefill_ratio: float
-    decode_ratio: float
-    sites: tuple[str, ...]
+    times: Times
+    sites: tuple[SiteFinding, ...]
     is_beyond: bool
 
 
@@ -50,75 +86,137 @@ def bisect(
     source: Any,
     *,
     max_kl: float = 1e-6,
-    max_ratio: float = 1.0,
+    max_ratio: float = 1.1,
     num_tokens: int = 64,
     report: Report | None = None,
 ) -> list[Finding]:
     """One finding for each optional pass that changed something in `engine`, in the pipeline's order.
 
     source: the model that the engine was built from, as `build` takes it. max_kl, max_ratio: beyond either, a finding
-    `is_beyond`. Raises `EngineError` when the source does not give this engine's plan.
+    `is_beyond`. Raises `EngineError` when the source does not give this engine's plan, or it is no decoder on a CPU.
     """
-    config = BuildConfig(
-        **{**engine.manifest.build, "disabled_passes": tuple(engine.manifest.build["disabled_passes"])}
-    )
-    config = dataclasses.replace(config, certificate="none", max_mean_kl=None, tune="none")
+    if engine.manifest.kind != "decoder" or engine.manifest.backend != "cpu":
+        what = f"kind {engine.manifest.kind!r}, backend {engine.manifest.backend!r}"
+        raise EngineError(f"{engine.path} ({what}): bisect compares decoders on a CPU; `tritium diff` takes any engine")
     names = [name for name in OPTIONAL if engine.manifest.matches.get(name)]
-    window = list(windows_for(engine, 1, num_tokens)[0][0])
     with tempfile.TemporaryDirectory(prefix="tritium-bisect-") as place:
-        whole = _build(source, config, Path(place) / "all", engine)
-        if whole.manifest.files["plan.json"] != engine.manifest.files["plan.json"]:
-            raise EngineError(
-                f"{source} does not give the plan of {engine.path}: name the model and the "
-                "version of Tritium that it was built from"
-            )
-        expected, times = _measure(whole, window)
+        search = _Search(engine, source, Path(place), num_tokens, max_kl, max_ratio)
         findings = []
         for number, name in enumerate(names):
             if report is not None:
                 report(name, number, len(names))
-            disabled = (*config.disabled_passes, name)
-            without = _build(source, dataclasses.replace(config, disabled_passes=disabled), Path(place) / name, engine)
-            found, other = _measure(without, window)
-            kl = float(_kl(found, expected).max())
-            ratios = [with_it / without_it for with_it, without_it in zip(times, other, strict=True)]
-            findings.append(
-                Finding(
-                    name=name,
-                    num_places=engine.manifest.matches[name],
-                    num_steps=len(without.plan.steps) - len(whole.plan.steps),
-                    max_kl=kl,
-                    prefill_ratio=ratios[0],
-                    decode_ratio=ratios[1],
-                    sites=_sites(whole, without),
-                    is_beyond=not kl <= max_kl or max(ratios) > max_ratio,
-                )
-            )
+            findings.append(search.finding(name))
     return findings
 
 
-def _build(source: Any, config: BuildConfig, path: Path, engine: Engine) -> Engine:
-    if engine.manifest.dummy_seed is not None:
-        return build(source, config, output_dir=path, weights="dummy", plugins=engine.plugins)
-    return build(source, config, output_dir=path, plugins=engine.plugins)
+class _Search:
+    """The engine as it was built, and what others are compared with."""
 
+    def __init__(
+        self, engine: Engine, source: Any, place: Path, num_tokens: int, max_kl: float, max_ratio: float
+    ) -> None:
+        built = {**engine.manifest.build, "disabled_passes": tuple(engine.manifest.build["disabled_passes"])}
+        self._config = dataclasses.replace(BuildConfig(**built), certificate="none", max_mean_kl=None, tune="none")
+        self._engine, self._source, self._place = engine, source, place
+        self._max_kl, self._max_ratio = max_kl, max_ratio
+        self._window = list(windows_for(engine, 1, num_tokens)[0][0])
+        self.whole = self._build(())
+        if self.whole.manifest.files["plan.json"] != engine.manifest.files["plan.json"]:
+            raise EngineError(
+                f"{source} does not give the plan of {engine.path}: name the model and the "
+                "version of Tritium that it was built from"
+            )
+        self._expected = self._logits(self.whole)
+        self._batches = self._timed(self.whole)
 
-def _measure(engine: Engine, window: list[int]) -> tuple[torch.Tensor, tuple[float, float]]:
-    """Logits at every position; seconds of a prompt and of a decode."""
-    logits = EngineLogits(engine, len(window)).logits(window)
-    timer = StepTimer(engine)
-    context = min(128, engine.manifest.max_model_len - 2)
-    return logits, (sum(timer.prefill(len(window))), sum(timer.decode(DECODES, context)))
+    def finding(self, name: str) -> Finding:
+        """Leave one pass out."""
+        without = self._build((name,))
+        kl = self._kl(without)
+        rounds = [
+            rounds_in_turn(pair, ROUNDS) for pair in zip(self._batches, self._timed(without), strict=True)
+        ]  # of the prompt and of the decode: rounds with the pass, and without it
+        is_wrong = not kl <= self._max_kl  # NaN is beyond any bound
+        sites = self._sites(name, changed_sites(self.whole, without), rounds, is_wrong=is_wrong)
+        times = self._times(rounds, range(len(self.whole.plan.steps)), range(len(without.plan.steps)))
+        return Finding(
+            name=name,
+            num_places=self._engine.manifest.matches[name],
+            num_steps=len(without.plan.steps) - len(self.whole.plan.steps),
+            max_kl=kl,
+            times=times,
+            sites=sites,
+            is_beyond=is_wrong or times.is_beyond or any(site.is_beyond for site in sites),
+        )
 
+    def _sites(
+        self, name: str, sites: list[Site], rounds: list[list[Rounds]], *, is_wrong: bool
+    ) -> tuple[SiteFinding, ...]:
+        by_module: dict[str, list[Site]] = {}
+        for site in sites:
+            by_module.setdefault(site.module, []).append(site)
+        named = [module for module in by_module if module]
+        guilty = dict(itertools.islice(self._guilty(name, named), MOST_SITES)) if is_wrong else {}
+        found = []
+        for module, parts in by_module.items():
+            indices = [i for part in parts for i in part.first], [i for part in parts for i in part.second]
+            found.append(
+                SiteFinding(
+                    modules=(module,),
+                    ops="; ".join(dict.fromkeys(part.ops for part in parts)),
+                    max_kl=guilty.get((module,)),
+                    times=self._times(rounds, *indices),
+                )
+            )
+        for modules, kl in guilty.items():
+            if len(modules) > 1:
+                found.append(SiteFinding(modules=modules, ops="only together", max_kl=kl, times=None))
+        return tuple(sorted(found, key=lambda one: not one.is_beyond))
 
-def _sites(whole: Engine, without: Engine) -> tuple[str, ...]:
-    """The steps that only the engine with the pass has: by operation and the captured calls they cover."""
-    known = {(step.op, step.sources) for step in without.plan.steps}
-    return tuple(
-        f"{step.op}({', '.join(step.sources)})" for step in whole.plan.steps if (step.op, step.sources) not in known
-    )
+    def _guilty(self, name: str, modules: Sequence[str]) -> Iterator[tuple[tuple[str, ...], float]]:
+        """The sites without which the numbers are others, by halves; several together where none alone is enough."""
+        if not modules:
+            return
+        kl = self._kl(self._build(tuple(f"{name}@{module}" for module in modules)))
+        if kl <= self._max_kl:
+            return
+        if len(modules) == 1:
+            yield (modules[0],), kl
+            return
+        middle, is_found = len(modules) // 2, False
+        for half in (modules[:middle], modules[middle:]):
+            for one in self._guilty(name, half):
+                is_found = True
+                yield one
+        if not is_found:
+            yield tuple(modules), kl
 
+    def _times(self, rounds: list[list[Rounds]], first: Sequence[int], second: Sequence[int]) -> Times:
+        """Of these steps with the pass, and those without it."""
+        ratios = []
+        for with_it, without_it in rounds:
+            pairs = zip(with_it, without_it, strict=True)
+            ratios.append([sum(a[i] for i in first) / max(1e-9, sum(b[i] for i in second)) for a, b in pairs])
+        quartiles = [statistics.quantiles(of_batch, n=4)[0] for of_batch in ratios]
+        prefill, decode = map(statistics.median, ratios)
+        return Times(prefill=prefill, decode=decode, is_beyond=max(quartiles) > self._max_ratio)
 
-def _kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    p, q = (torch.log_softmax(x.double(), -1) for x in (second, first))
-    return (p.exp() * (p - q)).sum(-1)
+    def _build(self, left_out: tuple[str, ...]) -> Engine:
+        config = dataclasses.replace(self._config, disabled_passes=(*self._config.disabled_passes, *left_out))
+        path = self._place / ("all" if not left_out else "without")
+        weights: Any = "dummy" if self._engine.manifest.dummy_seed is not None else None
+        return build(self._source, config, output_dir=path, weights=weights, plugins=self._engine.plugins)
+
+    def _logits(self, engine: Engine) -> torch.Tensor:
+        return EngineLogits(engine, len(self._window)).logits(self._window)
+
+    def _kl(self, engine: Engine) -> float:
+        """At the worst position, in float64."""
+        p, q = (torch.log_softmax(x.double(), -1) for x in (self._expected, self._logits(engine)))
+        return float((p.exp() * (p - q)).sum(-1).max())
+
+    def _timed(self, engine: Engine) -> tuple[TimedBatch, TimedBatch]:
+        """A prompt and a decode."""
+        timer = StepTimer(engine)
+        context = min(128, engine.manifest.max_model_len - 2)
+        return timer.prefill_batch(len(self._window)), timer.decode_batch(DECODES, context)

@@ -70,7 +70,7 @@ class BuildConfig:
     tune: how thoroughly kernels are timed for this machine ("none": not at all, defaults are used).
     certificate: how thoroughly the engine is compared with its checkpoint in fp32 ("none": not at all).
     max_mean_kl: a bound on that comparison, in nats, in place of the scheme's own; beyond it a build fails.
-    disabled_passes: names of optional passes to leave out.
+    disabled_passes: names of optional passes to leave out; `pass@module` leaves it out in that part of the model alone.
     tensor_parallel: processes that share every layer, each with an engine of its own. rank: which of them this is for.
     """
 

@@ -126,22 +126,3 @@ def test_equal_engines_do_not_differ_and_others_by_what_made_them_so(engines, tm
     same = tritium("diff", plain.path, plain.path)
     assert (same.stdout, same.stderr) == ("", "the engines are equal\n")
     assert json.loads(tritium("diff", plain.path, plain.path, "--json").stdout) == {}
-
-
-def test_bisect_tells_what_each_pass_does_and_which_one_is_beyond_a_bound(engines):
-    plain, _, model = engines
-    done = tritium("bisect", plain.path, "--max-ratio", "1000", "--num-tokens", "24", "--json")
-    passes = {one["name"]: one for one in json.loads(done.stdout)["passes"]}
-    assert done.exit_code == 0
-    assert passes["merge_qkv"]["num_places"] == 3 and passes["merge_qkv"]["num_steps"] == 6
-    assert passes["merge_qkv"]["max_kl"] <= 1e-6 and not passes["merge_qkv"]["is_beyond"]
-    assert any(site.startswith("linear(") for site in passes["merge_qkv"]["sites"])
-    strict = tritium("bisect", plain.path, "--model", model, "--max-ratio", "0.000001", "--num-tokens", "24")
-    assert strict.exit_code == 1
-    assert re.search(r"^merge_qkv .*<- beyond a bound\n    linear\(", strict.stdout, re.M)
-
-
-def test_bisect_refuses_a_source_that_gives_another_plan(engines, tmp_path):
-    other = make_checkpoint(tmp_path / "other", LLAMA | {"num_hidden_layers": 1})
-    done = tritium("bisect", engines[0].path, "--model", other, "--json")
-    assert "does not give the plan of" in json.loads(done.stdout)["error"]["message"]

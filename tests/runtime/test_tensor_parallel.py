@@ -21,6 +21,7 @@ from tritium.kernels.kernel import LaunchContext
 from tritium.models import EncoderConfig
 from tritium.runtime.executor import Executor
 from tritium.runtime.gloo import GlooCommunicator
+from tritium.testing.quantized_checkpoints import awq_writer, quantize_checkpoint
 from tritium.testing.tiny_models import TINY_MODELS, make_checkpoint
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tensor_parallel.py"
@@ -70,6 +71,19 @@ def test_families_of_every_kind_can_be_shared(example, name, tmp_path) -> None:
     alone = build(model, output_dir=tmp_path / "alone")
     ranks = [build(model, output_dir=tmp_path / str(r), tensor_parallel=2, rank=r) for r in range(2)]
     assert ranks[0].manifest.matches["shard"] >= 2
+    printed = example.run_ranks([[rank.path] for rank in ranks], tmp_path / "store")
+    assert printed == [[str(example.generate(str(alone.path)))]] * 2
+
+
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}
+
+
+@pytest.mark.full
+def test_a_checkpoint_that_is_dequantised_as_it_is_read_can_be_shared(example, checkpoint, tmp_path) -> None:
+    """AWQ with zeros: no kernel takes it as it is, so its weights are floats, and each rank has its part of them."""
+    model = quantize_checkpoint(checkpoint, tmp_path / "awq", AWQ, awq_writer(32, None))
+    alone = build(model, output_dir=tmp_path / "alone")
+    ranks = [build(model, output_dir=tmp_path / str(r), tensor_parallel=2, rank=r) for r in range(2)]
     printed = example.run_ranks([[rank.path] for rank in ranks], tmp_path / "store")
     assert printed == [[str(example.generate(str(alone.path)))]] * 2
 

@@ -1,14 +1,17 @@
-"""`tritium bisect`: which pass changes an engine's numbers or its time."""
+"""`tritium bisect`: which pass, and at which site, changes an engine's numbers or its time."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from tritium.bisect import SITES_SHOWN, bisect
+from tritium.bisect import Finding, Times, bisect
 from tritium.cli.report import print_json, say
 from tritium.engine.engine import Engine
 from tritium.errors import ConfigError
+
+SITES_SHOWN = 4
 
 
 def run(
@@ -21,7 +24,7 @@ def run(
     plugins: Sequence[str],
     is_json: bool,
 ) -> None:
-    """Build without each optional pass and say what changed; exit code 1 when a pass is beyond a bound."""
+    """Build without each optional pass and say what changed, and where; exit code 1 when a pass is beyond a bound."""
     loaded = Engine.load(engine, plugins=plugins)
     source = model or loaded.manifest.model.get("source", "")
     if source == "ModelConfig" or not source:
@@ -33,16 +36,35 @@ def run(
 
     findings = bisect(loaded, source, max_kl=max_kl, max_ratio=max_ratio, num_tokens=num_tokens, report=report)
     if is_json:
-        print_json({"engine": str(engine), "passes": [asdict(finding) for finding in findings]})
+        print_json({"engine": str(engine), "passes": [_record(finding) for finding in findings]})
     else:
         print(f"{'pass':<24} places  steps saved    max KL  prefill  decode   (time with it / without it)")
         for one in findings:
-            times = f"{one.prefill_ratio:>7.2f} {one.decode_ratio:>7.2f}"
             mark = "  <- beyond a bound" if one.is_beyond else ""
-            print(f"{one.name:<24} {one.num_places:>6} {one.num_steps:>12} {one.max_kl:>9.1e} {times}{mark}")
-            for site in one.sites[:SITES_SHOWN] if one.is_beyond else ():
-                print(f"    {site}")
-            if one.is_beyond and len(one.sites) > SITES_SHOWN:
-                print(f"    and {len(one.sites) - SITES_SHOWN} more")
+            head = f"{one.name:<24} {one.num_places:>6} {one.num_steps:>12} {one.max_kl:>9.1e}"
+            print(f"{head} {_times(one.times)}{mark}")
+            _say_sites(one)
     if any(finding.is_beyond for finding in findings):
         sys.exit(1)
+
+
+def _say_sites(finding: Finding) -> None:
+    beyond = [site for site in finding.sites if site.is_beyond]
+    for site in beyond[:SITES_SHOWN]:
+        where = ", ".join(module or "the model" for module in site.modules)
+        kl = f"KL {site.max_kl:.1e}  " if site.max_kl is not None else ""
+        times = _times(site.times).lstrip() if site.times is not None else ""
+        print(f"    {where}: {kl}{times}  ({site.ops})".rstrip())
+    if len(beyond) > SITES_SHOWN:
+        print(f"    and {len(beyond) - SITES_SHOWN} more sites (--json has all)")
+    if beyond and beyond[0].modules[0]:
+        print(f"    leave it out there alone: --disable-pass {finding.name}@{beyond[0].modules[0]}")
+
+
+def _times(times: Times) -> str:
+    return f"{times.prefill:>7.2f} {times.decode:>7.2f}"
+
+
+def _record(finding: Finding) -> dict[str, Any]:
+    sites = [asdict(site) | {"is_beyond": site.is_beyond} for site in finding.sites]
+    return asdict(finding) | {"sites": sites}

@@ -25,7 +25,9 @@ def step_cost(plan: Plan, step: Step, batch: Batch) -> Cost:
     items = [item for arg in step.args.values() for item in (arg if isinstance(arg, list) else [arg])]
     read = dict.fromkeys(item.value for item in items if isinstance(item, Ref))
     values = [plan.value(name) for name in (*read, *step.outputs)]
-    num_bytes = sum(_bytes(value, batch) for value in values)
+    share = _share_read(plan, step, batch)
+    num_bytes = sum(int(_bytes(value, batch) * (share if len(value.shape) == 3 and value.kind == "weight" else 1))
+                    for value in values)  # fmt: skip
     if step.op in ("embedding", "gather_rows"):  # of a table it reads the rows it needs
         num_bytes = 2 * sum(_bytes(plan.value(name), batch) for name in step.outputs)
     return Cost(num_bytes, _flops(plan, step, batch))
@@ -33,15 +35,37 @@ def step_cost(plan: Plan, step: Step, batch: Batch) -> Cost:
 
 def _flops(plan: Plan, step: Step, batch: Batch) -> int:
     outputs = [_elements(plan.value(name), batch.sizes) for name in step.outputs]
-    weight = step.args.get("weight_NK")
-    if isinstance(weight, Ref) and outputs:
-        num_out, num_in = (Extent.parse(dim).constant for dim in plan.value(weight.value).shape)
+    if (weight := _value(plan, step, "weight_NK") or _value(plan, step, "qweight")) and outputs:
+        num_out, num_in = (Extent.parse(dim).constant for dim in weight.shape)
+        num_in *= 2 if weight.dtype == "uint8" else 1  # two 4-bit integers a byte
         rows = outputs[0] // max(1, num_out)
         return 2 * max(rows, _rows(step, batch)) * num_out * num_in
-    query = step.args.get("q_TNH")
-    if step.op == "paged_attention" and isinstance(query, Ref):
-        return 4 * _elements(plan.value(query.value), batch.sizes) * batch.context
+    if gate_up := _value(plan, step, "gate_up_EGD"):
+        _, gate, width = (Extent.parse(dim).constant for dim in gate_up.shape)
+        return 2 * _rows(step, batch) * _num_active(plan, step) * (gate + gate // 2) * width
+    query = _value(plan, step, "q_TNH")
+    if query and step.op in ("paged_attention", "varlen_attention"):
+        return 4 * _elements(query, batch.sizes) * batch.context
     return sum(outputs)
+
+
+def _value(plan: Plan, step: Step, name: str) -> Value | None:
+    arg = step.args.get(name)
+    return plan.value(arg.value) if isinstance(arg, Ref) else None
+
+
+def _num_active(plan: Plan, step: Step) -> int:
+    """Experts that a token is sent to."""
+    chosen = _value(plan, step, "chosen_TJ")
+    return Extent.parse(chosen.shape[1]).constant if chosen else int(step.args["top_k"])  # type: ignore[arg-type]
+
+
+def _share_read(plan: Plan, step: Step, batch: Batch) -> float:
+    """Of the experts' weights, at most: each token has a few."""
+    gate_up = _value(plan, step, "gate_up_EGD")
+    if gate_up is None:
+        return 1.0
+    return min(1.0, _rows(step, batch) * _num_active(plan, step) / Extent.parse(gate_up.shape[0]).constant)
 
 
 def _rows(step: Step, batch: Batch) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tritium.config import check_int
 from tritium.engine.arena import ITEM_SIZES, Lifetime, find_lifetimes, plan_arena
 from tritium.engine.certificate import Certificate, read_certificate
 from tritium.engine.engine import Engine
@@ -68,13 +69,24 @@ class Report:
 
 
 def make_report(engine: Engine, *, num_tokens: int, is_decode: bool, is_measured: bool = True) -> Report:
-    """Gather it. num_tokens: of one prompt, or with `is_decode` as many decoding sequences with 128 tokens each.
+    """Gather it. num_tokens: of one prompt, of an encoder's text, or with `is_decode` as many decoding sequences with
+    128 tokens each.
 
-    is_measured: time the steps and the machine's ceilings; else costs are predicted alone.
+    is_measured: time the steps and the machine's ceilings; else costs are predicted alone. Raises `EngineError` for
+    stateless modules, for encoders with `is_decode`, and where nothing can be measured here.
     """
-    if engine.manifest.kind != "decoder":
-        raise EngineError(f"{engine.path} is a {engine.manifest.kind}: only decoders are looked into")
-    context = min(128, engine.manifest.max_model_len - 2) if is_decode else num_tokens // 2
+    kind, longest = engine.manifest.kind, engine.manifest.max_model_len
+    if kind not in ("decoder", "encoder"):
+        raise EngineError(f"{engine.path} is a stateless module: decoders and encoders are looked into")
+    if kind == "encoder" and is_decode:
+        raise EngineError(f"{engine.path} is an encoder: it decodes nothing; leave out --decode")
+    if not is_decode:
+        check_int("the number of tokens", num_tokens, 1, longest if kind == "encoder" else longest - 2)
+    if is_measured and engine.manifest.backend != "cpu":
+        raise EngineError(
+            f"{engine.path} is for {engine.manifest.backend!r}: steps are timed on CPUs only; give --no-timing"
+        )
+    context = min(128, longest - 2) if is_decode else num_tokens if kind == "encoder" else num_tokens // 2
     sequences, rows = (num_tokens, num_tokens) if is_decode else (1, 1)
     batch = Batch(Sizes(tokens=num_tokens, sequences=sequences, rows=rows), max(1, context))
     seconds: list[float] | None = None
@@ -89,7 +101,8 @@ def make_report(engine: Engine, *, num_tokens: int, is_decode: bool, is_measured
         Buffer(name=name, offset=offset, size=_size(engine.plan, name, batch.sizes), life=lives[name])
         for name, offset in arena.offsets.items()
     )
-    what = f"{num_tokens} sequences decode one token each" if is_decode else f"one prompt of {num_tokens} tokens"
+    text = "text" if kind == "encoder" else "prompt"
+    what = f"{num_tokens} sequences decode one token each" if is_decode else f"one {text} of {num_tokens} tokens"
     return Report(
         engine=engine,
         blocks=_blocks(engine, batch, seconds, ceilings),

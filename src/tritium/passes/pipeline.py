@@ -44,6 +44,7 @@ from tritium.passes.recognise_rotary import recognise_rotary
 from tritium.passes.recognise_scores import recognise_scores
 from tritium.passes.result import PassResult
 from tritium.passes.shard import shard
+from tritium.passes.sites import check_sites, hidden, split
 from tritium.passes.smooth import smooth
 from tritium.passes.views import canonicalise_views
 from tritium.quant.schemes import FP8, WeightFormat, scheme_named
@@ -83,18 +84,26 @@ class Optimised:
 class Run:
     """Runs passes on a graph, in place, without those that are disabled; `matches` says how often each matched.
 
-    Raises `ConfigError` for a name in `disabled` that is no optional pass. `after` is called with the graph after each.
+    disabled: names of optional passes, or `pass@module`, which is off for the calls of that module alone (sites.py).
+    Raises `ConfigError` for one that is neither. `after` is called with the graph after each pass.
     """
 
     def __init__(self, graph: fx.Graph, disabled: Sequence[str] = (), after: Rewrite | None = None) -> None:
         check_disabled(disabled)
+        check_sites(graph, disabled)
         self.matches: dict[str, int] = {}
-        self._graph, self._disabled, self._after = graph, disabled, after
+        self._graph, self._after = graph, after
+        self._disabled = {name for name, site in map(split, disabled) if site is None}
+        self._sites: dict[str, list[str]] = {}
+        for name, site in map(split, disabled):
+            if site is not None:
+                self._sites.setdefault(name, []).append(site)
 
     def __call__(self, passes: Sequence[Pass]) -> None:
         for row in passes:
             if row.name not in self._disabled:
-                self.matches[row.name] = row.run(self._graph).num_matches
+                with hidden(self._graph, self._sites.get(row.name, ())):
+                    self.matches[row.name] = row.run(self._graph).num_matches
                 if self._after is not None:
                     self._after(self._graph)
 
@@ -221,8 +230,8 @@ def left_out(disabled: Sequence[str], device: str) -> tuple[str, ...]:
 
 
 def check_disabled(disabled: Sequence[str]) -> None:
-    """Raises `ConfigError` for a name that is no optional pass."""
-    for name in disabled:
+    """Raises `ConfigError` for what names no optional pass."""
+    for name, _ in map(split, disabled):
         if name not in OPTIONAL:
             raise ConfigError(
                 f"disabled_passes: {name!r} is not an optional pass; optional: {', '.join(OPTIONAL) or 'none'}"

@@ -11,6 +11,7 @@ from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.engine.plan import Sizes
 from tritium.errors import EngineError
+from tritium.kernels.kernel import Thunk
 from tritium.runtime.buckets import bucket, common_multiple
 from tritium.runtime.encoder_request import EncoderRequest
 from tritium.runtime.plan_runner import PlanRunner
@@ -57,6 +58,13 @@ class EncoderRunner:
             self._runner.run("rows", rows)
         found = {name: self._runner.output(name, rows if name in self._by_row else tokens) for name in self.outputs}
         return [self._result(request, found, i, starts[i], starts[i + 1]) for i, request in enumerate(batch)]
+
+    def thunks(self, batch: Sequence[EncoderRequest]) -> list[Thunk]:
+        """The batch written into the inputs, and the calls of all steps of the plan for it, to be timed."""
+        starts = [0, *itertools.accumulate(len(request.token_ids) for request in batch)]
+        tokens, rows = self._write(batch, starts)
+        bound = (*self._runner.bound("tokens", tokens), *self._runner.bound("rows", rows))
+        return [thunk for _, thunk in bound]
 
     def _source(self, request: EncoderRequest) -> str:
         """The output that a request's answer is made of."""
