@@ -150,7 +150,8 @@ def build(
 
 def _certify(engine: Engine, resolved: ResolvedModel, compiled: Compiled, config: BuildConfig) -> None:
     """Write the certificate into the engine, or raise."""
-    skipped = "a stateless module" if engine.manifest.kind != "decoder" else "dummy weights"
+    what = {"encoder": "an encoder", "decoder": "dummy weights"}
+    skipped = what.get(engine.manifest.kind, "a stateless module")
     if engine.manifest.kind != "decoder" or resolved.source is None:
         certificate = Certificate(effort=config.certificate, skipped=skipped)
     else:

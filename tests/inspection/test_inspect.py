@@ -10,14 +10,16 @@ from typer.testing import CliRunner
 
 from tritium.cli.main import app
 from tritium.compiler import build
+from tritium.engine.arena import ITEM_SIZES
 from tritium.engine.engine import Engine
 from tritium.engine.plan import Sizes
-from tritium.errors import EngineError
+from tritium.errors import ConfigError, EngineError
 from tritium.inspection.costs import Batch, step_cost
 from tritium.inspection.difference import difference
 from tritium.inspection.page import page
 from tritium.inspection.report import make_report
 from tritium.testing.tiny_configs import LLAMA
+from tritium.testing.tiny_encoders import make_encoder
 from tritium.testing.tiny_models import make_checkpoint
 
 
@@ -44,6 +46,42 @@ def test_the_cost_of_a_linear_and_of_attention_is_that_of_the_formula(engines):
     assert step_cost(plan, attention, batch).flops == 4 * 10 * 4 * 16 * 5
 
 
+def test_the_cost_of_quantised_linears_experts_and_stores_is_that_of_the_formula(engines, tmp_path):
+    """64 wide, 96 in the MLP; 4 bits in groups of 32 with a float32 scale each; 5 experts of which a token has 2."""
+    batch = Batch(Sizes(tokens=10, sequences=1, rows=1), 5)
+    plan = build(engines[2], output_dir=tmp_path / "w4a8", scheme="w4a8_g32").plan
+    gated = next(s for s in plan.steps if s.op == "quantized_linear_gated")
+    scales = plan.value(gated.args["scales_NG"].value)
+    scale_bytes = ITEM_SIZES[scales.dtype] * 192 * 2
+    assert step_cost(plan, gated, batch) == (4 * 10 * (64 + 96) + 192 * 32 + scale_bytes, 2 * 10 * 192 * 64)
+    store = next(s for s in plan.steps if s.op == "rope_kv_store")
+    written = 2 * 4 * 10 * 2 * 16
+    read = sum(4 * 10 * n for n in (64, 32, 32, 64, 16)) + 8 * 10  # q, k, v, the result, cosines and sines; slots
+    assert step_cost(plan, store, batch).num_bytes == written + read
+    plan = build(make_checkpoint(tmp_path / "mixtral", "mixtral"), output_dir=tmp_path / "moe").plan
+    experts = next(s for s in plan.steps if s.op == "moe")
+    assert step_cost(plan, experts, batch).flops == 2 * 10 * 2 * (2 * 96 + 96) * 64
+    one = Batch(Sizes(tokens=1, sequences=1, rows=1), 5)
+    assert step_cost(plan, experts, one).num_bytes == 4 * (64 + 5 + 64) + 4 * 2 * 3 * 96 * 64  # of two experts
+
+
+def test_an_encoder_is_looked_into_like_a_decoder(tmp_path):
+    path, _ = make_encoder(tmp_path / "model", "BertForSequenceClassification")
+    engine = build(path, output_dir=tmp_path / "bert")
+    report = make_report(engine, num_tokens=20, is_decode=False)
+    assert report.batch == "one text of 20 tokens"
+    assert [step.index for step in report.steps] == list(range(len(engine.plan.steps)))
+    assert {step.phase for step in report.steps} == {"tokens", "rows"}
+    assert all(step.seconds > 0 and step.attainable > 0 for step in report.steps)
+    attention = next(step for step in report.steps if step.op == "varlen_attention")
+    assert attention.module == "layers.0" and attention.cost.flops == 4 * 20 * 48 * 20  # each token sees every other
+    assert "decoders alone are compared" in page(report)
+    with pytest.raises(EngineError, match="is an encoder: it decodes nothing; leave out --decode"):
+        make_report(engine, num_tokens=4, is_decode=True)
+    with pytest.raises(ConfigError, match="the number of tokens must be an integer from 1 to 72, not 100"):
+        make_report(engine, num_tokens=100, is_decode=False)
+
+
 def test_every_step_is_in_one_block_and_has_its_weights_sources_and_time(engines):
     report = make_report(engines[0], num_tokens=20, is_decode=False)
     assert [step.index for step in report.steps] == list(range(len(engines[0].plan.steps)))
@@ -53,6 +91,8 @@ def test_every_step_is_in_one_block_and_has_its_weights_sources_and_time(engines
     assert all(len(step.weights) == 1 for step in linears)
     merged = next(step for step in linears if len(step.sources) == 3)
     assert merged.module.startswith("layers.0.attention")
+    norms = [step for step in report.steps if step.op == "add_rms_norm"]
+    assert [norm.module for norm in norms[:2]] == ["layers.0.mlp_norm", "layers.1.attention_norm"]
     assert max(buffer.offset + buffer.size for buffer in report.buffers) == report.arena_bytes
 
 

@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from tritium.compiler import build
+from tritium.engine.engine import Engine
 from tritium.inspection.page import page
 from tritium.inspection.report import make_report
+from tritium.testing.tiny_encoders import make_encoder
+from tritium.testing.tiny_models import make_checkpoint
 
 pytestmark = pytest.mark.full
 AXE = Path(sys.prefix) / "axe-core" / "axe.min.js"
@@ -45,9 +48,21 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    engine = build(DEMO, output_dir=tmp_path_factory.mktemp("e") / "e", certificate="quick", max_model_len=512)
+def encoder(path: Path) -> Engine:
+    return build(make_encoder(path / "model", "BertForSequenceClassification")[0], output_dir=path / "e")
+
+
+ENGINES = {
+    "bf16": lambda path: build(DEMO, output_dir=path / "e", certificate="quick", max_model_len=512),
+    "w4a8": lambda path: build(DEMO, output_dir=path / "e", scheme="w4a8_g32", kv_dtype="int8", max_model_len=512),
+    "mixture of experts": lambda path: build(make_checkpoint(path / "model", "mixtral"), output_dir=path / "e"),
+    "encoder": encoder,
+}
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def text(request, tmp_path_factory):
+    engine = ENGINES[request.param](tmp_path_factory.mktemp("engine"))
     return page(make_report(engine, num_tokens=64, is_decode=False))
 
 

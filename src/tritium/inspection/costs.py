@@ -26,8 +26,13 @@ def step_cost(plan: Plan, step: Step, batch: Batch) -> Cost:
     read = dict.fromkeys(item.value for item in items if isinstance(item, Ref))
     values = [plan.value(name) for name in (*read, *step.outputs)]
     share = _share_read(plan, step, batch)
-    num_bytes = sum(int(_bytes(value, batch) * (share if len(value.shape) == 3 and value.kind == "weight" else 1))
-                    for value in values)  # fmt: skip
+    num_bytes = sum(
+        int(_bytes(value, batch) * (share if len(value.shape) == 3 and value.kind == "weight" else 1))
+        for value in values
+        if value.kind != "kv" or step.op == "paged_attention"
+    )
+    if step.op in ("kv_store", "rope_kv_store"):  # it writes the new keys and values
+        num_bytes += sum(_bytes(v, batch) for v in (_value(plan, step, "k_TKH"), _value(plan, step, "v_TKH")) if v)
     if step.op in ("embedding", "gather_rows"):  # of a table it reads the rows it needs
         num_bytes = 2 * sum(_bytes(plan.value(name), batch) for name in step.outputs)
     return Cost(num_bytes, _flops(plan, step, batch))

@@ -34,10 +34,15 @@ def _summary(report: Report) -> str:
     manifest = report.engine.manifest
     total = sum(step.seconds or 0 for step in report.steps)
     measured = f"; {report.batch}: {total * 1e3:,.1f} ms in all" if report.ceilings else ""
-    return f"{manifest.model.get('architecture', '')}, {manifest.dtype}, {len(report.steps)} steps{measured}"
+    kv_dtype = manifest.build.get("kv_dtype")
+    formats = [manifest.dtype, manifest.scheme, f"KV cache in {kv_dtype}" if kv_dtype == "int8" else None]
+    described = ", ".join(filter(None, [manifest.model.get("architecture"), *formats]))
+    return f"{described}, {len(report.steps)} steps{measured}"
 
 
 def _certificate(report: Report) -> str:
+    if report.engine.manifest.kind == "encoder":
+        return "None: decoders alone are compared with their checkpoint in fp32."
     if report.certificate is None:
         return "None: this engine was not compared with its checkpoint (tritium build --certificate quick)."
     return report.certificate.describe()
@@ -51,6 +56,8 @@ def _pictures(report: Report) -> str:
             f"{report.ceilings.flops_per_second / 1e9:,.0f} GFLOP/s in a matrix product of torch. A point on the line "
             "does all that the machine can; points above the slope read from a cache."
         )
+        if any(step.op.startswith("quantized") for step in report.steps):
+            rates += " Linears over integers of 8 bits may lie above the level line: it is that of a product in floats."
         kinds = "".join(f'<span class="{kind}">{kind}</span> ' for kind in ("linear", "attention", "other"))
         legend = f'<p class="legend">{kinds}</p>'
         parts.append(_section("roofline", "Roofline", f"<p>{rates}</p>{roofline(report)}{legend}"))
@@ -71,7 +78,7 @@ def _passes(report: Report) -> str:
 def _block(name: str, steps: Sequence[StepFacts]) -> str:
     total = sum(step.seconds or 0 for step in steps)
     time = f", {total * 1e6:,.0f} µs" if steps[0].seconds is not None else ""
-    head = ("step", "op", "kernel", "covers", "weights", "bytes", "FLOPs", "µs", "of what is possible")
+    head = ("step", "op", "µs", "of the ceiling", "bytes", "FLOPs", "kernel", "covers", "weights")
     rows = [_row(step) for step in steps]
     title = f"{escape(name)}: {len(steps)} steps{time}"
     return f"<details><summary>{title}</summary>{_table(name, head, rows)}</details>"
@@ -84,13 +91,13 @@ def _row(step: StepFacts) -> tuple[str, ...]:
     return (
         str(step.index),
         f"{escape(step.op)}<br><small>{escape(step.module)} {escape(step.place)}</small>",
+        f"{step.seconds * 1e6:,.1f}" if step.seconds is not None else "",
+        share,
+        f"{step.cost.num_bytes:,}",
+        f"{step.cost.flops:,}",
         escape(kernel),
         escape(fused + ", ".join(step.sources)),
         escape(", ".join(step.weights)),
-        f"{step.cost.num_bytes:,}",
-        f"{step.cost.flops:,}",
-        f"{step.seconds * 1e6:,.1f}" if step.seconds is not None else "",
-        share,
     )
 
 

@@ -84,7 +84,7 @@ def _svg(content: str, width: int, height: int, label: str) -> str:
 
 
 def _class(step: StepFacts) -> str:
-    if step.weights and step.op.startswith("linear"):
+    if "linear" in step.op or step.op in ("moe", "experts"):
         return "linear"
     return "attention" if "attention" in step.op else "other"
 

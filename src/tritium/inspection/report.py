@@ -121,7 +121,7 @@ def _blocks(
     blocks: dict[str, list[StepFacts]] = {}
     module = place = ""
     for index, step in enumerate(engine.plan.steps):
-        source = nodes.get(step.outputs[0] if step.outputs else "", {})
+        source = _source(step, nodes)
         module, place = source.get("module", module), source.get("place", "")
         cost = step_cost(engine.plan, step, batch)
         attainable = None
@@ -143,6 +143,12 @@ def _blocks(
         )
         blocks.setdefault(_block_of(module), []).append(facts)
     return blocks
+
+
+def _source(step: Step, nodes: dict[str, dict[str, str]]) -> dict[str, str]:
+    """Of the call that the step is; of two results the first is `name.0`."""
+    name = step.outputs[0] if step.outputs else ""
+    return nodes.get(name) or nodes.get(name.rpartition(".")[0], {})
 
 
 def _graph_nodes(engine: Engine) -> dict[str, dict[str, str]]:
