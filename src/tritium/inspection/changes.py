@@ -57,12 +57,17 @@ def _groups(steps: list[Step]) -> list[list[int]]:
     group_of: dict[str, int] = {}
     groups: dict[int, list[int]] = {}
     for index, step in enumerate(steps):
-        known = sorted({group_of[name] for name in step.sources if name in group_of})
+        known = sorted({group_of[name] for name in _sources(step) if name in group_of})
         joined = sorted([*(i for number in known for i in groups.pop(number)), index])
         number = known[0] if known else index
         groups[number] = joined
-        group_of |= {name: number for i in joined for name in steps[i].sources}
+        group_of |= {name: number for i in joined for name in _sources(steps[i])}
     return sorted(groups.values())
+
+
+def _sources(step: Step) -> tuple[str, ...]:
+    """What the step stands for; one that the compiler has added, for itself."""
+    return step.sources or (f"{step.op} {' '.join(step.outputs)}",)
 
 
 def _module(steps: list[Step], modules: dict[str, str]) -> str:
