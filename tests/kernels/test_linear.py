@@ -53,6 +53,21 @@ def test_a_row_has_the_same_bits_in_every_batch_and_on_any_number_of_threads(
             assert torch.equal(part, whole[start : start + num_rows]), f"{num_rows} rows, {num_threads} threads"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(("num_out", "num_in"), [(33, 37), (65, 257), (31, 1030), (96, 4100)])
+def test_every_tactic_gives_the_bits_of_the_first(level: str, num_out: int, num_in: int, dtype: torch.dtype) -> None:
+    args = arguments(300, num_out, num_in, dtype)
+    weight = linear.pack_weight(args["weight_NK"])
+    assert len(KERNEL.tactics) > 3
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        for num_rows in (1, 3, 63, 129, 300):
+            found = [torch.full((num_rows, num_out), float("nan"), dtype=dtype) for _ in KERNEL.tactics]
+            for tactic, out in zip(KERNEL.tactics, found, strict=True):
+                linear.bind({**args, "x": args["x"][:num_rows], "weight_NK": weight}, [out], **tactic)()
+                assert torch.equal(out, found[0]), f"{tactic}, {num_rows} rows, {num_threads} threads"
+
+
 def bind_packed(args: dict) -> Callable[[torch.Tensor, torch.Tensor], object]:
     """Calls the kernel on other rows with the weight packed once."""
     weight = linear.pack_weight(args["weight_NK"])

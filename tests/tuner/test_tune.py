@@ -60,6 +60,9 @@ def test_layers_of_equal_sizes_are_one_site_and_attention_has_its_tactics(engine
     attention = found["paged_attention"]
     assert len(attention.steps) == 2
     assert [c.tactic["item_rows"] for c in attention.candidates] == [64, 16, 32, 128]
+    assert [c.name for c in found["linear_gated"].candidates[:2]] == [
+        "cpu.linear_gated:share=auto:block_rows=0", "cpu.linear_gated:share=rows:block_rows=0"
+    ]  # fmt: skip
     thorough = {site.op: site for site in sites(engine.plan, (), is_thorough=True)}
     assert {c.kernel.name for c in thorough["rms_norm"].candidates} == {"cpu.rms_norm", "eager.rms_norm"}
     assert "rms_norm" not in found

@@ -14,6 +14,10 @@ from tritium.kernels.kernel import Backend, Kernel
 from tritium.ops.fused_rows import ROW_BASES, ROW_FORMATS
 from tritium.ops.torch_ops import TORCH_OPS
 
+_LINEAR: tuple[dict[str, str | int], ...] = tuple(
+    {"share": share, "block_rows": rows}
+    for share, rows in (("auto", 0), ("rows", 0), ("panels", 0), ("rows", 128), ("rows", 1024))
+)
 _TACTICS: dict[str, tuple[dict[str, int], ...]] = {
     "paged_attention": ({"item_rows": 64}, {"item_rows": 16}, {"item_rows": 32}, {"item_rows": 128})
 }
@@ -156,6 +160,7 @@ KERNELS: tuple[Kernel, ...] = (
             "linear:bind",
             f"linear:{supports}",
             pack={"weight_NK": f"linear:{pack}"},
+            tactics=_LINEAR,
             numerics="fp32 chains over K; their order is the instruction set's",
         )
         for op, supports, pack in (

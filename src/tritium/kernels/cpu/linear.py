@@ -14,6 +14,7 @@ from tritium.kernels.kernel import Thunk
 from tritium.ops.activations import KINDS
 
 TILE_INPUTS = 32  # csrc/linear.h kTileK
+SHARED = ("auto", "rows", "panels")  # auto: rows from 64 a thread on
 
 
 class LinearArgs(ctypes.Structure):
@@ -24,6 +25,8 @@ class LinearArgs(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("num_outer", "num_inner", "stride_outer", "stride_inner")),
         *((name, ctypes.c_int64) for name in ("num_in", "num_out", "num_more", "kind")),
         ("is_gated", ctypes.c_int32),
+        ("share_by", ctypes.c_int32),
+        ("block_rows", ctypes.c_int64),
     ]
 
 
@@ -93,8 +96,14 @@ def _packed(weight_NK: torch.Tensor, *, is_gated: bool) -> PackedWeight:
     return PackedWeight(data, num_out // 2 if is_gated else num_out, num_in, is_gated)
 
 
-def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
-    """ops.linear, or one of `linear_...`, of a packed weight, into outputs[0], which is dense."""
+def bind(
+    args: Mapping[str, Any], outputs: Sequence[torch.Tensor], *, share: str = "auto", block_rows: int = 0
+) -> Thunk:
+    """ops.linear, or one of `linear_...`, of a packed weight, into outputs[0], which is dense.
+
+    share: what threads share, one of `SHARED`. block_rows: rows that one piece of the weight is used for while it is in
+    the cache; 0: as many as L2 is made for. Neither changes a bit.
+    """
     reads, out, weight = Reads(), dense_output(outputs[0]), args["weight_NK"]
     x, rows = reads.rows(args["x"])
     others = [args.get(name) for name in ("bias", "y", "residual")]
@@ -103,5 +112,5 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     kind = KINDS.index(args["kind"]) if "kind" in args else -1
     sizes = (weight.num_in, weight.num_out, 0 if more is None else more.shape[-1], kind)
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in given)
-    struct = LinearArgs(*pointers, *rows, *sizes, weight.is_gated)
+    struct = LinearArgs(*pointers, *rows, *sizes, weight.is_gated, SHARED.index(share), block_rows)
     return reads.before(library.thunk("linear", x.dtype, struct, *(t for t in given if t is not None)))

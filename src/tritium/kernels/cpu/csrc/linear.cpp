@@ -16,6 +16,8 @@ struct LinearArgs {
   int64_t num_in, num_out, num_more;  // num_in - num_more is a multiple of kTileK in bf16
   int64_t kind;  // of the activation; -1: none
   int32_t is_gated;
+  int32_t share_by;  // Sharing of linear_blocks.h
+  int64_t block_rows;
 };
 
 struct LinearPackArgs {
@@ -36,7 +38,8 @@ template <class T> class Linear {
   template <class Tiles> void run(const Tiles& tiles, Scratch& memory) const {
     const int64_t num_weights = padded_ * a.num_out, size = sizeof(T);
     const bool is_parallel = is_worth_threads(num_weights * size, num_weights * num_rows_);
-    Blocks<Tiles>(tiles, a.weight, num_rows_, num_panels_, padded_, kPanel * size)(is_parallel, memory);
+    const Blocks<Tiles> blocks(tiles, a.weight, num_rows_, num_panels_, padded_, kPanel * size);
+    blocks(is_parallel, Sharing{a.share_by, a.block_rows}, memory);
   }
 
   const T* row(int64_t m) const {

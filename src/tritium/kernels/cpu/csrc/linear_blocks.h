@@ -5,7 +5,8 @@
 // used for all groups of the block while it is there. Where the whole of K does not fit, sums wait in memory, panel by
 // panel. None of this changes a bit: a sum takes its pieces of K in order.
 //
-// Threads share the rows if there are enough: each then packs its own, into its own L2. Else they share the panels.
+// Threads share the rows if there are enough: each then packs its own, into its own L2. Else they share the panels. A
+// `Sharing` says otherwise: what is faster depends on the machine, so the tuner tries it.
 //
 // `Tiles` is what computes, one copy for each thread:
 //   kGroupRows                         most rows of a group
@@ -38,6 +39,9 @@ inline int64_t activation_bytes() {
   return size / 2;
 }
 
+// by: 0 as the number of rows has it, 1 the rows, 2 the panels. block_rows: of a block at most; 0: by the size of L2.
+struct Sharing { int32_t by; int64_t block_rows; };
+
 struct Run {
   int64_t begin, end;
   int64_t size() const { return end - begin; }
@@ -65,8 +69,9 @@ template <class Tiles> class Blocks {
         num_k_(num_k), panel_bytes_(panel_bytes) {}
 
   // shared: memory of the calling thread.
-  void operator()(bool is_parallel, Scratch& shared) const {
-    const bool by_rows = num_rows_ >= (is_parallel ? omp_get_max_threads() : 1) * kRowsPerThread;
+  void operator()(bool is_parallel, Sharing sharing, Scratch& shared) const {
+    const bool has_many = num_rows_ >= (is_parallel ? omp_get_max_threads() : 1) * kRowsPerThread;
+    const bool by_rows = sharing.by == 1 || (sharing.by == 0 && has_many);
     char* together = by_rows ? nullptr : reserve_rows(num_rows_, shared);
 #pragma omp parallel if (is_parallel)
     {
@@ -75,7 +80,8 @@ template <class Tiles> class Blocks {
       const int64_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
       if (by_rows) {
         const Run mine = part_of({0, num_rows_}, thread, num_threads);
-        const int64_t most_rows = std::clamp(activation_bytes() / tiles.row_bytes(), kFewestRows, kMostBlockRows);
+        const int64_t fitting = std::clamp(activation_bytes() / tiles.row_bytes(), kFewestRows, kMostBlockRows);
+        const int64_t most_rows = sharing.block_rows > 0 ? sharing.block_rows : fitting;
         const int64_t num_blocks = parts_of(mine.size(), most_rows);
         for (int64_t i = 0; i < num_blocks; ++i) {
           const Run rows = part_of(mine, i, num_blocks);
