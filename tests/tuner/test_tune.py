@@ -4,16 +4,21 @@ import json
 import shutil
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from tritium import LLM, SamplingParams
 from tritium.cli.main import app
 from tritium.compiler import build
+from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.engine.environment import differences, environment
 from tritium.errors import ConfigError, EngineError
+from tritium.runtime.encoder_request import EncoderRequest
+from tritium.runtime.encoder_runner import EncoderRunner
 from tritium.runtime.step_times import StepTimer
 from tritium.testing.plain_models import PlainLlama
+from tritium.testing.tiny_encoders import make_encoder
 from tritium.tuner import tune as tuner
 from tritium.tuner.sites import sites, time_key
 from tritium.tuner.timing_cache import TimingCache
@@ -132,6 +137,20 @@ def test_tuned_engines_answer_with_the_same_bits_and_say_what_was_chosen(engine,
     assert "0 times measured" in again.stderr and "paged_attention x 2: cpu.paged_attention up to" in again.stderr
     with LLM(engine.path, **LIMITS) as llm:
         assert [o.outputs[0].token_ids for o in llm.generate(PROMPTS, GREEDY)] == plain
+
+
+def test_an_encoder_is_tuned_and_gives_the_same_bits(tmp_path, cache, few):
+    path, _ = make_encoder(tmp_path / "model", "BertForSequenceClassification")
+    engine = build(path, output_dir=tmp_path / "bert")
+    request = EncoderRequest(token_ids=list(range(5, 25)), token_types=[0] * 20, task="classify")
+    [plain] = EncoderRunner(engine, RuntimeConfig(num_threads=1)).compute([request])
+    known_times(engine, cache, lambda site, count, c: 1.0 if "share=panels" in c.name else 2.0)
+    tactics = tuner.tune(engine, "quick", cache, num_threads=1)
+    assert tactics.num_measured == 0  # of its one row at 1 alone
+    tuned = tuner.tune_engine(engine, "quick", cache, num_threads=1)
+    assert {t["share"] for c in tuned.tactics.choices for _, t in c.tactics if "linear" in c.kernel} == {"panels"}
+    assert torch.equal(EncoderRunner(tuned, RuntimeConfig(num_threads=1)).compute([request])[0], plain)
+    assert tuner.tune(engine, "quick", TimingCache(environment(1), tmp_path / "empty.json")).num_measured > 10
 
 
 def test_times_of_another_machine_are_not_used_and_that_is_said(engine, cache, few, caplog):

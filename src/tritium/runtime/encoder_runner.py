@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.engine.plan import Sizes
+from tritium.engine.tactics import Tactics
 from tritium.errors import EngineError
 from tritium.kernels.kernel import Thunk
 from tritium.runtime.buckets import bucket, common_multiple
 from tritium.runtime.encoder_request import EncoderRequest
+from tritium.runtime.kernel_choice import usable_tactics
 from tritium.runtime.plan_runner import PlanRunner
 
 
@@ -23,8 +25,9 @@ class EncoderRunner:
     max_model_len: the longest sequence. max_tokens: of a batch, at least one such sequence. max_requests: of a batch.
     """
 
-    def __init__(self, engine: Engine, config: RuntimeConfig) -> None:
-        """Load and lay out everything. Raises `EngineError`, `KernelError` or `OutOfMemory`."""
+    def __init__(self, engine: Engine, config: RuntimeConfig, *, tactics: Tactics | None = None) -> None:
+        """Load and lay out everything. tactics: in place of the engine's own, which count only on a machine like that
+        on which they were measured. Raises `EngineError`, `KernelError` or `OutOfMemory`."""
         info = engine.manifest.encoder
         if engine.manifest.kind != "encoder" or info is None:
             raise EngineError(f"{engine.path} holds a {engine.manifest.kind}, not an encoder")
@@ -45,7 +48,9 @@ class EncoderRunner:
         }
         self._arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         self._by_row = {o for o, name in engine.plan.outputs.items() if engine.plan.value(name).shape[0] == "R"}
-        self._runner = PlanRunner(engine, largest, tensors, config.num_threads)
+        self._runner = PlanRunner(
+            engine, largest, tensors, config.num_threads, tactics or usable_tactics(engine, config.num_threads)
+        )
         is_bitwise = engine.manifest.invariance == "bitwise"
         self._multiple = common_multiple(k.row_multiple for k in self._runner.kernels) if is_bitwise else 1
 

@@ -13,6 +13,7 @@ from tritium.config import available_memory, available_threads
 from tritium.engine.arena import plan_arena
 from tritium.engine.engine import Engine
 from tritium.engine.plan import Phase, Sizes
+from tritium.engine.tactics import Tactics
 from tritium.errors import EngineError, OutOfMemory, TritiumError
 from tritium.kernels.kernel import Thunk
 from tritium.runtime.binding import Binder
@@ -27,15 +28,22 @@ class PlanRunner:
     """Owns weights, arena and inputs of one engine. `kernels`: the kernel of each step."""
 
     def __init__(
-        self, engine: Engine, largest: Sizes, inputs: Mapping[str, torch.Tensor], num_threads: int | None = None
+        self,
+        engine: Engine,
+        largest: Sizes,
+        inputs: Mapping[str, torch.Tensor],
+        num_threads: int | None = None,
+        tactics: Tactics | None = None,
     ) -> None:
         """largest: what memory is planned for. inputs: by name, of the largest sizes; they are written in place.
+        tactics: None leaves every kernel at its default.
 
         Sets torch's thread count. Raises `EngineError`, `KernelError` or `OutOfMemory`.
         """
         torch.set_num_threads(num_threads or available_threads())
         self._plan = engine.plan
-        self.kernels = choose_kernels(engine.plan)
+        self._tactics = tactics
+        self.kernels = choose_kernels(engine.plan, tuned=tactics.kernels if tactics else None)
         offsets, arena_bytes = plan_arena(engine.plan, largest)
         weights, available = bytes_in_use(engine.plan, self.kernels), available_memory()
         if weights + arena_bytes > available:
@@ -65,12 +73,18 @@ class PlanRunner:
         """The steps of a phase for these sizes: op and call."""
         key = (phase, sizes)
         if key not in self._bound:
-            pairs = [(s, k) for s, k in zip(self._plan.steps, self.kernels, strict=True) if s.phase == phase]
-            self._bound[key] = [(step.op, self._binder.bind(step, kernel, sizes)) for step, kernel in pairs]
+            steps = [(index, step) for index, step in enumerate(self._plan.steps) if step.phase == phase]
+            self._bound[key] = [(step.op, self._bind(index, sizes)) for index, step in steps]
             while len(self._bound) > KEPT_SIZES:
                 self._bound.popitem(last=False)
         self._bound.move_to_end(key)
         return self._bound[key]
+
+    def _bind(self, index: int, sizes: Sizes) -> Thunk:
+        step, kernel = self._plan.steps[index], self.kernels[index]
+        count = sizes.tokens if step.phase == "tokens" else sizes.rows
+        tactic = self._tactics.tactic(index, kernel.name, count) if self._tactics else None
+        return self._binder.bind(step, kernel, sizes, tactic)
 
     def output(self, name: str, sizes: Sizes) -> torch.Tensor:
         """One of the plan's outputs, where the steps have left it; valid until they run again."""

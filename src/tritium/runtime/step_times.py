@@ -88,7 +88,7 @@ class StepTimer:
     def _text(self, num_tokens: int) -> TimedBatch:
         check_int("the number of tokens", num_tokens, 1, self._engine.manifest.max_model_len)
         config = RuntimeConfig(max_num_seqs=1, max_num_batched_tokens=num_tokens, num_threads=self._num_threads)
-        runner = EncoderRunner(self._engine, config)
+        runner = EncoderRunner(self._engine, config, tactics=self._tactics)
         ids = [i * 104_729 % self._engine.plan.vocab_size for i in range(num_tokens)]
         text = EncoderRequest(token_ids=ids, token_types=[0] * num_tokens, task="token_embed")
         return TimedBatch(runner.thunks([text]), runner)

@@ -60,16 +60,18 @@ def tune(
     check_choice("effort", effort, EFFORTS)
     wanted = sites(engine.plan, engine.plugins, denied={*denied, *cache.denied}, is_thorough=effort == "full")
     counts = _counts(engine, effort)
+    is_encoder = engine.manifest.kind == "encoder"
+    measured = {count: [s for s in wanted if _is_measured(s, count, is_encoder=is_encoder)] for count in counts}
     missing = {
         count: {s: [c for c in s.candidates if cache.get(time_key(s, count, c)) is None] for s in of_count}
-        for count, of_count in ((count, [s for s in wanted if _is_measured(s, count)]) for count in counts)
+        for count, of_count in measured.items()
     }
     num_missing = sum(len(left) for of_count in missing.values() for left in of_count.values())
-    num_all = sum(len(s.candidates) for count in counts for s in wanted if _is_measured(s, count))
+    num_all = sum(len(s.candidates) for of_count in measured.values() for s in of_count)
     if effort != "none" and num_missing:
         _measure(engine, missing, cache, REPEATS[effort], num_threads, progress)
         cache.save()
-    choices = [_choose(site, [c for c in counts if _is_measured(site, c)], cache) for site in wanted]
+    choices = [_choose(site, [c for c in counts if site in measured[c]], cache) for site in wanted]
     return Tactics(
         environment=cache.environment,
         effort=effort,
@@ -81,13 +83,15 @@ def tune(
 
 def _counts(engine: Engine, effort: Effort) -> list[int]:
     """Sizes of batches that this engine can be given."""
-    longest = max(LARGEST_DECODE, engine.manifest.max_model_len - 2)
+    longest = engine.manifest.max_model_len
+    if engine.manifest.kind != "encoder":
+        longest = max(LARGEST_DECODE, longest - 2)
     return [count for count in COUNTS.get(effort, COUNTS["full"]) if count <= longest]
 
 
-def _is_measured(site: Site, count: int) -> bool:
-    """Steps over sampled rows are measured by decodes: a prompt has one row."""
-    return site.phase == "tokens" or count <= LARGEST_DECODE
+def _is_measured(site: Site, count: int, *, is_encoder: bool) -> bool:
+    """Steps over sampled rows are measured by decodes: a prompt has one row, and so has an encoder's text."""
+    return site.phase == "tokens" or count <= (1 if is_encoder else LARGEST_DECODE)
 
 
 def _measure(
@@ -110,7 +114,7 @@ def _measure(
             left = (time.perf_counter() - start) / done * (sum(work) - done) if done else math.nan
             progress(number, len(rounds), left)
         timer = StepTimer(engine, num_threads=num_threads, tactics=_forced(chosen, cache.environment))
-        is_decode = count <= LARGEST_DECODE
+        is_decode = count <= LARGEST_DECODE and engine.manifest.kind != "encoder"
         samples = timer.decode(count, _context(engine), repeats) if is_decode else timer.prefill(count, repeats)
         for site, candidate in chosen.items():
             seconds = statistics.median(samples[step] for step in site.steps)
