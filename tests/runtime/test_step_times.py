@@ -1,4 +1,4 @@
-"""Timing steps: batches take turns, each turn's rounds belong together, and every kind of engine that has steps is timed."""
+"""Timing steps: batches take turns, rounds of one turn belong together; decoders and encoders are timed."""
 
 import pytest
 
