@@ -12,7 +12,7 @@ from tritium import bisect as bisection
 from tritium.bisect import bisect
 from tritium.cli.main import app
 from tritium.compiler import build
-from tritium.errors import EngineError
+from tritium.errors import ConfigError, EngineError
 from tritium.graph.edit import arguments
 from tritium.inspection.changes import captured_modules, changed_sites
 from tritium.passes import pipeline
@@ -76,6 +76,7 @@ def known_times(monkeypatch, slow_module):
     monkeypatch.setattr(bisection, "rounds_in_turn", lambda batches, repeats: [[one] * repeats for one in batches])
 
 
+@pytest.mark.full
 def test_each_match_of_a_pass_is_a_site_named_after_its_part_of_the_model(engine, model, tmp_path):
     expected = {
         "merge_qkv": [f"layers.{i}.attention" for i in range(3)],
@@ -99,14 +100,29 @@ def test_each_match_of_a_pass_is_a_site_named_after_its_part_of_the_model(engine
 def test_the_layer_where_a_pass_is_wrong_is_found(model, tmp_path, monkeypatch):
     replaced(monkeypatch, "fuse_linear_activation", wrong_in("layers.1.mlp"))
     engine = build(model, output_dir=tmp_path / "wrong")
+    [fused] = bisect(engine, model, max_ratio=1000, num_tokens=8, passes=["fuse_linear_activation"])
+    beyond = [site for site in fused.sites if site.is_beyond]
+    assert [site.modules for site in beyond] == [("layers.1.mlp",)]
+    assert beyond[0].max_kl == fused.max_kl > 1e-3
+
+
+@pytest.mark.full
+def test_a_pass_that_only_makes_way_for_the_wrong_one_is_beyond_the_bound_too(model, tmp_path, monkeypatch):
+    """Without merged gates there is nothing for fuse_linear_activation to get wrong."""
+    replaced(monkeypatch, "fuse_linear_activation", wrong_in("layers.1.mlp"))
+    engine = build(model, output_dir=tmp_path / "wrong")
     findings = {one.name: one for one in bisect(engine, model, max_ratio=1000, num_tokens=8)}
     assert [name for name, one in findings.items() if one.is_beyond] == ["merge_gate_up", "fuse_linear_activation"]
-    for name in ("merge_gate_up", "fuse_linear_activation"):  # without merged gates there is nothing to fuse
-        beyond = [site for site in findings[name].sites if site.is_beyond]
-        assert [site.modules for site in beyond] == [("layers.1.mlp",)]
-        assert beyond[0].max_kl > 1e-3
+    for name in ("merge_gate_up", "fuse_linear_activation"):
+        assert [site.modules for site in findings[name].sites if site.is_beyond] == [("layers.1.mlp",)]
 
 
+def test_only_passes_that_changed_something_can_be_looked_at(engine, model):
+    with pytest.raises(ConfigError, match=r"passes: 'merge_parallel' changed nothing in .*those that did: merge_qkv, "):
+        bisect(engine, model, passes=["merge_parallel"])
+
+
+@pytest.mark.full
 def test_the_command_names_the_site_and_how_to_leave_the_pass_out_there(model, tmp_path, monkeypatch):
     replaced(monkeypatch, "fuse_linear_activation", wrong_in("layers.0.mlp", "layers.2.mlp"))
     engine = build(model, output_dir=tmp_path / "wrong")
@@ -123,18 +139,17 @@ def test_the_command_names_the_site_and_how_to_leave_the_pass_out_there(model, t
 
 def test_the_layer_where_a_pass_is_slow_is_found(engine, model, monkeypatch):
     known_times(monkeypatch, "layers.2")
-    findings = {one.name: one for one in bisect(engine, model, max_ratio=1.5, num_tokens=8)}
-    fused = findings["fuse_linear_activation"]
+    merged, fused = bisect(engine, model, max_ratio=1.5, num_tokens=8, passes=["fuse_linear_activation", "merge_qkv"])
     assert [site.modules for site in fused.sites if site.is_beyond] == [("layers.2.mlp",)]
     assert (fused.sites[0].times.prefill, fused.sites[1].times.prefill) == (2.5, 0.5)  # one step in place of two
-    assert findings["merge_qkv"].times.decode < 1 and not findings["merge_qkv"].is_beyond
+    assert merged.name == "merge_qkv" and merged.times.decode < 1 and not merged.is_beyond
 
 
 def test_passes_that_are_right_are_within_the_bounds_and_their_gain_is_told(engine):
-    done = tritium("bisect", engine.path, "--max-ratio", "1000", "--num-tokens", "24", "--json")
-    passes = {one["name"]: one for one in json.loads(done.stdout)["passes"]}
+    options = ("--pass", "merge_qkv", "--max-ratio", "1000", "--num-tokens", "24", "--json")
+    done = tritium("bisect", engine.path, *options)
     assert done.exit_code == 0
-    merged = passes["merge_qkv"]
+    [merged] = json.loads(done.stdout)["passes"]
     assert merged["num_places"] == 3 and merged["num_steps"] == 6
     assert merged["max_kl"] <= 1e-6 and not merged["is_beyond"]
     assert [site["modules"] for site in merged["sites"]] == [[f"layers.{i}.attention"] for i in range(3)]

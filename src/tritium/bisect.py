@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tritium.calibrate.engine_logits import EngineLogits
 from tritium.compiler import build
 from tritium.config import BuildConfig
 from tritium.engine.engine import Engine
-from tritium.errors import EngineError
+from tritium.errors import ConfigError, EngineError
 from tritium.inspection.changes import Site, changed_sites
 from tritium.passes.pipeline import OPTIONAL
 from tritium.runtime.step_times import Rounds, StepTimer, TimedBatch, rounds_in_turn
@@ -88,17 +88,23 @@ def bisect(
     max_kl: float = 1e-6,
     max_ratio: float = 1.1,
     num_tokens: int = 64,
+    passes: Collection[str] = (),
     report: Report | None = None,
 ) -> list[Finding]:
     """One finding for each optional pass that changed something in `engine`, in the pipeline's order.
 
     source: the model that the engine was built from, as `build` takes it. max_kl, max_ratio: beyond either, a finding
-    `is_beyond`. Raises `EngineError` when the source does not give this engine's plan, or it is no decoder on a CPU.
+    `is_beyond`. passes: look at these alone; none means all. Raises `EngineError` when the source does not give this
+    engine's plan, or it is no decoder on a CPU; `ConfigError` for a pass that changed nothing.
     """
     if engine.manifest.kind != "decoder" or engine.manifest.backend != "cpu":
         what = f"kind {engine.manifest.kind!r}, backend {engine.manifest.backend!r}"
         raise EngineError(f"{engine.path} ({what}): bisect compares decoders on a CPU; `tritium diff` takes any engine")
     names = [name for name in OPTIONAL if engine.manifest.matches.get(name)]
+    for name in passes:
+        if name not in names:
+            raise ConfigError(f"passes: {name!r} changed nothing in {engine.path}; those that did: {', '.join(names)}")
+    names = [name for name in names if not passes or name in passes]
     with tempfile.TemporaryDirectory(prefix="tritium-bisect-") as place:
         search = _Search(engine, source, Path(place), num_tokens, max_kl, max_ratio)
         findings = []

@@ -21,6 +21,7 @@ def run(
     max_kl: float,
     max_ratio: float,
     num_tokens: int,
+    passes: Sequence[str],
     plugins: Sequence[str],
     is_json: bool,
 ) -> None:
@@ -34,7 +35,8 @@ def run(
         if not is_json:
             say(f"without {name} ({number + 1} of {total})")
 
-    findings = bisect(loaded, source, max_kl=max_kl, max_ratio=max_ratio, num_tokens=num_tokens, report=report)
+    bounds = {"max_kl": max_kl, "max_ratio": max_ratio}
+    findings = bisect(loaded, source, **bounds, num_tokens=num_tokens, passes=passes, report=report)
     if is_json:
         print_json({"engine": str(engine), "passes": [_record(finding) for finding in findings]})
     else:

@@ -125,12 +125,14 @@ def bisect(
     max_kl: Annotated[float, typer.Option("--max-kl", help="Nats that a pass may change any distribution by.")] = 1e-6,
     max_ratio: Annotated[float, typer.Option(help="Time with a pass over time without it, at most.")] = 1.1,
     num_tokens: Annotated[int, typer.Option(help="Tokens to compare on.", min=2, max=512)] = 64,
+    only: Annotated[list[str] | None, typer.Option("--pass", help="Look at this pass alone. May be repeated.")] = None,
     plugin: o.Plugins = None,
     is_json: o.Json = False,
 ) -> None:
     """Find the pass, and the site, that changes an engine's numbers or its time beyond a bound."""
     bounds = {"max_kl": max_kl, "max_ratio": max_ratio, "num_tokens": num_tokens}
-    do_work("bisect_command", {"engine": engine, "model": model, **bounds, "plugins": plugin or [], "is_json": is_json})
+    work = {"engine": engine, "model": model, **bounds, "passes": only or [], "plugins": plugin or []}
+    do_work("bisect_command", {**work, "is_json": is_json})
 
 
 @app.command()
