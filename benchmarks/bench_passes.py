@@ -30,6 +30,7 @@ from tritium import models
 from tritium.compiler import build
 from tritium.engine.engine import Engine
 from tritium.engine.environment import environment
+from tritium.engine.plan import Plan
 from tritium.models.config import ModelConfig
 from tritium.passes.pipeline import OPTIONAL
 from tritium.runtime.step_times import StepTimer, TimedBatch, rounds_in_turn
@@ -98,17 +99,21 @@ def speeds(shape: str, dtype: str, choices: Choices, seconds: float, place: Path
 
 
 def counts(shape: str, dtype: str, choices: Choices, place: Path) -> list[Row]:
-    """Steps and launches of one layer, for each choice of passes."""
+    """Steps and launches of one layer, for each choice of passes; counted once for each plan."""
+    configs = [
+        dataclasses.replace(cut(shape, dtype, num), vocab_size=COUNTED_VOCABULARY)
+        for num in (NUM_LAYERS - 1, NUM_LAYERS)
+    ]
     rows: list[Row] = []
+    counted: list[tuple[Plan, Row]] = []
     for what, disabled in choices:
-        few, many = (
-            engine_of(
-                dataclasses.replace(cut(shape, dtype, num), vocab_size=COUNTED_VOCABULARY), disabled, place / f"{num}"
-            )
-            for num in (NUM_LAYERS - 1, NUM_LAYERS)
-        )
-        steps, calls = len(many.plan.steps) - len(few.plan.steps), launches(many) - launches(few)
-        rows.append({"passes": what, "steps": steps, "launches": calls})
+        few, many = (engine_of(config, disabled, place / f"{config.num_layers}") for config in configs)
+        row = next((row for plan, row in counted if plan == many.plan), None)
+        if row is None:
+            steps = len(many.plan.steps) - len(few.plan.steps)
+            row = {"steps": steps, "launches": launches(many) - launches(few)}
+            counted.append((many.plan, row))
+        rows.append({"passes": what, **row})
         print(shape, dtype, *(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     return rows
 
