@@ -18,6 +18,7 @@ SITES = {  # pass: (family, site, its matches there)
     "fuse_add_norm": ("llama", "layers.1.mlp_norm", 1),
     "fuse_rope_kv": ("llama", "layers.1", 1),
     "merge_parallel": ("gptj", "layers.1", 1),
+    "merge_outputs": ("gptj", "layers.1", 1),
 }
 
 
