@@ -15,7 +15,7 @@ class Counted(TimedBatch):
         super().__init__([], None)
         self.name, self.calls, self.count = name, calls, 0
 
-    def round(self):
+    def round(self, clock):
         self.calls.append(self.name)
         self.count += 1
         return [float(self.count), float(self.count)]

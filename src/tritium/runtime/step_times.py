@@ -6,7 +6,7 @@ them, and its weights as cold, since all other weights are read between two roun
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tritium.config import RuntimeConfig, check_int
 from tritium.engine.engine import Engine
@@ -21,6 +21,7 @@ from tritium.runtime.request import Request, SampledToken
 from tritium.sampling_params import SamplingParams
 
 WARM_UP_ROUNDS = 2
+Clock = Callable[[], float]
 Rounds = list[list[float]]  # seconds, by round and step
 
 
@@ -30,24 +31,27 @@ class TimedBatch:
     def __init__(self, thunks: Sequence[Thunk], owner: object) -> None:
         self._thunks, self._owner = thunks, owner
 
-    def round(self) -> list[float]:
+    def round(self, clock: Clock = time.perf_counter) -> list[float]:
         """Run all steps once: seconds of each, in the plan's order."""
         seconds = []
         for thunk in self._thunks:
-            start = time.perf_counter()
+            start = clock()
             thunk()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
         return seconds
 
 
-def rounds_in_turn(batches: Sequence[TimedBatch], repeats: int) -> list[Rounds]:
+def rounds_in_turn(batches: Sequence[TimedBatch], repeats: int, clock: Clock = time.perf_counter) -> list[Rounds]:
     """`repeats` rounds of each batch after warm-up, one of each in turn, every second turn in reverse: what the machine
-    does meanwhile meets all of them alike. Compare the rounds of one turn with each other."""
+    does meanwhile meets all of them alike. Compare the rounds of one turn with each other.
+
+    clock: `time.thread_time`, with one thread, counts the work alone, where other processes take the core away.
+    """
     check_int("repeats", repeats, 1, 10_000)
     rounds: list[Rounds] = [[] for _ in batches]
     for turn in range(WARM_UP_ROUNDS + repeats):
         for number in range(len(batches)) if turn % 2 == 0 else reversed(range(len(batches))):
-            rounds[number].append(batches[number].round())
+            rounds[number].append(batches[number].round(clock))
     return [of_one[WARM_UP_ROUNDS:] for of_one in rounds]
 
 
