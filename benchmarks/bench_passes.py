@@ -12,9 +12,10 @@ the vocabulary is cut too, of which no layer knows.
 Speed: a batch of 8 decodes behind 128 tokens, and one prompt of 256 tokens. The engine with all passes and the one
 without some run in one process, a step of each in turn, every second turn in reverse, so that what else the machine
 does meets both; the gain is the median over the turns of the time without over the time with, and its range the middle
-half of them, both from two loadings. "the same" measures all passes against themselves: what gain the method finds where there is none. A
-choice that gives the plan of the whole pipeline is not timed. --cpu-time counts one thread's CPU time in place of the
-seconds of two: where others use the machine, it leaves out what they take, but not what they do to its caches.
+half of them, both from two loadings. "the same" measures all passes against themselves: what gain the method finds
+where there is none. A choice that gives the plan of the whole pipeline is not timed. --cpu-time counts one thread's
+CPU time in place of the seconds of two: where others use the machine, it leaves out what they take, but not what they
+do to its caches.
 """
 
 import argparse
