@@ -32,7 +32,8 @@ def engine(checkpoint):
 
 
 def transformers_logits(path, dtype):
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+    eager = {"attn_implementation": "eager"}  # release 5.17's sdpa leaves out Gemma 2's soft cap
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **eager).eval()
     with torch.no_grad():
         return [model(torch.tensor([window])).logits[0].float() for window in WINDOWS]
 

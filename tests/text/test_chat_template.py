@@ -238,9 +238,21 @@ def load(directory: Path):
     return PreTrainedTokenizerFast.from_pretrained(directory)
 
 
+def as_of_today(theirs: Any, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, with what release 5.23 does to them before it renders them done where an older one does not."""
+    probe = [{"role": "user", "content": "", "x": None, "reasoning": "hm"}]
+    template = "{{ messages[0].x is defined }} {{ messages[0].reasoning_content }}"
+    keeps_none, reasoning = theirs.apply_chat_template(probe, chat_template=template, tokenize=False).split(" ")
+    if keeps_none == "True":
+        messages = [{name: value for name, value in one.items() if value is not None} for one in messages]
+    if reasoning != "hm":
+        messages = [one | {"reasoning_content": one["reasoning"]} if "reasoning" in one else one for one in messages]
+    return messages
+
+
 def assert_equal_ids(ours: Tokenizer, theirs: Any, messages: list[dict[str, Any]], options: dict[str, Any]) -> None:
     options = {"add_generation_prompt": True, **options}
-    expected = theirs.apply_chat_template(messages, return_dict=False, **options)
+    expected = theirs.apply_chat_template(as_of_today(theirs, messages), return_dict=False, **options)
     assert ours.encode_chat(messages, **options) == expected, theirs.decode(expected)
 
 

@@ -59,10 +59,10 @@ MEMORY = {
 @pytest.mark.parametrize("name", LOOPS | MEMORY)
 def test_a_template_without_end_or_measure_is_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_sandbox, "MAX_TURNS", 100_000)
-    start = time.monotonic()
+    start = time.thread_time()  # the work: beside a loaded machine's other work a second can last five
     with pytest.raises((RequestError, CheckpointError), match="chat template"):
         ChatTemplate((LOOPS | MEMORY)[name]).render([USER])
-    assert time.monotonic() - start < 3
+    assert time.thread_time() - start < 3
 
 
 def test_a_template_has_only_so_much_time(monkeypatch: pytest.MonkeyPatch) -> None:
