@@ -39,7 +39,7 @@ PEERS: dict[str, Peer] = {
     ),
     "openvino": Peer(
         script="peer_openvino.py",
-        formats=("int4", "int8", "bf16"),
+        formats=("int4", "int8", "fp16"),
         requirements=("openvino==2026.4.1", "openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0"),
     ),
     "ctranslate2": Peer(

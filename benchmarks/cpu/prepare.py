@@ -20,7 +20,7 @@ from shapes import SHAPES, VOCAB_SIZE, write_model
 from tritium import build
 
 OPENVINO_FLAGS = {
-    "bf16": ["--weight-format", "bf16"],
+    "fp16": ["--weight-format", "fp16"],
     "int8": ["--weight-format", "int8"],
     "int4": ["--weight-format", "int4", "--sym", "--ratio", "1.0", "--group-size", "128"],
 }
