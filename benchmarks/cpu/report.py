@@ -126,7 +126,9 @@ def verdict(o: Outcome) -> str:
 
 
 def table(outcomes: list[Outcome]) -> list[str]:
-    """One line a figure."""
+    """One line a figure; nothing where no peer was measured."""
+    if not outcomes:
+        return []
     lines = ["| figure | ours | best peer | ratio (range; starts) | aim | |", "|---|---|---|---|---|---|"]
     for o in outcomes:
         digits = 2 if o.row.unit == "s" else 0 if o.row.unit == "MB" else 1
