@@ -178,7 +178,7 @@ def test_the_recipes_are_read_as_they_were_written() -> None:
     [
         ({"method": "gptq"}, r"method='gptq' learns from a text: give calibration_text \(--calibration FILE\)"),
         ({"method": "rtn", "calibration_text": "x"}, r"method='rtn' needs no text"),
-        ({"method": "hqq"}, r"method must be one of rtn, smoothquant, awq, gptq, not 'hqq'"),
+        ({"method": "hqq"}, r"method must be one of rtn, smoothquant, awq, gptq, static, not 'hqq'"),
         ({"method": "awq", "calibration_text": "none.txt"}, r"calibration text none.txt cannot be read"),
         ({"method": "awq", "calibration_text": "none.txt", "num_tokens": 1}, r"num_tokens must be an integer from 2"),
     ],

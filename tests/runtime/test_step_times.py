@@ -50,3 +50,11 @@ def test_an_encoders_text_is_timed_and_it_decodes_nothing(tmp_path):
         timer.decode(1, 8)
     with pytest.raises(ConfigError, match="the number of tokens must be an integer from 1 to 72, not 73"):
         timer.prefill(73)
+
+
+def test_one_text_is_timed_with_torchs_kernels_which_take_more_rows_than_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr("tritium.runtime.kernel_choice.available_backends", lambda device="cpu": frozenset({"eager"}))
+    path, _ = make_encoder(tmp_path / "model", "BertForSequenceClassification")
+    engine = build(path, output_dir=tmp_path / "bert")
+    assert {step.kernel.partition(".")[0] for step in engine.plan.steps} == {"eager"}
+    assert len(StepTimer(engine, num_threads=1).prefill(20, 1)) == len(engine.plan.steps)

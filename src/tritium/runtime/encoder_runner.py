@@ -15,7 +15,7 @@ from tritium.errors import EngineError
 from tritium.kernels.kernel import Thunk
 from tritium.runtime.buckets import bucket, common_multiple
 from tritium.runtime.encoder_request import EncoderRequest
-from tritium.runtime.kernel_choice import usable_tactics
+from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
 from tritium.runtime.plan_runner import PlanRunner
 
 
@@ -36,8 +36,12 @@ class EncoderRunner:
         self.max_model_len = min(config.max_model_len or engine.manifest.max_model_len, engine.manifest.max_model_len)
         self.max_tokens = max(config.max_num_batched_tokens, self.max_model_len)
         self.max_requests = config.max_num_seqs
-        rows = bucket(self.max_requests, 16)
-        self._largest = largest = Sizes(tokens=bucket(self.max_tokens, 16), sequences=self.max_requests, rows=rows)
+        tuned = tactics or usable_tactics(engine, config.num_threads)
+        kernels = choose_kernels(engine.plan, tuned=tuned.kernels if tuned else None)
+        multiple = common_multiple(kernel.row_multiple for kernel in kernels)
+        most = common_multiple((16, multiple))  # torch's kernels are given more rows than a small batch has
+        rows = bucket(self.max_requests, most)
+        self._largest = largest = Sizes(tokens=bucket(self.max_tokens, most), sequences=self.max_requests, rows=rows)
         tensors = {
             "input_ids": torch.zeros(largest.tokens, dtype=torch.int64),
             "positions": torch.zeros(largest.tokens, dtype=torch.int64),
@@ -48,11 +52,8 @@ class EncoderRunner:
         }
         self._arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         self._by_row = {o for o, name in engine.plan.outputs.items() if engine.plan.value(name).shape[0] == "R"}
-        self._runner = PlanRunner(
-            engine, largest, tensors, config.num_threads, tactics or usable_tactics(engine, config.num_threads)
-        )
-        is_bitwise = engine.manifest.invariance == "bitwise"
-        self._multiple = common_multiple(k.row_multiple for k in self._runner.kernels) if is_bitwise else 1
+        self._runner = PlanRunner(engine, largest, tensors, config.num_threads, tuned)
+        self._multiple = multiple if engine.manifest.invariance == "bitwise" else 1
 
     def compute(self, batch: Sequence[EncoderRequest]) -> list[torch.Tensor]:
         """What each request asked for, in float32: [D] "embed", [T, D] "token_embed", [C] or [T, C] probabilities."""
