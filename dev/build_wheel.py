@@ -1,4 +1,4 @@
-"""`make wheel`: dist/tritium-*-manylinux_*_x86_64.whl, with the CPU kernels compiled for each level of instructions.
+"""A wheel, tritium-*-manylinux_*_x86_64.whl, with the CPU kernels compiled for each level of instructions.
 
     python dev/build_wheel.py OUTPUT_DIR
 
