@@ -34,7 +34,7 @@ PEERS: dict[str, Peer] = {
     "llama.cpp": Peer(
         script="peer_llama.py",
         formats=("Q4_0", "Q4_K_M", "Q8_0", "BF16"),
-        requirements=("llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy", "safetensors"),
+        requirements=("llama-cpp-python==0.3.36",),
         build_environment={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": "2"},
     ),
     "openvino": Peer(

@@ -11,13 +11,14 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from peers import PEERS, python_of
 from shapes import SHAPES, VOCAB_SIZE, write_model
 
 from tritium import build
+from tritium.config import SCHEMES
+from tritium.testing.gguf_files import write_gguf
 
 OPENVINO_FLAGS = {
     "fp16": ["--weight-format", "fp16"],
@@ -27,13 +28,16 @@ OPENVINO_FLAGS = {
 
 
 def ours(model: Path, form: str, out: Path, folder: Path) -> None:
-    build(model, output_dir=out, dtype="bfloat16", scheme=None if form == "bfloat16" else form)  # type: ignore[arg-type]
+    scheme = next((scheme for scheme in SCHEMES if scheme == form), None)  # none: bfloat16
+    build(model, output_dir=out, dtype="bfloat16", scheme=scheme)
 
 
 def llama(model: Path, form: str, out: Path, folder: Path) -> None:
     source = model.parent / "llama-BF16.gguf"
     if not source.exists():
-        call(sys.executable, Path(__file__).parent / "gguf_writer.py", model, source)
+        config = json.loads((model / "config.json").read_text())
+        fields = {"tokenizer.ggml.model": "no_vocab", "llama.vocab_size": VOCAB_SIZE}  # token ids only
+        write_gguf(source, model, "BF16", fields=fields | {"llama.rope.dimension_count": config["head_dim"]})
     if form == "BF16":
         return
     code = (

@@ -10,6 +10,7 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -53,29 +54,13 @@ ROWS = (
     Row(name="prefill of 512, bf16", sides=SIXTEEN, of=rate("prefill"), aim=1.05),
     Row(name="decode, one request, bf16", sides=SIXTEEN, of=rate("decode"), aim=1.0),
     Row(name="8 requests, bf16", sides=SIXTEEN, of=rate("r8"), aim=1.3),
-    Row(
-        name="memory (peak PSS), 4 bits",
-        sides=FOUR,
-        of=lambda start: start["pss_mb"],
-        aim=1.0,
-        unit="MB",
-        is_smaller_better=True,
-    ),
-    Row(
-        name="memory (peak PSS), 8 bits",
-        sides=EIGHT,
-        of=lambda start: start["pss_mb"],
-        aim=1.0,
-        unit="MB",
-        is_smaller_better=True,
-    ),
-    Row(
-        name="load to first token, 8 bits",
-        sides=EIGHT,
-        of=lambda start: start["first_token_s"],
-        aim=1.0,
-        unit="s",
-        is_smaller_better=True,
+    *(
+        Row(name=name, sides=sides, of=itemgetter(key), aim=1.0, unit=unit, is_smaller_better=True)
+        for name, sides, key, unit in (
+            ("memory (PSS after a load), 4 bits", FOUR, "pss_mb", "MB"),
+            ("memory (PSS after a load), 8 bits", EIGHT, "pss_mb", "MB"),
+            ("load to first token, 8 bits", EIGHT, "first_token_s", "s"),
+        )
     ),
 )
 

@@ -96,6 +96,16 @@ def test_a_gpu_that_is_named_is_planned_with_everything_that_it_would_hold():
     assert small["weights_bytes"] == pytest.approx(found["weights_bytes"] - 128_256 * 4096, rel=0.01)  # the head
 
 
+def test_what_a_mixture_of_experts_keeps_on_a_gpu_beside_the_arena_is_planned():
+    arguments = ["plan", "--arch", "mixtral-8x7b", "--gpu", "h200", "--max-num-seqs", "64", "--json"]
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--max-num-batched-tokens", "8000"]).stdout)
+    choices = 2 * 8192  # top 2; buffers are made for powers of two, of which all together take twice the largest
+    experts = 2 * choices * ((4096 + 14336) * 2 + 24)
+    tables = 64 * -(-found["max_model_len"] // 16) * 4
+    assert (96 << 20) + experts + tables < found["workspace_bytes"] < (100 << 20) + experts + tables
+    assert found["total_bytes"] < found["config"]["memory"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

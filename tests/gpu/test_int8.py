@@ -99,7 +99,8 @@ def test_an_int8_linear_is_the_ops_exactly(num_rows: int, sizes: tuple[int, int]
 def test_a_linear_of_a_quantised_weight_is_within_twice_the_references_own_error(
     num_rows: int, kept: WeightFormat, dtype: torch.dtype, device: torch.device
 ) -> None:
-    for num_out, num_in in ((100, 256), (64, 1024 if HAS_GPU else 384), *(((33, 100),) if kept == INT8 else ())):
+    one_group = ((33, 100) if kept == INT8 else (33, kept.group_size),)
+    for num_out, num_in in ((100, 256), (64, 1024 if HAS_GPU else 384), *one_group):
         weight = torch.randn(num_out, num_in)
         scales = scales_of(weight, kept)
         x, bias = drawn(num_rows, num_in, dtype, device), torch.randn(num_out).to(dtype)

@@ -1,5 +1,7 @@
 """A linear with an activation or a residual, of two inputs, or merged has the bits of what it stands for."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -9,6 +11,10 @@ from tritium.kernels.table import KERNELS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 8, 16), (3, 37, 33), (16, 64, 70), (33, 300, 96), (200, 100, 257))  # rows, outputs, inputs
+
+
+NAMES = ("rows", "num_out", "num_in", "has_bias", "backend", "dtype")
+EVERYWHERE = [(*s, *others) for s, *others in itertools.product(SHAPES, [False, True], ["cpu", "eager"], DTYPES)]
 
 
 def run(name: str, args: dict, *shape: int) -> torch.Tensor:
@@ -26,10 +32,7 @@ def drawn(rows: int, num_out: int, num_in: int, dtype: torch.dtype, *, has_bias:
     return {"x": wide[:, 5 : 5 + num_in], "weight_NK": torch.randn(num_out, num_in).to(dtype) * 0.3, "bias": bias}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
-@pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize(("rows", "num_out", "num_in"), SHAPES)
+@pytest.mark.parametrize(NAMES, EVERYWHERE)
 def test_an_activation_in_the_linear_has_the_bits_of_one_after_it(rows, num_out, num_in, has_bias, backend, dtype):
     args = drawn(rows, num_out, num_in, dtype, has_bias=has_bias)
     for kind in ("silu", "gelu_tanh", "relu"):
@@ -38,10 +41,7 @@ def test_an_activation_in_the_linear_has_the_bits_of_one_after_it(rows, num_out,
         assert torch.equal(run(f"{backend}.linear_activation", {**args, "kind": kind}, rows, num_out), expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
-@pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize(("rows", "num_out", "num_in"), SHAPES)
+@pytest.mark.parametrize(NAMES, EVERYWHERE)
 def test_a_gate_in_the_linear_has_the_bits_of_one_after_it(rows, num_out, num_in, has_bias, backend, dtype):
     args = drawn(rows, 2 * num_out, num_in, dtype, has_bias=has_bias)
     gate, up = run(f"{backend}.linear", args, rows, 2 * num_out).chunk(2, -1)
@@ -50,10 +50,7 @@ def test_a_gate_in_the_linear_has_the_bits_of_one_after_it(rows, num_out, num_in
         assert torch.equal(run(f"{backend}.linear_gated", {**args, "kind": kind}, rows, num_out), expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
-@pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize(("rows", "num_out", "num_in"), SHAPES)
+@pytest.mark.parametrize(NAMES, EVERYWHERE)
 def test_a_residual_in_the_linear_has_the_bits_of_a_sum_after_it(rows, num_out, num_in, has_bias, backend, dtype):
     args = drawn(rows, num_out, num_in, dtype, has_bias=has_bias)
     residual = torch.randn(rows, 2 * num_out).to(dtype)[:, 1 : 1 + num_out]
@@ -61,10 +58,7 @@ def test_a_residual_in_the_linear_has_the_bits_of_a_sum_after_it(rows, num_out, 
     assert torch.equal(run(f"{backend}.linear_add", {**args, "residual": residual}, rows, num_out), expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
-@pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize(("rows", "num_out", "num_in"), SHAPES)
+@pytest.mark.parametrize(NAMES, EVERYWHERE)
 def test_two_inputs_of_a_linear_have_the_bits_of_one_that_holds_both(rows, num_out, num_in, has_bias, backend, dtype):
     for first in (32, 96) if dtype == torch.bfloat16 else (1, 50):
         args = drawn(rows, num_out, first + num_in, dtype, has_bias=has_bias)

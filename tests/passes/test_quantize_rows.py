@@ -11,7 +11,8 @@ from tritium.calibrate.engine_logits import EngineLogits
 from tritium.calibrate.work_dir import WorkDir
 from tritium.compiler import build, compile_module
 from tritium.config import BuildConfig
-from tritium.errors import CaptureError, ConfigError
+from tritium.errors import CaptureError, CheckpointError, ConfigError
+from tritium.ops import op_named
 from tritium.ops.fp8 import quantize_fp8
 from tritium.quant.schemes import scheme_named
 from tritium.quantizer import quantize
@@ -110,6 +111,15 @@ def test_a_static_scale_is_the_texts_largest_element_and_takes_the_rows_place(sc
     assert relative_error(static, expected) <= 0.1
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_text_that_gives_no_finite_scale_is_refused_with_the_weight(broken: float) -> None:
+    module = small()
+    module.layers[0].norm_1.weight.data[3] = broken
+    wanted = Calibration(method="static", scheme=scheme_named("w8a8"), left_out=(), windows=[random_prompt(24)])
+    with pytest.raises(CheckpointError, match=rf"layers.0.q.weight: the calibration text .* as large as {broken}"):
+        calibrate(module, lambda name: module.get_parameter(name).detach(), wanted, WorkDir(None, ""))
+
+
 def test_static_scales_are_refused_where_no_row_takes_them(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("a b c")
     where = {"output_dir": tmp_path / "e", "calibration_text": tmp_path / "text"}
@@ -119,3 +129,11 @@ def test_static_scales_are_refused_where_no_row_takes_them(tmp_path: Path) -> No
         quantize("m", scheme="w8a8", method="static", **where)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"method='awq' is not for scheme='fp8': say 'rtn' or 'static'"):
         quantize("m", scheme="fp8", device="cuda", method="awq", **where)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8"])
+def test_a_row_with_an_infinity_or_a_nan_has_no_scale_under_a_static_one_either(name: str) -> None:
+    x = torch.randn(3, 16)
+    x[1, 4], x[2, 5] = torch.inf, torch.nan
+    _, scales = op_named(f"quantize_{name}").reference(x, torch.tensor([0.5]))
+    assert scales[0] == 0.5 and scales[1:].isnan().all()

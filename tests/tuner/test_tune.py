@@ -153,7 +153,7 @@ def test_an_encoder_is_tuned_and_gives_the_same_bits(tmp_path, cache, few):
     assert tuner.tune(engine, "quick", TimingCache(environment(1), tmp_path / "empty.json")).num_measured > 10
 
 
-def test_times_of_another_machine_are_not_used_and_that_is_said(engine, cache, few, caplog):
+def test_times_of_another_machine_are_not_used_and_that_is_said(engine, cache, few, caplog, monkeypatch):
     known_times(engine, cache, lambda *_: 1.0)
     other = TimingCache(cache.environment | {"hardware": "a toaster"}, cache.path)
     known_times(engine, other, lambda *_: 1.0)
@@ -163,6 +163,8 @@ def test_times_of_another_machine_are_not_used_and_that_is_said(engine, cache, f
     assert "was tuned elsewhere (hardware was 'a toaster', is " in caplog.text
     assert f"`tritium tune {engine.path}` measures here" in caplog.text
     assert differences(cache.environment, environment(1)) == ""
+    monkeypatch.setenv("TRITIUM_CPU_LEVEL", "avx2")
+    assert differences(cache.environment, environment(1)).endswith(" as avx2'")
 
 
 def test_a_damaged_tactics_file_is_named(engine, cache, few):

@@ -12,6 +12,7 @@ With gptq the layers behind a weight see it as it is kept; the other methods loo
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +24,7 @@ from tritium.calibrate.gptq import gptq
 from tritium.calibrate.smoothing import smoothing_vector
 from tritium.calibrate.stream import ReadWeight, Stream, Values
 from tritium.calibrate.work_dir import WorkDir
+from tritium.errors import CheckpointError
 from tritium.graph.capture import capture
 from tritium.graph.derived import is_weight
 from tritium.graph.edit import arguments
@@ -115,7 +117,7 @@ class _Run:
         rows = [x.reshape(-1, x.shape[-1]) for x in values[a["x"]]]
         changed = {}
         if self._wanted.method == "static":
-            self._new[name + INPUT_SCALE] = _input_scale(rows, self._wanted.scheme)
+            self._new[name + INPUT_SCALE] = _input_scale(name, rows, self._wanted.scheme)
         elif self._wanted.method == "gptq":
             changed = {a["weight_NK"]: self._gptq(name, weight, a["x"], rows, kept)}
         elif (group := self._groups.get(node)) is not None and not self._has(group.name):
@@ -154,9 +156,14 @@ class _Run:
         return self._new[name] if name in self._new else self._work.results[name]
 
 
-def _input_scale(rows: Sequence[Tensor], scheme: QuantScheme) -> Tensor:
+def _input_scale(name: str, rows: Sequence[Tensor], scheme: QuantScheme) -> Tensor:
     """By which the largest element of the text's becomes the format's largest number."""
-    largest = max(float(x.abs().amax()) for x in rows)
+    largest = float(torch.stack([x.abs().amax() for x in rows]).amax())  # Python's max would pass over a NaN
+    if not math.isfinite(largest):
+        raise CheckpointError(
+            f"{name}: the calibration text gives it inputs as large as {largest}, of which no scale can be made. Check "
+            "that the checkpoint computes finite numbers, or take another method"
+        )
     return torch.tensor([max(largest, SMALLEST_ROW) / (LARGEST if scheme.weight == FP8 else 127.0)])
 
 

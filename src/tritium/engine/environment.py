@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import tritium
-from tritium.config import available_threads
+from tritium.config import available_threads, cpu_level
 
 _KERNELS = Path(__file__).parents[1] / "kernels"
 _MATTERS = ("model name", "cpu family", "model\t", "stepping", "flags", "Features")
@@ -16,7 +16,7 @@ _MATTERS = ("model name", "cpu family", "model\t", "stepping", "flags", "Feature
 def environment(num_threads: int | None = None) -> dict[str, str]:
     """hardware, threads, versions and kernels of this process; times are worth something only where all are equal."""
     return {
-        "hardware": _hardware(),
+        "hardware": _hardware() + (f" as {level}" if (level := cpu_level()) else ""),
         "threads": str(num_threads or available_threads()),
         "tritium": tritium.__version__,
         "torch": str(torch.__version__),

@@ -22,6 +22,19 @@ _NORM = "float eps, float weight_offset, bool cast_before_weight"
 _ADD_LAYER_NORM = "Tensor x, Tensor residual, Tensor? x_bias, Tensor weight, Tensor? bias, float eps"
 
 
+def with_nan_rows(scale: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """The one scale [1] for every row of h [T, K], [T, 1]; NaN for a row that holds an infinity or a NaN."""
+    return torch.where(h.isfinite().all(-1, keepdim=True), scale.expand(len(h), 1), torch.nan)
+
+
+def scaled(
+    sums: torch.Tensor, x_scales: torch.Tensor, weight_scales: torch.Tensor, bias: torch.Tensor | None, dtype: str
+) -> torch.Tensor:
+    """A linear's sums [T, N] in fp32 times x_scales [T, 1] and weight_scales [1, N], plus bias, in `dtype`."""
+    sums = sums * x_scales * weight_scales
+    return (sums if bias is None else sums + bias.to(torch.float32)).to(getattr(torch, dtype))
+
+
 def row_ops(name: str, dtype: torch.dtype, quantize: Quantize) -> tuple[Op, ...]:
     """quantize_<name>, rms_norm_<name>, add_rms_norm_<name>, gated_activation_<name>, activation_<name> and
     add_layer_norm_<name>. quantize(x [T, K], scale): rows in `dtype` and their scales in fp32, [T, 1]."""

@@ -5,7 +5,7 @@ As `ops.quantized` with int8 activations, but that rows are quantised by an op o
 
 import torch
 
-from tritium.ops.fused_rows import Pair, linear_op, row_ops
+from tritium.ops.fused_rows import Pair, linear_op, row_ops, scaled, with_nan_rows
 from tritium.ops.quantized import quantize_rows
 
 
@@ -15,9 +15,8 @@ def quantize_int8(x: torch.Tensor, scale: torch.Tensor | None = None) -> Pair:
     if scale is None:
         return quantize_rows(x)
     h = x.to(torch.float32)
-    is_finite = h.isfinite().all(-1, keepdim=True)
-    scales = torch.where(is_finite, scale.expand(len(h), 1), torch.nan)
-    return (torch.where(is_finite, h, 0.0) / scale).round().clamp(-127, 127).to(torch.int8), scales
+    scales = with_nan_rows(scale, h)
+    return (torch.where(scales.isfinite(), h, 0.0) / scale).round().clamp(-127, 127).to(torch.int8), scales
 
 
 def linear_int8(
@@ -29,8 +28,8 @@ def linear_int8(
     dtype: str,
 ) -> torch.Tensor:
     """`x @ weight_NK.T`, exact, times x_scales [T, 1] and weight_scales [1, N] in fp32, plus bias, in `dtype`."""
-    sums = (x.double() @ weight_NK.double().t()).float() * x_scales * weight_scales  # in fp64 the sums are exact
-    return (sums if bias is None else sums + bias.to(torch.float32)).to(getattr(torch, dtype))
+    sums = (x.double() @ weight_NK.double().t()).float()  # in fp64 they are exact
+    return scaled(sums, x_scales, weight_scales, bias, dtype)
 
 
 INT8_OPS = (*row_ops("int8", torch.int8, quantize_int8), linear_op("int8", linear_int8))

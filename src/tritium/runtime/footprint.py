@@ -1,15 +1,17 @@
 """What an engine takes of memory, from its plan alone: executors are laid out by it, `tritium plan` shows it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from tritium.config import RuntimeConfig
 from tritium.engine.arena import plan_arena
-from tritium.engine.plan import Phase, Plan, Sizes
+from tritium.engine.plan import Phase, Plan, Ref, Sizes
 from tritium.kernels.kernel import Kernel
 from tritium.runtime.buckets import bucket, common_multiple
 from tritium.runtime.loaded_weights import bytes_in_use
-from tritium.runtime.memory import GPU_KV_SHARE, GPU_RESERVE, MemoryPlan, megabytes, plan_memory
+from tritium.runtime.memory import GPU_KV_SHARE, GPU_RESERVE, KV_SHARE, MemoryPlan, megabytes, plan_memory
 
 GPU_WORKSPACE = 96 << 20  # bytes: cuBLAS's two workspaces of 32 MiB, the kernels' scratch
 SAMPLING_CHUNK = 8192  # logits that one program of kernels/gpu/sampling.py looks at
@@ -61,24 +63,7 @@ def footprint(
         sequences=config.max_num_seqs,
         rows=bucket(config.max_num_seqs, multiples["rows"]),
     )
-    offsets, arena_bytes = plan_arena(plan, largest)
-    weights_bytes = bytes_in_use(plan, kernels)
-    memory = plan_memory(
-        plan.kv_groups,
-        config,
-        engine_max_model_len=engine_max_model_len,
-        weights_bytes=weights_bytes,
-        arena_bytes=arena_bytes,
-        available_bytes=available_bytes,
-    )
-    return Footprint(
-        largest=largest,
-        multiples=multiples,
-        offsets=offsets,
-        arena_bytes=arena_bytes,
-        weights_bytes=weights_bytes,
-        memory=memory,
-    )
+    return _laid_out(plan, kernels, config, largest, multiples, engine_max_model_len, available_bytes)
 
 
 def gpu_footprint(
@@ -90,7 +75,26 @@ def gpu_footprint(
     available_bytes: int,
 ) -> Footprint:
     """The same for a GPU. available_bytes: what is free of its memory. Raises `OutOfMemory` with the numbers."""
+    experts = _experts_bytes(plan, config.max_num_batched_tokens)
+    available_bytes -= GPU_RESERVE + experts
     largest = Sizes(tokens=config.max_num_batched_tokens, sequences=config.max_num_seqs, rows=config.max_num_seqs)
+    multiples = dict.fromkeys(PHASES, 1)
+    found = _laid_out(plan, kernels, config, largest, multiples, engine_max_model_len, available_bytes, GPU_KV_SHARE)
+    tables = len(plan.kv_groups) * config.max_num_seqs * -(-found.memory.max_model_len // config.block_size) * 4
+    logits = config.max_num_seqs * plan.vocab_size * 8 // SAMPLING_CHUNK  # a value and an id of each chunk
+    return replace(found, workspace_bytes=GPU_WORKSPACE + experts + tables + logits + 48 * found.largest.tokens)
+
+
+def _laid_out(
+    plan: Plan,
+    kernels: Sequence[Kernel],
+    config: RuntimeConfig,
+    largest: Sizes,
+    multiples: Mapping[Phase, int],
+    engine_max_model_len: int,
+    available_bytes: int,
+    kv_share: float = KV_SHARE,
+) -> Footprint:
     offsets, arena_bytes = plan_arena(plan, largest)
     weights_bytes = bytes_in_use(plan, kernels)
     memory = plan_memory(
@@ -99,20 +103,32 @@ def gpu_footprint(
         engine_max_model_len=engine_max_model_len,
         weights_bytes=weights_bytes,
         arena_bytes=arena_bytes,
-        available_bytes=available_bytes - GPU_RESERVE,
-        kv_share=GPU_KV_SHARE,
+        available_bytes=available_bytes,
+        kv_share=kv_share,
     )
-    tables = len(plan.kv_groups) * config.max_num_seqs * -(-memory.max_model_len // config.block_size) * 4
-    logits = config.max_num_seqs * plan.vocab_size * 8 // SAMPLING_CHUNK  # a value and an id of each chunk
     return Footprint(
         largest=largest,
-        multiples=dict.fromkeys(PHASES, 1),
+        multiples=multiples,
         offsets=offsets,
         arena_bytes=arena_bytes,
         weights_bytes=weights_bytes,
         memory=memory,
-        workspace_bytes=GPU_WORKSPACE + tables + logits + 48 * largest.tokens,
     )
+
+
+def _experts_bytes(plan: Plan, num_tokens: int) -> int:
+    """What kernels/gpu/moe.py keeps for batches of up to that many tokens: its `Scratch` for each power of two, of
+    which all together take less than twice the largest. Layers of equal sizes share it."""
+    sizes = {}
+    for step in plan.steps:
+        if step.op in ("moe", "experts"):
+            shapes = {name: plan.value(arg.value).shape for name, arg in step.args.items() if isinstance(arg, Ref)}
+            top_k = step.args["top_k"] if step.op == "moe" else shapes["chosen_TJ"][1]
+            _, width, hidden = shapes["down_EDF"]
+            itemsize = getattr(torch, plan.value(step.outputs[0]).dtype).itemsize
+            row_bytes = (int(width) + int(hidden)) * itemsize + 6 * 4  # and its choice, weight, place and tile
+            sizes[shapes["down_EDF"], top_k] = 2 * int(str(top_k)) * row_bytes
+    return (1 << (num_tokens - 1).bit_length()) * sum(sizes.values())
 
 
 def _row_multiple(plan: Plan, kernels: Sequence[Kernel], phase: Phase) -> int:

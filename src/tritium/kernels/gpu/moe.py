@@ -196,9 +196,11 @@ def bind_moe(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
 def bind_experts(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.experts into outputs[0]; an expert that there is not gives a row of NaN."""
     chosen, weights = args["chosen_TJ"], args["weights_TJ"]
-    need_dense(chosen_TJ=chosen, weights_TJ=weights)
-    scratch = _scratch_for(args["x_TD"], args["gate_up_EGD"], chosen.shape[1])
-    return _bind_mix(args, outputs[0], chosen, weights, chosen.shape[1], scratch)
+    top_k = chosen.shape[1]
+    scratch = _scratch_for(args["x_TD"], args["gate_up_EGD"], top_k)
+    own_chosen, own_weights = (b[: chosen.numel()].view(chosen.shape) for b in (scratch.chosen, scratch.weights))
+    mix = _bind_mix(args, outputs[0], own_chosen, own_weights, top_k, scratch)
+    return lambda: (own_chosen.copy_(chosen), own_weights.copy_(weights), mix())  # whatever their layout and type
 
 
 def _bind_mix(

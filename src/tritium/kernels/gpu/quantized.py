@@ -191,8 +191,9 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: Quant
     scales, units = args["scales_NG"]
     need_dense(x=x[0], qweight=qweight, scales_NG=scales, out=out[0])
     (num_rows, num_in), (num_out, num_groups) = x.shape, scales.shape
-    step = num_in // num_groups if num_groups > 1 else WIDE
-    num_steps, bits = triton.cdiv(num_in, step), 8 if qweight.dtype == torch.int8 else 4
+    bits = 8 if qweight.dtype == torch.int8 else 4
+    step = WIDE if bits == 8 and num_groups == 1 else num_in // num_groups
+    num_steps = triton.cdiv(num_in, step)
     if num_rows == 1 and bits == 8 and tactic is None:
         return partial(
             _one_row_kernel[(triton.cdiv(num_out, ONE_ROW["BLOCK_N"]),)],

@@ -26,21 +26,25 @@ _TO_EVEN = tl.constexpr(12582912.0)  # 1.5 * 2^23: added and taken away again, i
 def _store_row(h, q_ptr, scales_ptr, scale_ptr, row, d, width, IS_INT8: tl.constexpr, HAS_SCALE: tl.constexpr):
     """The row h in fp32 (zero behind `width`) in 8 bits and its scale; both outputs are dense.
 
-    int8 has no NaN: a row that holds one, or an infinity, gets the scale NaN.
+    A row that holds an infinity or a NaN gets the scale NaN: int8 has neither, and a scale of the whole tensor would
+    make an infinity the largest number of either format.
     """
     most: tl.constexpr = 127.0 if IS_INT8 else 448.0
+    smallest: tl.constexpr = 1e-30 if IS_INT8 else 1e-12  # TINY of ops/quantized.py, SMALLEST_ROW of ops/fp8.py
     if HAS_SCALE:
         scale = tl.load(scale_ptr)
         values = h * (1.0 / scale)
         values = tl.where(values > most, most, tl.where(values < -most, -most, values))  # keeps NaN
     else:
-        largest = tl.maximum(tl.max(tl.abs(h), 0), 1e-12)
+        largest = tl.maximum(tl.max(tl.abs(h), 0), smallest)
         scale = largest / most
         values = h * (most / largest)
     if IS_INT8:
         scale += tl.sum(h * 0.0, 0)
         q = ((values + _TO_EVEN) - _TO_EVEN).to(tl.int32).to(tl.int8)
     else:
+        if HAS_SCALE:
+            scale += tl.sum(h * 0.0, 0)
         q = values.to(q_ptr.dtype.element_ty)
     tl.store(scales_ptr + row, scale)
     tl.store(q_ptr + row * width + d, q, mask=d < width)
