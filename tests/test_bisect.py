@@ -15,12 +15,13 @@ from tritium.compiler import build
 from tritium.errors import ConfigError, EngineError
 from tritium.graph.edit import arguments
 from tritium.inspection.changes import captured_modules, changed_sites
-from tritium.passes import pipeline
+from tritium.passes import encoder_pipeline, pipeline
 from tritium.testing.tiny_configs import LLAMA
 from tritium.testing.tiny_encoders import make_encoder
 from tritium.testing.tiny_models import make_checkpoint
 
 GATED = torch.ops.tritium.linear_gated.default
+ACTIVATED = torch.ops.tritium.linear_activation.default
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +44,17 @@ def replaced(monkeypatch, name, run):
         dataclasses.replace(row, run=lambda graph, true=row.run: run(graph, true)) if row.name == name else row
         for row in pipeline.FUSE
     ]
-    monkeypatch.setattr(pipeline, "FUSE", tuple(rows))
+    for users in (pipeline, encoder_pipeline):
+        monkeypatch.setattr(users, "FUSE", tuple(rows))
 
 
-def wrong_in(*modules):
+def wrong_in(*modules, target=GATED):
     """fuse_linear_activation with another activation in some of the blocks."""
 
     def run(graph, true):
         result = true(graph)
         for node in graph.nodes:
-            if node.target is GATED and node.meta["source"].module in modules:
+            if node.target is target and node.meta["source"].module in modules:
                 kind = list(arguments(node)).index("kind")
                 node.args = (*node.args[:kind], "relu", *node.args[kind + 1 :])
         return result
@@ -103,7 +105,7 @@ def test_the_layer_where_a_pass_is_wrong_is_found(model, tmp_path, monkeypatch):
     [fused] = bisect(engine, model, max_ratio=1000, num_tokens=8, passes=["fuse_linear_activation"])
     beyond = [site for site in fused.sites if site.is_beyond]
     assert [site.modules for site in beyond] == [("layers.1.mlp",)]
-    assert beyond[0].max_kl == fused.max_kl > 1e-3
+    assert beyond[0].divergence == fused.divergence > 1e-3
 
 
 @pytest.mark.full
@@ -128,8 +130,10 @@ def test_the_command_names_the_site_and_how_to_leave_the_pass_out_there(model, t
     engine = build(model, output_dir=tmp_path / "wrong")
     done = tritium("bisect", engine.path, "--max-ratio", "1000", "--num-tokens", "8")
     assert done.exit_code == 1
-    assert re.search(r"^fuse_linear_activation +3 +3 .*<- beyond a bound\n    layers\.0\.mlp: KL ", done.stdout, re.M)
-    assert "    layers.2.mlp: KL " in done.stdout and "layers.1.mlp" not in done.stdout
+    assert re.search(
+        r"^fuse_linear_activation +3 +3 .*<- beyond a bound\n    layers\.0\.mlp: diverges by ", done.stdout, re.M
+    )
+    assert "    layers.2.mlp: diverges by " in done.stdout and "layers.1.mlp" not in done.stdout
     assert "--disable-pass fuse_linear_activation@layers.0.mlp" in done.stdout
     left_out = ("fuse_linear_activation@layers.0.mlp", "fuse_linear_activation@layers.2.mlp")
     mended = build(model, output_dir=tmp_path / "mended", disabled_passes=left_out)
@@ -151,9 +155,9 @@ def test_passes_that_are_right_are_within_the_bounds_and_their_gain_is_told(engi
     assert done.exit_code == 0
     [merged] = json.loads(done.stdout)["passes"]
     assert merged["num_places"] == 3 and merged["num_steps"] == 6
-    assert merged["max_kl"] <= 1e-6 and not merged["is_beyond"]
+    assert merged["divergence"] <= 1e-6 and not merged["is_beyond"]
     assert [site["modules"] for site in merged["sites"]] == [[f"layers.{i}.attention"] for i in range(3)]
-    assert all(site["times"]["decode"] > 0 and site["max_kl"] is None for site in merged["sites"])
+    assert all(site["times"]["decode"] > 0 and site["divergence"] is None for site in merged["sites"])
 
 
 def test_a_source_that_gives_another_plan_is_refused(engine, tmp_path):
@@ -162,8 +166,22 @@ def test_a_source_that_gives_another_plan_is_refused(engine, tmp_path):
     assert "does not give the plan of" in json.loads(done.stdout)["error"]["message"]
 
 
-def test_an_encoder_is_refused_by_its_name(tmp_path):
-    path, _ = make_encoder(tmp_path / "model", "BertModel")
-    encoder = build(path, output_dir=tmp_path / "bert")
-    with pytest.raises(EngineError, match=r"bert \(kind 'encoder', backend 'cpu'\): bisect compares decoders"):
-        bisect(encoder, path)
+def test_of_an_encoder_the_layer_where_a_pass_is_wrong_is_found(tmp_path, monkeypatch):
+    path, _ = make_encoder(tmp_path / "model", "BertForSequenceClassification")
+    right = build(path, output_dir=tmp_path / "right")
+    [fused] = bisect(right, path, max_ratio=1000, num_tokens=8, passes=["fuse_linear_activation"])
+    assert fused.divergence < 1e-9 and not fused.is_beyond
+    assert fused.times.prefill > 0 and fused.times.decode is None
+    replaced(monkeypatch, "fuse_linear_activation", wrong_in("layers.1", target=ACTIVATED))
+    wrong = build(path, output_dir=tmp_path / "wrong")
+    done = tritium("bisect", wrong.path, "--max-ratio", "1000", "--num-tokens", "8", "--pass", "fuse_linear_activation")
+    assert done.exit_code == 1 and re.search(r"^    layers\.1: diverges by ", done.stdout, re.M)
+    assert done.stdout.count(": diverges by ") == 1
+
+
+def test_a_stateless_module_is_refused_by_its_name(tmp_path):
+    module = build(torch.nn.Linear(4, 4).eval(), output_dir=tmp_path / "one", example_inputs=(torch.ones(2, 4),))
+    with pytest.raises(
+        EngineError, match=r"one \(kind 'module', backend 'cpu'\): bisect compares decoders and encoders"
+    ):
+        bisect(module, torch.nn.Linear(4, 4))

@@ -24,7 +24,7 @@ FLAGS = {
     "refit": "CHECKPOINT ENGINE --json",
     "inspect": "ENGINE --decode --html --json --no-timing --num-tokens --plugin",
     "diff": "FIRST SECOND --json --plugin",
-    "bisect": "ENGINE --json --max-kl --max-ratio --model --num-tokens --pass --plugin",
+    "bisect": "ENGINE --json --max-divergence --max-ratio --model --num-tokens --pass --plugin",
     "tune": "ENGINE --deny --effort --export --import --json --num-threads --plugin",
     "run": f"MODEL --prompt --input --output --json {CHOSEN} {OPENED}",
     "chat": f"MODEL --system --json {CHOSEN} {OPENED}",

@@ -18,7 +18,7 @@ def run(
     *,
     engine: Path,
     model: str | None,
-    max_kl: float,
+    max_divergence: float,
     max_ratio: float,
     num_tokens: int,
     passes: Sequence[str],
@@ -35,15 +35,15 @@ def run(
         if not is_json:
             say(f"without {name} ({number + 1} of {total})")
 
-    bounds = {"max_kl": max_kl, "max_ratio": max_ratio}
+    bounds = {"max_divergence": max_divergence, "max_ratio": max_ratio}
     findings = bisect(loaded, source, **bounds, num_tokens=num_tokens, passes=passes, report=report)
     if is_json:
         print_json({"engine": str(engine), "passes": [_record(finding) for finding in findings]})
     else:
-        print(f"{'pass':<24} places  steps saved    max KL  prefill  decode   (time with it / without it)")
+        print(f"{'pass':<24} places  steps saved    diverges  prefill  decode   (time with it / without it)")
         for one in findings:
             mark = "  <- beyond a bound" if one.is_beyond else ""
-            head = f"{one.name:<24} {one.num_places:>6} {one.num_steps:>12} {one.max_kl:>9.1e}"
+            head = f"{one.name:<24} {one.num_places:>6} {one.num_steps:>12} {one.divergence:>9.1e}"
             print(f"{head} {_times(one.times)}{mark}")
             _say_sites(one)
     if any(finding.is_beyond for finding in findings):
@@ -54,7 +54,7 @@ def _say_sites(finding: Finding) -> None:
     beyond = [site for site in finding.sites if site.is_beyond]
     for site in beyond[:SITES_SHOWN]:
         where = ", ".join(module or "the model" for module in site.modules)
-        kl = f"KL {site.max_kl:.1e}  " if site.max_kl is not None else ""
+        kl = f"diverges by {site.divergence:.1e}  " if site.divergence is not None else ""
         times = _times(site.times).lstrip() if site.times is not None else ""
         print(f"    {where}: {kl}{times}  ({site.ops})".rstrip())
     if len(beyond) > SITES_SHOWN:
@@ -64,7 +64,8 @@ def _say_sites(finding: Finding) -> None:
 
 
 def _times(times: Times) -> str:
-    return f"{times.prefill:>7.2f} {times.decode:>7.2f}"
+    decode = "-" if times.decode is None else f"{times.decode:.2f}"
+    return f"{times.prefill:>7.2f} {decode:>7}"
 
 
 def _record(finding: Finding) -> dict[str, Any]:

@@ -122,7 +122,9 @@ def diff(
 def bisect(
     engine: Annotated[Path, typer.Argument(help="The engine directory.")],
     model: Annotated[str | None, typer.Option(help="The model it was built from, where it has moved.")] = None,
-    max_kl: Annotated[float, typer.Option("--max-kl", help="Nats that a pass may change any distribution by.")] = 1e-6,
+    max_divergence: Annotated[
+        float, typer.Option(help="Nats that a pass may move next tokens by; an encoder's squared relative error.")
+    ] = 1e-6,
     max_ratio: Annotated[float, typer.Option(help="Time with a pass over time without it, at most.")] = 1.1,
     num_tokens: Annotated[int, typer.Option(help="Tokens to compare on.", min=2, max=512)] = 64,
     only: Annotated[list[str] | None, typer.Option("--pass", help="Look at this pass alone. May be repeated.")] = None,
@@ -130,7 +132,7 @@ def bisect(
     is_json: o.Json = False,
 ) -> None:
     """Find the pass, and the site, that changes an engine's numbers or its time beyond a bound."""
-    bounds = {"max_kl": max_kl, "max_ratio": max_ratio, "num_tokens": num_tokens}
+    bounds = {"max_divergence": max_divergence, "max_ratio": max_ratio, "num_tokens": num_tokens}
     work = {"engine": engine, "model": model, **bounds, "passes": only or [], "plugins": plugin or []}
     do_work("bisect_command", {**work, "is_json": is_json})
 
