@@ -145,6 +145,13 @@ def test_a_parallel_block_has_one_linear_for_attention_and_mlp():
     assert sorted(slices) == [(1, 0, 12), (1, 12, 18), (1, 18, 24), (1, 24, 44)]
 
 
+def test_a_slice_of_which_others_were_cut_goes_when_nothing_reads_it_any_more():
+    graph = graph_of(parallel, (A, WQ, WK, WV, torch.randn(20, 12), torch.randn(12, 20)), weights=WEIGHTS)
+    assert merge_qkv(graph).num_matches == merge_parallel(graph).num_matches == 1
+    canonicalise_views(graph)
+    assert not [node for node in graph.nodes if node.op == "call_function" and not node.users]
+
+
 def test_an_mlp_that_reads_another_value_is_not_merged_with_attention():
     def serial(x, q, k, v, up, down):
         return separate(x, q, k, v) + ops.linear(ops.activation(ops.linear(x.tanh(), up, None), "gelu"), down, None)

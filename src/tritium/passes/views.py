@@ -4,8 +4,9 @@ Matches: view, reshape, flatten, unflatten, squeeze, unsqueeze, transpose, permu
     split, chunk, unbind, expand, repeat_interleave and their relatives, in every overload and keyword form.
 Replaces with: `aten.view` (sizes from the result; -1 for the one that depends on the batch), `aten.permute`,
     `aten.slice.Tensor` (non-negative start and end), `aten.expand` (-1 for sizes that stay). A view of a view of the
-    same kind becomes one, and one that changes nothing goes. What cannot be written so (two sizes that depend on the
-    batch, a cut along the tokens) stays as it is, for the locality proof to refuse.
+    same kind becomes one; one that changes nothing goes, and so does one that is not read any more. What cannot be
+    written so (two sizes that depend on the batch, a cut along the tokens) stays as it is, for the locality proof to
+    refuse.
 """
 
 import operator
@@ -18,6 +19,7 @@ from torch import fx
 from tritium.engine.plan import Extent
 from tritium.graph.edit import arguments, insert, replace
 from tritium.graph.spec import Dim, Spec, args_of, has_spec, spec_of
+from tritium.passes.dead_code import remove_dead_code
 from tritium.passes.result import PassResult
 
 aten = torch.ops.aten
@@ -47,6 +49,7 @@ def canonicalise_views(graph: fx.Graph) -> PassResult:
         if new is not None and new is not node:
             replace(node, new)
             count += 1
+    remove_dead_code(graph)  # a slice of which others were cut, and now are of what it was cut of
     return PassResult(count)
 
 
