@@ -3,6 +3,7 @@
 #include "linear_amx.h"
 #include "linear_blocks.h"
 #include "linear_outputs.h"
+#include "pack.h"
 
 namespace {
 using namespace tritium;
@@ -151,7 +152,13 @@ template <class T> void linear_pack(const LinearPackArgs& a) {
 #pragma omp parallel for schedule(static)
   for (int64_t p = 0; p < num_panels; ++p) {
     T* to = static_cast<T*>(a.out) + p * kPanel * padded;
-    for (int64_t k = 0; k < padded; ++k)
+    int64_t done = 0;
+    if constexpr (sizeof(T) * kRun == sizeof(uint32_t)) {
+      PanelRows rows;
+      find_rows(a.weight, p, a.num_out, a.is_gated, a.stride * static_cast<int64_t>(sizeof(T)), rows);
+      done = pack_units(rows, a.num_in / kRun, reinterpret_cast<uint32_t*>(to), [](u32xw x) { return x; }) * kRun;
+    }
+    for (int64_t k = done; k < padded; ++k)
       for (int64_t i = 0; i < kPanel; ++i) {
         const int64_t n = row_in(p, i, a.num_out, a.is_gated);
         const bool is_inside = n >= 0 && k < a.num_in;

@@ -2,6 +2,7 @@
 // the packing of weights and scales.
 #include "linear_quantized_tiles.h"
 #include "linear_quantized_vectors.h"
+#include "pack.h"
 
 namespace {
 using namespace tritium;
@@ -32,13 +33,27 @@ template <class T> void quantized_linear(const QuantizedLinearArgs& a) {
   (a.bits == 8 ? multiply<8> : multiply<4>)(a, kRowFunctions<T>);
 }
 
+// kWide units of weights as they are given, as they are packed.
+template <int kBits> u32xw as_packed(u32xw x) {
+  if constexpr (kBits == 8) return x ^ 0x80808080u;
+  const auto bytes = [](u32xw four) {  // 4 bits each, side by side -> a byte each
+    four = (four | four << 8) & 0x00ff00ffu;
+    return (four | four << 4) & 0x0f0f0f0fu;
+  };
+  return bytes(x & 0xffffu) | bytes(x >> 16) << 4;
+}
+
 template <int kBits> void pack_panels(const QuantizedPackArgs& a) {
   const int64_t units = padded_units<kBits>(a.num_in), num_panels = panels_in(a.num_out, a.is_gated);
   const uint8_t* weight = static_cast<const uint8_t*>(a.weight);
 #pragma omp parallel for schedule(static)
   for (int64_t p = 0; p < num_panels; ++p) {
     uint32_t* to = static_cast<uint32_t*>(a.out) + p * units * kPanel;
-    for (int64_t u = 0; u < units; ++u)
+    PanelRows rows;
+    find_rows(weight, p, a.num_out, a.is_gated, a.num_in * kBits / 8, rows);
+    const bool has_whole_rows = a.num_in * kBits % 8 == 0;
+    const int64_t done = has_whole_rows ? pack_units(rows, a.num_in / kUnit<kBits>, to, as_packed<kBits>) : 0;
+    for (int64_t u = done; u < units; ++u)
       for (int64_t i = 0; i < kPanel; ++i) {
         const int64_t n = row_in(p, i, a.num_out, a.is_gated);
         uint32_t unit = 0;
