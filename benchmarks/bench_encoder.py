@@ -1,14 +1,14 @@
-"""BERT-base shape, texts of mixed lengths: sequences/s of ours, transformers and ONNX Runtime on the same weights.
+"""BERT-base shape, texts of mixed lengths: sequences/s of ours and of transformers, ONNX Runtime and OpenVINO.
 
 python benchmarks/bench_encoder.py [--rounds 5] [--json FILE] [--folder DIR] [--sides ours-float32 ...]
 
-32 texts of 8 to 256 random tokens, mean-pooled embeddings, which must agree. Each side (a module of encoder/) runs in a
-process of its own, with the same number of threads, one after the other, `--rounds` times in turn. A peer takes the
-texts as one padded batch, and again sorted by length, as padded batches of 8: both are reported. ONNX Runtime is
-installed into a virtual environment in a temporary directory, or in DIR, which then keeps it and the model; its graph
-goes through its own BERT optimizer; it has no bfloat16 on CPUs. Where FILE has rounds already, those of this run are
-added: a measurement may be made in pieces. In 8 bits ours is scheme w8a8 in bfloat16, ONNX Runtime's its dynamic
-quantisation, per channel.
+32 texts of 8 to 256 random tokens, the same weights, mean-pooled embeddings, which must agree. Each side (a module of
+encoder/) runs in a process of its own, with the same number of threads, one after the other, `--rounds` times in turn.
+A peer takes the texts as one padded batch, and again sorted by length, as padded batches of 8: both are reported. ONNX
+Runtime and OpenVINO are installed into virtual environments in a temporary directory, or in DIR, which then keeps them
+and the model. ONNX Runtime's graph goes through its own BERT optimizer; it has no bfloat16 on CPUs. Where FILE has
+rounds already, those of this run are added: a measurement may be made in pieces. In 8 bits ours is scheme w8a8 in
+bfloat16, ONNX Runtime's its dynamic quantisation, per channel, and OpenVINO's NNCF's calibrated one.
 """
 
 import argparse
@@ -30,9 +30,10 @@ from encoder.side import BATCH, texts
 
 SIDES = (
     *("ours-float32", "transformers-float32", "onnx-float32", "ours-bfloat16", "transformers-bfloat16"),
-    *("ours-w8a8", "onnx-w8a8"),
+    *("ours-w8a8", "onnx-w8a8", "openvino-w8a8"),
 )
-MODULES = {"ours": "encoder.ours", "transformers": "encoder.peer_transformers", "onnx": "encoder.peer_onnx"}
+MODULES = {"ours": "encoder.ours"} | {n: f"encoder.peer_{n}" for n in ("transformers", "onnx", "openvino")}
+PACKAGES = {"onnx": ("onnxruntime", "onnx"), "openvino": ("openvino", "nncf")}  # others run in this environment
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "w8a8": 0.1}  # of the largest number of an embedding
 
 
@@ -42,13 +43,16 @@ def make_model(path: Path) -> None:
     BertModel(BertConfig(), add_pooling_layer=False).save_pretrained(path)
 
 
-def peer_python(folder: Path) -> str:
-    """A virtual environment with ONNX Runtime that sees this one's packages behind its own."""
-    python = str(folder / "bin" / "python")
-    if Path(python).exists():
+def peer_python(name: str, folder: Path) -> str:
+    """A virtual environment with a peer's packages that sees this one's behind its own."""
+    if name not in PACKAGES:
+        return sys.executable
+    place = folder / f"venv-{name}"
+    python = str(place / "bin" / "python")
+    if (place / "ready").exists():
         return python
-    venv.create(folder, with_pip=True)
-    subprocess.run([python, "-m", "pip", "install", "-q", "onnxruntime", "onnx"], check=True)
+    venv.create(place, with_pip=True, clear=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES[name]], check=True)
     site = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True,
@@ -56,6 +60,7 @@ def peer_python(folder: Path) -> str:
         check=True,
     ).stdout.strip()
     (Path(site) / "behind.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))
+    (place / "ready").touch()
     return python
 
 
@@ -73,7 +78,7 @@ def main() -> None:
         model = folder / "model"
         if not model.exists():
             make_model(model)
-        other = peer_python(folder / "venv") if any(side.startswith("onnx") for side in args.sides) else ""
+        pythons = {name: peer_python(name, folder) for name in {side.partition("-")[0] for side in args.sides}}
         environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
         paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -84,7 +89,7 @@ def main() -> None:
         for _ in range(args.rounds):
             for side in args.sides:
                 name, _, dtype = side.partition("-")
-                command = [other if name == "onnx" else sys.executable, "-m", MODULES[name], "--model", str(model)]
+                command = [pythons[name], "-m", MODULES[name], "--model", str(model)]
                 command += ["--dtype", dtype, "--threads", str(args.threads), "--repeats", str(args.repeats)]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
                 result = json.loads(done.stdout.splitlines()[-1])

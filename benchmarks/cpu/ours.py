@@ -1,12 +1,18 @@
 """Ours: `LLM` on an engine that prepare.py has built. A format is a scheme, or the dtype of the weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import side
 
-CACHE_BYTES = 400_000_000  # more than the largest load needs: 32 requests of 272 tokens, 32 KiB a token
+
+def cache_bytes(model: Path) -> int:
+    """Of a cache in bf16 for `side.CONTEXT` tokens."""
+    config = json.loads((model / "config.json").read_text())
+    numbers = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
+    return 2 * numbers * side.CONTEXT
 
 
 class Ours:
@@ -21,7 +27,7 @@ class Ours:
             num_threads=threads,
             max_model_len=side.MAX_LEN,
             max_num_seqs=32,
-            kv_cache_memory=CACHE_BYTES,
+            kv_cache_memory=cache_bytes(model),
         )
 
     def generate(self, prompts: list[list[int]], length: int) -> list[list[int]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import side
 
-BATCH, MICRO_BATCH, MAX_SEQUENCES, CONTEXT = 2048, 512, 32, 32 * 272
+BATCH, MICRO_BATCH, MAX_SEQUENCES = 2048, 512, 32
 
 
 class Llama:
@@ -25,7 +25,7 @@ class Llama:
         c.llama_log_set(self._log, ctypes.c_void_p(0))
         self._model = c.llama_model_load_from_file(str(self._path).encode(), c.llama_model_default_params())
         options = c.llama_context_default_params()
-        options.n_ctx, options.n_batch, options.n_ubatch = CONTEXT, BATCH, MICRO_BATCH
+        options.n_ctx, options.n_batch, options.n_ubatch = side.CONTEXT, BATCH, MICRO_BATCH
         options.n_seq_max, options.n_threads, options.n_threads_batch = MAX_SEQUENCES, threads, threads
         options.kv_unified = True
         self._context = c.llama_init_from_model(self._model, options)

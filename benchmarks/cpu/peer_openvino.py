@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import side
 
-CACHE_GB = 1
+BLOCK_TOKENS = 32  # of its cache on CPUs
 BATCHED_TOKENS = 512  # its default, 256, was slower
 
 
@@ -20,7 +20,7 @@ class OpenVino:
         self._openvino, self._genai, self._path = openvino, genai, model.parent / f"openvino-{form}"
         self._options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         schedule = genai.SchedulerConfig()
-        schedule.cache_size, schedule.max_num_batched_tokens = CACHE_GB, BATCHED_TOKENS
+        schedule.num_kv_blocks, schedule.max_num_batched_tokens = side.CONTEXT // BLOCK_TOKENS, BATCHED_TOKENS
         schedule.enable_prefix_caching = False
         self._pipeline = genai.ContinuousBatchingPipeline(str(self._path), schedule, "CPU", self._options)
 

@@ -35,7 +35,13 @@ PEERS: dict[str, Peer] = {
         script="peer_llama.py",
         formats=("Q4_0", "Q4_K_M", "Q8_0", "BF16"),
         requirements=("llama-cpp-python==0.3.36",),
-        build_environment={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": "2"},
+        # GCC 12 compiles its AMX kernels to ones that end with an illegal instruction; clang needs libomp
+        build_environment={
+            "CC": "clang-19",
+            "CXX": "clang++-19",
+            "CMAKE_BUILD_PARALLEL_LEVEL": "2",
+            "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF",
+        },
     ),
     "openvino": Peer(
         script="peer_openvino.py",

@@ -57,8 +57,8 @@ ROWS = (
     *(
         Row(name=name, sides=sides, of=itemgetter(key), aim=1.0, unit=unit, is_smaller_better=True)
         for name, sides, key, unit in (
-            ("memory (PSS after a load), 4 bits", FOUR, "pss_mb", "MB"),
-            ("memory (PSS after a load), 8 bits", EIGHT, "pss_mb", "MB"),
+            ("peak of resident memory, 4 bits", FOUR, "peak_rss_mb", "MB"),
+            ("peak of resident memory, 8 bits", EIGHT, "peak_rss_mb", "MB"),
             ("load to first token, 8 bits", EIGHT, "first_token_s", "s"),
         )
     ),
@@ -130,7 +130,7 @@ def table(outcomes: list[Outcome]) -> list[str]:
 def all_sides(shape: str, starts: list[dict[str, Any]], divergence: dict[str, Any]) -> list[str]:
     """One line a side: medians of everything."""
     lines = [
-        f"| side | {' | '.join(LOADS.values())} | bits | KL to fp32 | PSS, MB | first token, s | read, GB/s |",
+        f"| side | {' | '.join(LOADS.values())} | bits | KL to fp32 | peak, MB | first token, s | read, GB/s |",
         f"|---{'|---' * (len(LOADS) + 5)}|",
     ]
     for side in FOUR + EIGHT + SIXTEEN:
@@ -143,7 +143,7 @@ def all_sides(shape: str, starts: list[dict[str, Any]], divergence: dict[str, An
             cells.append(f"{statistics.median(rates):,.1f}" if rates else "")
         cells.append(f"{8 * of_side[0]['weight_file_bytes'] / NUMBERS[shape]:.2f}")
         cells.append(f"{divergence[side]:.4f}" if side in divergence else "")
-        for value, digits in (("pss_mb", 0), ("first_token_s", 2)):
+        for value, digits in (("peak_rss_mb", 0), ("first_token_s", 2)):
             cells.append(f"{statistics.median(start[value] for start in of_side):,.{digits}f}")
         cells.append(f"{statistics.median(start['read_gb_s']['median'] for start in of_side):.1f}")
         lines.append(f"| {' | '.join(cells)} |")

@@ -27,6 +27,7 @@ VOCAB_SIZE, INPUT_LEN, OUTPUT_LEN, PREFILL_LEN, DECODE_LEN = 32_000, 128, 128, 5
 LOADS = ("decode", "prefill", "r8", "r32")
 READ_BYTES, READ_PASSES = 1 << 30, 9
 MAX_LEN = 768  # of any request; engines that plan a cache by it get it
+CONTEXT = 32 * 272  # tokens in the cache of an engine that is told: what the largest load needs
 
 
 class Engine(Protocol):
@@ -76,12 +77,18 @@ def run_load(engine: Engine, prompts: Prompts, load: str) -> float:
     return count * OUTPUT_LEN / seconds_of(engine, prompts.take(count, INPUT_LEN), OUTPUT_LEN)
 
 
-def pss_mb() -> float:
-    """This process's memory: its own, and its share of what it shares."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+def memory_mb(file: str, name: str) -> float:
+    """A line of /proc/self/`file`. smaps_rollup Pss: its own memory and its share of what it shares; status VmHWM: the
+    most that was ever resident, as the kernel itself keeps it (PSS is read now and then only, and reading it is slow).
+    """
+    for line in Path("/proc/self", file).read_text().splitlines():
+        if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024 / 1e6
-    raise OSError("/proc/self/smaps_rollup has no line Pss")
+    raise OSError(f"/proc/self/{file} has no line {name}")
+
+
+def pss_mb() -> float:
+    return memory_mb("smaps_rollup", "Pss")
 
 
 def read_gb_s(threads: int, folder: Path) -> list[float]:
@@ -127,8 +134,9 @@ def run(open_engine: Callable[[Path, str, int], Engine]) -> None:
         memory.append(pss_mb())
     if args.logits:
         np.save(args.logits, engine.logits(Prompts(1).take(1, INPUT_LEN)[0]))
-    read = read_gb_s(args.threads, args.model.parent) if args.loads else []
     record |= {"rates": rates, "pss_mb": max(memory), "pss_after_first_token_mb": memory[0]}
+    record["peak_rss_mb"] = memory_mb("status", "VmHWM")
+    read = read_gb_s(args.threads, args.model.parent) if args.loads else []
     if read:
         record["read_gb_s"] = {"median": statistics.median(read), "best": read[-1]}
     print(json.dumps(record))
