@@ -206,7 +206,7 @@ KERNELS: tuple[Kernel, ...] = (
             "quantized:bind",
             f"quantized:{supports}",
             pack={"qweight": f"quantized:{weight}", "scales_NG": f"quantized:{scales}"},
-            numerics="int8 activations: exact sums by group, fp32 over groups; else fp32 chains, by machine",
+            numerics="int8 activations: exact sums over all of K; else fp32 chains, by machine",
         )
         for op, supports, weight, scales in (
             ("quantized_linear", "supports", "pack_weight", "pack_scales"),

@@ -67,13 +67,17 @@ inline void expand_shorts4(const uint32_t* panel, const int16_t* steps, char* to
   const __m512i wide = _mm512_maskz_cvtepu16_epi32(kAll, *reinterpret_cast<const __m256i_u*>(steps));
   const u16x32 step = bit_cast<u16x32>(bit_cast<u32x16>(wide) | bit_cast<u32x16>(wide) << 16), rest = 128 - 8 * step;
   const auto product = [&](u32x16 nibbles) { return bit_cast<u32x16>(bit_cast<u16x32>(nibbles & 0x000f000fu) * step + rest); };
+  const auto bytes = [](u32x16 even, u32x16 odd) {  // the lower bytes of words, the upper ones
+    const __m512i lower = _mm512_set1_epi32(0x00ff00ff);
+    return bit_cast<u32x16>(_mm512_ternarylogic_epi32(lower, bit_cast<__m512i>(even), bit_cast<__m512i>(odd), 0xca));
+  };
   for (int u = 0; u < 4; ++u, panel += kPanel) {
     __builtin_prefetch(reinterpret_cast<const char*>(panel) + kAhead);
     const u32x16 x = units16(panel);
     for (int half = 0; half < 2; ++half, to += 64) {
       const u32x16 even = product(x >> (4 * half)), odd = product(x >> (4 * half + 8));  // 256 x upper + lower + 128
-      keep(to, (bit_cast<u32x16>(bit_cast<u16x32>(even) >> 8) & 0x00ff00ffu) | (odd & 0xff00ff00u));
-      keep(to + kTileBytes, (even & 0x00ff00ffu) | bit_cast<u32x16>(bit_cast<u16x32>(odd) << 8));
+      keep(to, bytes(bit_cast<u32x16>(bit_cast<u16x32>(even) >> 8), odd));
+      keep(to + kTileBytes, bytes(even, bit_cast<u32x16>(bit_cast<u16x32>(odd) << 8)));
     }
   }
 }
