@@ -2,7 +2,7 @@
 // every group, so that [16, 64 bytes] of it are a tile.
 //
 // 8-bit weights with int8 activations are read as they are packed: 16 units of an output side by side with 15 others are a
-// tile. All others are expanded, a block of a panel at a time, small enough for L1, and what is expanded serves all rows:
+// tile. All others are expanded, a block of a panel at a time, and what is expanded serves all rows:
 //   4 bits, int8 activations   integer x step, 16 bits, as an upper signed and a lower unsigned byte (+ 128): two tiles for
 //                              16 outputs, whose products are summed apart over all of K and put together last
 //   4 and 8 bits, bf16         the integers, which bf16 holds exactly: two tiles for 32 outputs
@@ -22,7 +22,7 @@ namespace tritium {
 
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kStep = 64;           // bytes of a row of activations in a tile
-constexpr int64_t kMostExpanded = 8;    // steps of a block in L1
+constexpr int64_t kStepsInL1 = 8;       // that stay there once they are expanded
 static_assert(kPanel == 32, "two tiles of 16 outputs");
 
 // Sums in tiles 0 to 3, activations in 4 and 5, expanded weights in 6 and 7.
@@ -37,7 +37,7 @@ inline void configure_steps(int64_t num_rows) {
 // sums [32, kPanel] of up to 32 rows (x0, and x1 if it is not null) and one panel of 8-bit weights over `num_steps` steps of
 // 64, continued or begun. `lines` cache lines from `next` on are asked for in every step.
 inline void integer_tiles(const uint32_t* panel, const char* x0, const char* x1, int64_t num_steps, bool is_first,
-                          int32_t* sums, const char* next, int64_t lines) {
+                          float* sums, const char* next, int64_t lines) {
   constexpr int64_t kStride = kPanel * 4;
   is_first ? zero_sums() : load_sums(sums, x1 != nullptr);
   for (int64_t step = 0; step < num_steps; ++step) {
@@ -119,16 +119,18 @@ inline void expand_pairs8(const uint32_t* panel, char* to) {
 
 // ---- expanded weights times rows
 
-// Tiles 0 to 3 += up to two tiles of rows (x1 null: one) by the two of weights, over some steps. expand(step): fills in the
-// weights of a step; it is called for each, in order, one step ahead.
+// Tiles 0 to 3 += up to two tiles of rows (x1 null: one) by the two of weights, over some steps, those of step s at place
+// s % num_kept of w. expand(step, to): fills in the weights of a step; it is called for each, in order, one step ahead.
 #define TRITIUM_DOT(tile, x, w, integer_dot)              \
   if constexpr (kIsInteger) integer_dot(tile, x, w);      \
   else _tile_dpbf16ps(tile, x, w)
 template <bool kIsInteger, class Expand>
-inline void add_steps(const char* x0, const char* x1, const char* w, int64_t num_steps, Expand expand) {
-  expand(0);
-  for (int64_t step = 0; step < num_steps; ++step, w += 2 * kTileBytes, x0 += kTileBytes) {
-    if (step + 1 < num_steps) expand(step + 1);
+inline void add_steps(const char* x0, const char* x1, char* kept, int64_t num_kept, int64_t num_steps, Expand expand) {
+  expand(0, kept);
+  char *w = kept, *const end = kept + num_kept * 2 * kTileBytes;
+  for (int64_t step = 0; step < num_steps; ++step, x0 += kTileBytes) {
+    char* const following = w + 2 * kTileBytes < end ? w + 2 * kTileBytes : kept;
+    if (step + 1 < num_steps) expand(step + 1, following);
     asm volatile("" : : : "memory");  // GCC 12's intrinsics do not admit to reading
     _tile_loadd(6, w, 64);
     _tile_loadd(4, x0, 64);
@@ -141,6 +143,7 @@ inline void add_steps(const char* x0, const char* x1, const char* w, int64_t num
       TRITIUM_DOT(3, 5, 7, _tile_dpbsud);
       x1 += kTileBytes;
     }
+    w = following;
   }
 }
 #undef TRITIUM_DOT

@@ -30,11 +30,15 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
       : Base(args, functions), item_size_(a.int8_activations ? 1 : 2), row_bytes_(padded_ * item_size_),
         num_tiles_((num_rows_ + kTileRows - 1) / kTileRows), is_direct_(kBits == 8 && a.int8_activations),
         sums_per_row_(kBits == 4 && a.int8_activations ? 2 * kPanel : kPanel),
-        group_bytes_(a.num_in / a.num_groups * item_size_) {
-    expanded_ = kMostExpanded * kStep;
-    if (is_grouped()) expanded_ = std::max<int64_t>(1, expanded_ / group_bytes_) * group_bytes_;
-    block_ = kBytesInL2 / expanded_ * expanded_;
+        group_bytes_(a.num_in / a.num_groups * item_size_), pair_size_(2 * kTileRows * sums_per_row_) {
+    // Where all rows are one pair nothing is read twice, and K needs no blocks.
+    expanded_ = num_tiles_ <= 2 ? row_bytes_ : std::min(row_bytes_, kBytesInL2);
+    if (is_grouped()) expanded_ = std::max<int64_t>(1, kStepsInL1 * kStep / group_bytes_) * group_bytes_;
+    block_ = std::max<int64_t>(kBytesInL2 / expanded_, 1) * expanded_;
     run_tiles_ = std::clamp(kRunBytes / (kTileRows * std::min(row_bytes_, block_)), int64_t{2}, kMostRunTiles) / 2 * 2;
+    num_kept_ = is_grouped() ? (expanded_ + kStep - 1) / kStep : num_tiles_ <= 2 ? kStepsInL1 : block_ / kStep;
+    expanded_bytes_ = is_direct_ ? 0 : num_kept_ * 2 * kTileBytes * (sums_per_row_ / kPanel);
+    is_one_block_ = row_bytes_ <= block_ && !is_grouped();
     packed_ = memory.reserve(static_cast<size_t>(num_tiles_ * kTileRows * (row_bytes_ + 8)));
     row_scales_ = reinterpret_cast<float*>(packed_ + num_tiles_ * kTileRows * row_bytes_);
     offsets_ = reinterpret_cast<int32_t*>(row_scales_ + num_tiles_ * kTileRows);
@@ -45,19 +49,19 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
     {
       const int64_t thread = omp_get_thread_num(), count = omp_get_num_threads();
       const int64_t begin = thread * num_panels_ / count, end = (thread + 1) * num_panels_ / count;
-      const int64_t run_size = std::min(run_tiles_, num_tiles_) * kTileRows * sums_per_row_;
+      const int64_t run_size = (std::min(run_tiles_, num_tiles_) + 1) / 2 * pair_size_;
       const int64_t num_waiting = row_bytes_ > block_ ? std::max<int64_t>(1, end - begin) : 1;
-      const int64_t expanded = is_direct_ ? 0 : expanded_ / kStep * 2 * kTileBytes;
+      const int64_t num_sums = is_one_block_ ? pair_size_ : num_waiting * run_size;
       static thread_local Scratch memory;
-      char* buffer = memory.reserve(static_cast<size_t>(std::max(padded_ + 64, expanded + num_waiting * run_size * 4)));
-      float* sums = reinterpret_cast<float*>(buffer + expanded);
+      char* buffer = memory.reserve(static_cast<size_t>(std::max(padded_ + 64, expanded_bytes_ + num_sums * 4)));
+      float* sums = reinterpret_cast<float*>(buffer + expanded_bytes_);
 #pragma omp for schedule(static)
       for (int64_t m = 0; m < num_tiles_ * kTileRows; ++m) arrange(m, reinterpret_cast<int8_t*>(buffer));
       configure_steps(std::min(num_rows_, kTileRows));
       for (int64_t t = 0; t < num_tiles_; t += run_tiles_)
         for (int64_t k = 0; k < row_bytes_; k += block_)
           for (int64_t p = begin; p < end; ++p) {
-            float* to = sums + (num_waiting > 1 ? (p - begin) * run_size : 0);
+            float* to = sums + (is_one_block_ ? 0 : (p - begin) % num_waiting * run_size);
             is_direct_ ? multiply(p, p + 1 < end, k, t, to) : expand_and_multiply(p, k, t, buffer, to);
           }
       _tile_release();
@@ -93,50 +97,45 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
     }
   }
 
-  // One panel, one block of K, one run of tiles from t on. sums [rows of the run, kPanel].
-  void multiply(int64_t p, bool has_next, int64_t k, int64_t t, float* sums) const {
+  // The place of a pair's sums: one for all where none wait for more of K.
+  float* place(float* sums, int64_t pair) const { return sums + (is_one_block_ ? 0 : pair * pair_size_); }
+
+  // One panel, one block of K, one run of tiles from `first` on. sums: of the panel, pair by pair [rows, kPanel].
+  void multiply(int64_t p, bool has_next, int64_t k, int64_t first, float* sums) const {
     const int64_t end = std::min(row_bytes_, k + block_), num_steps = (end - k) / 64;
-    const int64_t last = std::min(num_tiles_, t + run_tiles_), num_pairs = (last - t + 1) / 2;
+    const int64_t last = std::min(num_tiles_, first + run_tiles_), num_pairs = (last - first + 1) / 2;
     const uint32_t* weights = this->panel(p) + k / 4 * kPanel;
     const char* next = reinterpret_cast<const char*>(num_pairs == 1 ? weights + 2048 : this->panel(p + 1) + k / 4 * kPanel);
     const int64_t lines = num_pairs == 1 || has_next ? 32 / num_pairs : 0;
-    for (; t < last; t += 2, sums += 2 * kTileRows * kPanel) {
+    for (int64_t t = first; t < last; t += 2) {
       const bool is_pair = t + 1 < last;
       const int64_t at = k * kTileRows, count = rows_in(t) + (is_pair ? rows_in(t + 1) : 0);
-      integer_tiles(weights, tile(t) + at, is_pair ? tile(t + 1) + at : nullptr, num_steps, k == 0,
-                    reinterpret_cast<int32_t*>(sums), next, lines);
+      float* to = place(sums, (t - first) / 2);
+      integer_tiles(weights, tile(t) + at, is_pair ? tile(t + 1) + at : nullptr, num_steps, k == 0, to, next, lines);
       next += lines * 64 * num_steps;
-      if (end == row_bytes_) finish_integers(p, t * kTileRows, count, sums);
+      if (end == row_bytes_) finish_pair(p, t * kTileRows, count, is_pair, to);
     }
   }
 
-  void finish_integers(int64_t p, int64_t m, int64_t count, float* sums) const {
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t i = 0; i < kPanel; i += kLanes) {
-        float* at = sums + r * kPanel + i;
-        const i32x16 sum = bit_cast<i32x16>(load16(at)) + offsets_[m + r];
-        store16(at, to_floats(sum) * load16(this->units(p) + i));
-      }
-    this->finish(p, m, count, sums, row_scales_);
-  }
-
-  // One panel, one block of K, one run of tiles from `first` on. sums [rows of the run, sums_per_row_]: two times kPanel
-  // are two halves of the panel, one after the other in every pair of tiles.
+  // The same, expanding weights first. sums of 4 bits with int8 activations: two times [rows, kPanel], of two halves of the
+  // panel one after the other.
   void expand_and_multiply(int64_t p, int64_t k, int64_t first, char* expanded, float* sums) const {
     const int64_t last = std::min(num_tiles_, first + run_tiles_), block_end = std::min(row_bytes_, k + block_);
     for (; k < block_end; k += expanded_) {
       const int64_t end = std::min(block_end, k + expanded_);
-      for (int64_t half = 0; half < sums_per_row_ / kPanel; ++half)
-        for (int64_t t = first; t < last; t += 2) {
-          const bool is_pair = t + 1 < last;
-          float* to = sums + ((t - first) * sums_per_row_ + half * (is_pair ? 2 : 1) * kPanel) * kTileRows;
+      for (int64_t t = first; t < last; t += 2) {
+        const bool is_pair = t + 1 < last;
+        const int64_t count = rows_in(t) + (is_pair ? rows_in(t + 1) : 0);
+        float* const pair_sums = place(sums, (t - first) / 2);
+        for (int64_t half = 0; half < sums_per_row_ / kPanel; ++half) {
+          float* to = pair_sums + half * (is_pair ? 2 : 1) * kTileRows * kPanel;
           const auto add = [&](int64_t from, int64_t to, auto is_integer) {
             const char *x0 = tile(t) + from * kTileRows, *x1 = is_pair ? tile(t + 1) + from * kTileRows : nullptr;
-            char* w = expanded + (from - k) / kStep * 2 * kTileBytes;
-            const auto expand = [&](int64_t step) { expand_step(p, half, from + step * kStep, w + step * 2 * kTileBytes); };
+            char* w = expanded + (half * num_kept_ + (from - k) / kStep % num_kept_) * 2 * kTileBytes;
+            const auto expand = [&](int64_t step, char* at) { expand_step(p, half, from + step * kStep, at); };
             const int64_t num_steps = (to - from + kStep - 1) / kStep;
-            t == first ? add_steps<is_integer>(x0, x1, w, num_steps, expand)
-                       : add_steps<is_integer>(x0, x1, w, num_steps, [](int64_t) {});
+            t == first ? add_steps<is_integer>(x0, x1, w, num_kept_, num_steps, expand)
+                       : add_steps<is_integer>(x0, x1, w, num_kept_, num_steps, [](int64_t, char*) {});
           };
           if (is_grouped()) {
             add_groups(p, t, is_pair, k, std::min(end, a.num_in * item_size_), to, add);
@@ -146,12 +145,32 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
             store_sums(to, is_pair);
           }
         }
+        if (end == row_bytes_) finish_pair(p, t * kTileRows, count, is_pair, pair_sums);
+      }
     }
-    if (block_end < row_bytes_) return;
-    for (int64_t t = first; t < last; t += 2) {
-      const int64_t count = rows_in(t) + (t + 1 < last ? rows_in(t + 1) : 0);
-      finish_expanded(p, t * kTileRows, count, t + 1 < last, sums + (t - first) * sums_per_row_ * kTileRows);
+  }
+
+  // Sums of a pair of tiles to outputs.
+  void finish_pair(int64_t p, int64_t m, int64_t count, bool is_pair, float* sums) const {
+    const float* units = this->units(p);
+    for (int64_t r = 0; r < count; ++r) {
+      float* to = sums + r * kPanel;
+      f32x16 totals[2] = {load16(to), load16(to + kLanes)};
+      if (is_direct_) {
+        for (f32x16& total : totals) total = to_floats(bit_cast<i32x16>(total) + offsets_[m + r]);
+      } else if (kBits == 4 && a.int8_activations) {
+        const float* other = to + (is_pair ? 2 : 1) * kTileRows * kPanel;
+        totals[0] = put_together(totals[0], totals[1], m + r);
+        totals[1] = put_together(load16(other), load16(other + kLanes), m + r);
+      }
+      for (int i = 0; i < 2; ++i) store16(to + i * kLanes, totals[i] * load16(units + i * kLanes));
     }
+    this->finish(p, m, count, sums, row_scales_);
+  }
+  // 256 x upper + lower + the row's offset, rounded once.
+  f32x16 put_together(f32x16 upper, f32x16 lower, int64_t m) const {
+    const i32x16 high = bit_cast<i32x16>(upper), low = ((high & 255) << 8) + bit_cast<i32x16>(lower) + offsets_[m];
+    return rounded((high >> 8) + (low >> 16), low & 0xffff);
   }
 
   // The step of K at `k` (bytes of a row) into two tiles.
@@ -187,31 +206,12 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
     }
   }
 
-  // Sums of a pair of tiles to outputs.
-  void finish_expanded(int64_t p, int64_t m, int64_t count, bool is_pair, float* sums) const {
-    const float* units = this->units(p);
-    for (int64_t r = 0; r < count; ++r) {
-      float* to = sums + r * kPanel;
-      f32x16 total[2] = {load16(to), load16(to + kLanes)};
-      if (kBits == 4 && a.int8_activations) {
-        const float* other = to + (is_pair ? 2 : 1) * kTileRows * kPanel;
-        total[0] = put_together(total[0], total[1], m + r);
-        total[1] = put_together(load16(other), load16(other + kLanes), m + r);
-      }
-      for (int i = 0; i < 2; ++i) store16(to + i * kLanes, total[i] * load16(units + i * kLanes));
-    }
-    this->finish(p, m, count, sums, row_scales_);
-  }
-  // 256 x upper + lower + the row's offset, rounded once.
-  f32x16 put_together(f32x16 upper, f32x16 lower, int64_t m) const {
-    const i32x16 high = bit_cast<i32x16>(upper), low = ((high & 255) << 8) + bit_cast<i32x16>(lower) + offsets_[m];
-    return rounded((high >> 8) + (low >> 16), low & 0xffff);
-  }
-
   const int64_t item_size_, row_bytes_, num_tiles_;
   const bool is_direct_;
-  const int64_t sums_per_row_, group_bytes_;
+  const int64_t sums_per_row_, group_bytes_, pair_size_;  // numbers of a pair of tiles
   int64_t expanded_, block_, run_tiles_;  // bytes of a row of activations twice; tiles of rows
+  int64_t num_kept_, expanded_bytes_;     // steps of expanded weights, of a half; all of them
+  bool is_one_block_;                     // of K: no sums wait for more
   char* packed_;                      // tile by tile: [row_bytes_ / 64, 16, 64]
   float* row_scales_;                 // [rows]
   int32_t* offsets_;                  // [rows]: -128 x sum(activations)
