@@ -10,13 +10,14 @@ JOBS ?= 2
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: demo test test-full test-gpu check clean help
+.PHONY: demo test test-full test-gpu wheel check clean help
 
 help:
 	@echo "make demo       build an engine from the bundled checkpoint and generate with it, live"
 	@echo "make test       the default test suite"
 	@echo "make test-full  every test, the slow matrices too"
 	@echo "make test-gpu   the GPU kernels: on a GPU, or without one by Triton's interpreter"
+	@echo "make wheel      dist/: a wheel with the CPU kernels compiled for several instruction sets"
 	@echo "make check      format, lint, types, import rules, file length"
 	@echo "make clean      remove $(VENV) and caches"
 
@@ -26,11 +27,14 @@ demo: $(VENV)/.ready-demo
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not full and not gpu"
 
-test-full: $(VENV)/.ready-test $(VENV)/.ready-browser
+test-full: $(VENV)/.ready-test $(VENV)/.ready-wheel $(VENV)/.ready-browser $(VENV)/.ready-arm
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not gpu"
 
 test-gpu: $(VENV)/.ready-gpu
 	$(BIN)/python -m pytest -q -m gpu tests/gpu
+
+wheel: $(VENV)/.ready-wheel
+	$(BIN)/python dev/build_wheel.py dist
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -43,6 +47,7 @@ check: $(VENV)/.ready-dev
 $(VENV)/.ready-demo: EXTRAS :=
 $(VENV)/.ready-test: EXTRAS := [test]
 $(VENV)/.ready-gpu: EXTRAS := [test,gpu]
+$(VENV)/.ready-wheel: EXTRAS := [wheel]
 $(VENV)/.ready-dev: EXTRAS := [dev]
 $(VENV)/.ready-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; $(PYTHON) is {sys.version.split()[0]}: use make PYTHON=...")'
@@ -58,6 +63,12 @@ $(VENV)/.ready-browser: $(VENV)/.ready-test
 	@command -v chromium chromium-browser google-chrome >/dev/null || apt-get install -y chromium
 	@command -v npm >/dev/null || apt-get install -y npm
 	@mkdir -p $(VENV)/axe-core && cd $(VENV)/axe-core && tar -xzf "$$(npm pack --silent axe-core@4.14.1)" --strip-components=1 package/axe.min.js
+	@touch $@
+
+# For the kernels as ARM's code: Debian's cross compiler, and what runs its programs here.
+$(VENV)/.ready-arm: $(VENV)/.ready-test
+	@command -v aarch64-linux-gnu-g++ >/dev/null || apt-get install -y g++-aarch64-linux-gnu
+	@command -v qemu-aarch64 >/dev/null || apt-get install -y qemu-user
 	@touch $@
 
 clean:

