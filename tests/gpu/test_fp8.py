@@ -21,7 +21,15 @@ def launch(op: str, args: dict[str, Any], outputs: list[torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("width", [1008, 4096, 14336])
 @pytest.mark.parametrize(
-    "op", ["quantize_fp8", "rms_norm_fp8", "add_rms_norm_fp8", "gated_activation_fp8", "activation_fp8"]
+    "op",
+    [
+        "quantize_fp8",
+        "rms_norm_fp8",
+        "add_rms_norm_fp8",
+        "gated_activation_fp8",
+        "activation_fp8",
+        "activation_pair_fp8",
+    ],
 )
 def test_rows_and_scales_are_the_ops(op: str, width: int) -> None:
     x, other = (torch.randn(33, width, device="cuda", dtype=torch.bfloat16) * 2 for _ in range(2))
@@ -33,6 +41,7 @@ def test_rows_and_scales_are_the_ops(op: str, width: int) -> None:
         "add_rms_norm_fp8": {"x": x, "residual": other, **norm},
         "gated_activation_fp8": {"gate": x, "up": other, "kind": "silu"},
         "activation_fp8": {"x": x, "bias": other[0].contiguous(), "kind": "gelu_tanh"},
+        "activation_pair_fp8": {"x": other[:, 16:400], "y": x, "bias": other[0].contiguous(), "kind": "gelu_tanh"},
     }[op]
     expected = ops.op_named(op).reference(**args)
     outputs = [torch.empty_like(t) for t in expected]

@@ -55,6 +55,7 @@ def test_rows_and_scales_are_the_ops(base: str, scale: float | None, device: tor
         "add_layer_norm": {
             "x": x, "residual": other, "x_bias": weight, "weight": weight, "bias": None, "eps": 1e-5,
         },
+        "activation_pair": {"x": x[:, 200:], "y": other, "bias": weight, "kind": "gelu_tanh"},
     }[base]  # fmt: skip
     args["scale"] = None if scale is None else torch.tensor([scale], device=device)
     expected = ops.op_named(f"{base}_int8").reference(**args)

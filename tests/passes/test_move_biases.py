@@ -24,7 +24,7 @@ def test_gpt_j_adds_its_biases_in_the_activation_and_in_the_next_norm() -> None:
     steps = model.plan.steps
     left = [step.args["bias"] for step in steps if step.op == "linear_fp8"]
     assert [bias.value for bias in left if bias is not None] == [f"layers.{i}.mlp.down_proj.bias" for i in (1, 2)]
-    taken = [step.args["bias"].value for step in steps if step.op == "activation_fp8"]
+    taken = [step.args["bias"].value for step in steps if step.op == "activation_pair_fp8"]
     trees = [model.weights.get(name, Checkpoint(name)) for name in taken]
     assert [leaf.name for tree in trees for leaf in leaves(tree)] == [f"layers.{i}.mlp.up_proj.bias" for i in range(3)]
     assert [isinstance(tree, Slice) for tree in trees] == [True, True, False]  # the last layer's is a linear by itself
@@ -43,6 +43,8 @@ def test_the_ops_that_take_a_bias_add_it_once() -> None:
     bias, weight = torch.randn(2, 32).to(torch.bfloat16)
     expected = quantize_fp8(ops.activation((x.float() + bias.float()), "gelu_tanh"))
     assert all(map(torch.equal, torch.ops.tritium.activation_fp8(x, bias, "gelu_tanh"), expected))
+    beside = quantize_fp8(torch.cat((residual.float(), ops.activation(x.float() + bias.float(), "gelu_tanh")), -1))
+    assert all(map(torch.equal, torch.ops.tritium.activation_pair_fp8(residual, x, bias, "gelu_tanh"), beside))
     rows, scales, total = torch.ops.tritium.add_layer_norm_fp8(x, residual, bias, weight, None, 1e-5)
     assert torch.equal(total, (x.float() + residual.float() + bias.float()).to(torch.bfloat16))
     normed = torch.nn.functional.layer_norm(total.float(), (32,), weight.float())

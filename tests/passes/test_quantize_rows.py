@@ -1,6 +1,6 @@
 """Linears of rows in 8 bits, for GPUs: what the pass leaves, what its recipes give; the kernels are in tests/gpu."""
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,8 @@ from tritium.calibrate.work_dir import WorkDir
 from tritium.compiler import build, compile_module
 from tritium.config import BuildConfig
 from tritium.errors import CaptureError, CheckpointError, ConfigError
+from tritium.models.create import create
+from tritium.models.presets import preset
 from tritium.ops import op_named
 from tritium.ops.fp8 import quantize_fp8
 from tritium.quant.schemes import scheme_named
@@ -56,6 +58,23 @@ def test_w8a8_on_a_gpu_quantises_rows_where_they_are_made_the_heads_too() -> Non
     assert {step.kernel for step in plan.steps if step.op == "linear_int8"} == {"gpu.linear_int8"}
 
 
+def test_in_fp8_an_attention_and_the_mlp_beside_it_leave_through_one_linear() -> None:
+    config = replace(
+        preset("gpt-j-6b", dtype="bfloat16", max_model_len=64), num_layers=2, windows=(0, 0), vocab_size=256
+    )
+    module = create(config)
+    model = compile_module(module, BuildConfig(scheme="fp8", device="cuda"))
+    ops = [step.op for step in model.plan.steps]
+    assert ops.count("activation_pair_fp8") == 2 and "add" not in ops and "activation_fp8" not in ops
+    pair = next(step for step in model.plan.steps if step.op == "activation_pair_fp8")
+    linear = model.plan.steps[model.plan.steps.index(pair) + 1]
+    tree = model.weights[linear.args["weight_NK"].value]
+    names = ("layers.0.attention.o_proj.weight", "layers.0.mlp.down_proj.weight")
+    assert tuple(leaf.name for leaf in leaves(tree)) == names
+    left_out = BuildConfig(scheme="fp8", device="cuda", unquantized=("*.o_proj.weight",))
+    assert "activation_pair_fp8" not in [step.op for step in compile_module(module, left_out).plan.steps]
+
+
 @pytest.mark.parametrize("scheme", ["w8a16", "w4a16_g128"])
 def test_weights_alone_are_quantised_on_a_gpu_as_on_a_cpu(scheme: str) -> None:
     plans = [compile_module(small(), BuildConfig(scheme=scheme, device=d)).plan for d in ("cuda", "cpu")]  # type: ignore[arg-type]
@@ -71,7 +90,7 @@ def test_tensors_that_are_left_out_stay(scheme: str) -> None:
     steps = compile_module(small(), config).plan.steps
     assert sum("down" in step.args["weight_NK"].value for step in steps if step.op == "linear") == 2
     with pytest.raises(CaptureError, match=rf"scheme='{scheme}': there is no linear to quantise .*\('\*',\)"):
-        compile_module(small(), dataclasses.replace(config, unquantized=("*",)))
+        compile_module(small(), replace(config, unquantized=("*",)))
 
 
 @pytest.mark.parametrize(("scheme", "allowed"), [("w8a8", 0.02), ("w8a16", 1e-6), ("fp8", 0.1)])

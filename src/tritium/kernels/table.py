@@ -85,6 +85,7 @@ KERNELS: tuple[Kernel, ...] = (
             ("kv_store", "copies", "bind_kv_store", "kv_store", "exact, or e4m3 saturated"),
             ("rms_norm", "norms", "bind_rms_norm", "norm", "fp32"),
             ("layer_norm", "norms", "bind_layer_norm", "norm", "fp32"),
+            ("rope_cos_sin", "rope", "bind_rope_cos_sin", "rope_cos_sin", "fp32, libdevice"),
             ("rope", "rope", "bind_rope", "rope", "fp32"),
             ("activation", "activations", "bind_activation", "activation", "fp32"),
             ("gated_activation", "activations", "bind_gated_activation", "gated_activation", "fp32"),
@@ -109,7 +110,9 @@ KERNELS: tuple[Kernel, ...] = (
             **_NEEDS[kept],
         )
         for kept in ROW_FORMATS
-        for base, supports in zip(ROW_BASES, ("rows", "rows", "rows", "gated_rows", "rows", "rows"), strict=True)
+        for base, supports in zip(
+            ROW_BASES, ("rows", "rows", "rows", "gated_rows", "rows", "rows", "pair_rows"), strict=True
+        )
     ),
     _row(
         "gpu",

@@ -17,7 +17,9 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 Quantize = Callable[[torch.Tensor, torch.Tensor | None], Pair]
 
 ROW_FORMATS = ("fp8", "int8")
-ROW_BASES = ("quantize", "rms_norm", "add_rms_norm", "gated_activation", "activation", "add_layer_norm")
+ROW_BASES = (
+    "quantize", "rms_norm", "add_rms_norm", "gated_activation", "activation", "add_layer_norm", "activation_pair",
+)  # fmt: skip
 _NORM = "float eps, float weight_offset, bool cast_before_weight"
 _ADD_LAYER_NORM = "Tensor x, Tensor residual, Tensor? x_bias, Tensor weight, Tensor? bias, float eps"
 
@@ -36,8 +38,9 @@ def scaled(
 
 
 def row_ops(name: str, dtype: torch.dtype, quantize: Quantize) -> tuple[Op, ...]:
-    """quantize_<name>, rms_norm_<name>, add_rms_norm_<name>, gated_activation_<name>, activation_<name> and
-    add_layer_norm_<name>. quantize(x [T, K], scale): rows in `dtype` and their scales in fp32, [T, 1]."""
+    """quantize_<name>, rms_norm_<name>, add_rms_norm_<name>, gated_activation_<name>, activation_<name>,
+    add_layer_norm_<name> and activation_pair_<name>. quantize(x [T, K], scale): rows in `dtype`, their scales
+    in fp32, [T, 1]."""
 
     def rms_norm(
         x: torch.Tensor,
@@ -75,6 +78,14 @@ def row_ops(name: str, dtype: torch.dtype, quantize: Quantize) -> tuple[Op, ...]
         h = x.to(torch.float32)
         return quantize(activation(h if bias is None else h + bias.to(torch.float32), kind), scale)
 
+    def activated_pair(
+        x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None, kind: str, scale: torch.Tensor | None = None
+    ) -> Pair:
+        """x [T, K1], and beside it `activation(y + bias, kind)` [T, K2], quantised as one row: [T, K1 + K2]."""
+        h = y.to(torch.float32)
+        h = activation(h if bias is None else h + bias.to(torch.float32), kind)
+        return quantize(torch.cat((x.to(torch.float32), h), -1), scale)
+
     def add_layer_norm(
         x: torch.Tensor,
         residual: torch.Tensor,
@@ -94,11 +105,15 @@ def row_ops(name: str, dtype: torch.dtype, quantize: Quantize) -> tuple[Op, ...]
         scales = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
         return torch.empty(x.shape, dtype=dtype, device=x.device), scales
 
+    def fake_wide_rows(x: torch.Tensor, y: torch.Tensor, *_: object, **__: object) -> Pair:
+        return fake_rows(x.new_empty((x.shape[0], x.shape[1] + y.shape[1])))
+
     def fake_rows_and_sum(x: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return *fake_rows(x), torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
     results: dict[Callable[..., object], str] = {
         fake_rows: "(Tensor, Tensor)",
+        fake_wide_rows: "(Tensor, Tensor)",
         fake_rows_and_sum: "(Tensor, Tensor, Tensor)",
     }
     rows: tuple[tuple[str, Callable[..., object], str, Callable[..., object]], ...] = (
@@ -108,6 +123,7 @@ def row_ops(name: str, dtype: torch.dtype, quantize: Quantize) -> tuple[Op, ...]
         ("gated_activation", gated, "Tensor gate, Tensor up, str kind", fake_rows),
         ("activation", activated, "Tensor x, Tensor? bias, str kind", fake_rows),
         ("add_layer_norm", add_layer_norm, _ADD_LAYER_NORM, fake_rows_and_sum),
+        ("activation_pair", activated_pair, "Tensor x, Tensor y, Tensor? bias, str kind", fake_wide_rows),
     )
     return tuple(
         Op(

@@ -5,8 +5,11 @@ Matches: a sum, of any number of values of one shape and type, two of which are 
 Replaces with: `tritium.linear_pair(x, y, w, b)` for the two, with the weight `concat(w1, w2)` along the inputs and the
     bias `sum(b1, b2)`; what else is summed stays, in its order, before it.
 Bits change, towards the exact result: one fp32 sum over both parts' inputs, rounded once, where each part was rounded
-    and then their sum. Not of quantised linears: a row's one scale would have to serve two inputs of different size.
+    and then their sum. Not of quantised linears, where a row's one scale would have to serve two inputs of different
+    size; but e4m3 has the same relative step at every size: quantize_rows.py runs this for pairs that it `accepts`.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import fx
@@ -23,14 +26,14 @@ ADD, PAIR = torch.ops.aten.add.Tensor, torch.ops.tritium.linear_pair.default
 TILE_INPUTS = 32  # of bf16: a kernel begins the second input at a tile of its own
 
 
-def merge_outputs(graph: fx.Graph) -> PassResult:
-    """See the module's docstring."""
+def merge_outputs(graph: fx.Graph, accepts: Callable[[list[fx.Node]], bool] = lambda pair: True) -> PassResult:
+    """See the module's docstring. accepts: whether the two linears, in the order of their inputs, shall be one."""
     count = 0
     for node in list(graph.nodes):
         if is_sum(node) and not any(is_sum(user) and len(node.users) == 1 for user in node.users):
             terms, sums = _terms(node)
             pair = _pair_of(terms)
-            if pair is not None:
+            if pair is not None and accepts(pair):
                 _rewrite(node, [term for term in terms if term not in pair], pair, sums)
                 count += 1
     remove_dead_code(graph)  # the two linears, and their sums

@@ -1,9 +1,10 @@
 """Let the op that reads an fp8 linear add its bias: behind cuBLASLt a bias is a launch and a pass over memory more.
 
-Matches: `tritium.linear_fp8(..., bias)` of which each reader is an `activation_fp8`, an `add_layer_norm_fp8`, a sum
-    that only such a norm reads, or a slice: of a part whose bias is zeros, or read by `activation_fp8` alone.
-Replaces with: the same without a bias; `activation_fp8` takes its part, `add_layer_norm_fp8` the whole. What was
-    rounded to the linear's dtype between product, bias and next op is not rounded any more.
+Matches: `tritium.linear_fp8(..., bias)` of which each reader is an activation (`activation_fp8`, or what
+    `activation_pair_fp8` activates), an `add_layer_norm_fp8`, a sum that only such a norm reads, or a slice: of a part
+    whose bias is zeros, or read by activations alone.
+Replaces with: the same without a bias; activations take their part, `add_layer_norm_fp8` the whole. What was rounded to
+    the linear's dtype between product, bias and next op is not rounded any more.
 """
 
 from collections.abc import Iterator
@@ -18,12 +19,17 @@ from tritium.weights.recipes import Concat, Recipe, Slice, Zeros
 
 _OURS = torch.ops.tritium
 LINEAR = _OURS.linear_fp8.default
-ACTIVATION = _OURS.activation_fp8.default
+ACTIVATIONS = (_OURS.activation_fp8.default, _OURS.activation_pair_fp8.default)
 NORM = _OURS.add_layer_norm_fp8.default
 ADD = torch.ops.aten.add.Tensor
 SLICE = torch.ops.aten.slice.Tensor
 _BIAS = 4  # linear_fp8's argument
-_PLACES: dict[object, int] = {ACTIVATION: 1, NORM: 2}  # where an op takes a bias
+# Which arguments an op adds a bias to, and which one that is.
+_PLACES: dict[object, tuple[tuple[int, ...], int]] = {
+    ACTIVATIONS[0]: ((0,), 1),
+    ACTIVATIONS[1]: ((1,), 2),
+    NORM: ((0, 1), 2),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def move_biases(graph: fx.Graph) -> int:
             continue
         for taker in takers:
             taken = _part(graph, bias, taker)
-            taker.node.update_arg(_PLACES[taker.node.target], taken)
+            taker.node.update_arg(_PLACES[taker.node.target][1], taken)
         node.update_arg(_BIAS, None)
         moved += 1
     return moved
@@ -61,7 +67,7 @@ def _takers(node: fx.Node, bias: Recipe) -> list[_Taker] | None:
             if _is_zero(bias, start, stop, width):
                 continue
             readers = [_taker(reader, user, start, stop) for reader in user.users]
-            takers = [taker for taker in readers if taker is not None and taker.node.target is ACTIVATION]
+            takers = [taker for taker in readers if taker is not None and taker.node.target in ACTIVATIONS]
             if len(takers) != len(readers):
                 return None
         else:
@@ -76,14 +82,12 @@ def _takers(node: fx.Node, bias: Recipe) -> list[_Taker] | None:
 def _taker(user: fx.Node, value: fx.Node, start: int, stop: int) -> _Taker | None:
     if user.target is ADD and len(user.users) == 1 and _is_plain_sum(user):
         return _taker(next(iter(user.users)), user, start, stop)
-    place = _PLACES.get(user.target)
-    if (
-        place is None
-        or args_of(user)[place] is not None
-        or value not in args_of(user)[: 2 if user.target is NORM else 1]
-    ):
+    if user.target not in _PLACES:
         return None
-    return _Taker(user, start, stop)
+    values, bias = _PLACES[user.target]
+    args = args_of(user)
+    is_added_to = any(args[i] is value for i in values) and sum(arg is value for arg in args) == 1
+    return _Taker(user, start, stop) if is_added_to and args[bias] is None else None
 
 
 def _is_plain_sum(node: fx.Node) -> bool:

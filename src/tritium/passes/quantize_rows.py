@@ -6,7 +6,9 @@ Replaces with: `tritium.linear_<format>(*tritium.quantize_<format>(x), quantized
     fp8. Linears that read one value share its quantisation. Where x is a norm, a sum's norm or an activation that only
     such linears read, that op and the quantisation become one. What calibration has learned takes the place of
     rounding: a weight's numbers and scales; one scale for all rows of x. In fp8 a bias that such an op can add goes
-    into it: `passes/move_biases.py`.
+    into it (`passes/move_biases.py`), and, where nothing was learned, two linears that are added (`merge_outputs`), one of
+    an activation, become `tritium.linear_fp8(*tritium.activation_pair_fp8(x, y, bias, kind), ...)`:
+    one sum over both inputs, of rows with one scale.
 
 `store_fp8`: keys and values are stored in fp8, without scales: they are cut off at ±448.
 """
@@ -14,6 +16,7 @@ Replaces with: `tritium.linear_<format>(*tritium.quantize_<format>(x), quantized
 import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import torch
@@ -25,6 +28,7 @@ from tritium.graph.derived import insert_weight, is_weight, recipe_of
 from tritium.graph.edit import arguments, insert, output_node, replace
 from tritium.graph.spec import Spec, args_of, dtype_name, spec_of
 from tritium.passes.dead_code import remove_dead_code
+from tritium.passes.merge_outputs import PAIR, merge_outputs
 from tritium.passes.move_biases import move_biases
 from tritium.passes.quantize import INPUT_SCALE, base_name, each_part, is_left_out, numbers_of, scales_of_part
 from tritium.passes.result import PassResult
@@ -35,7 +39,7 @@ from tritium.weights.recipes import Concat, Constant, Recipe, Reshape
 
 _OURS = torch.ops.tritium
 FP8 = torch.float8_e4m3fn
-LINEAR = _OURS.linear.default
+LINEAR, ACTIVATION = _OURS.linear.default, _OURS.activation.default
 BASES = ("rms_norm", "add_rms_norm", "add_layer_norm", "activation", "gated_activation")  # what can quantise its rows
 GIVE_SUM = ("add_rms_norm", "add_layer_norm")
 
@@ -64,17 +68,23 @@ def quantize_linears(
             f"scheme={scheme.name!r}: there is no linear to quantise beside those that unquantized={tuple(left_out)!r} "
             "leaves out; build with scheme=None"
         )
+    if kept == FP8_WEIGHT and not calibrated:
+        merge_outputs(graph, partial(_can_share_rows, linears=frozenset(linears)))
+    pairs = [node for node in graph.nodes if node.target is PAIR]
     readers: dict[fx.Node, list[fx.Node]] = {}
-    for node in linears:
-        readers.setdefault(args_of(node)[0], []).append(node)
+    for node in graph.nodes:
+        if node.target is LINEAR and node in linears:
+            readers.setdefault(args_of(node)[0], []).append(node)
     for x, users in readers.items():
         rows = _quantized(x, users, kept, calibrated)
         for node in users:
             _rewrite(node, rows, kept, calibrated)
+    for node in pairs:
+        _rewrite(node, _rows_of_pair(node), kept, calibrated)
     remove_dead_code(graph)  # an op that became one with its quantisation reads nothing any more
     if kept == FP8_WEIGHT:
         move_biases(graph)
-    return PassResult(len(linears))
+    return PassResult(len(linears) - len(pairs))
 
 
 def store_fp8(graph: fx.Graph, groups: Sequence[KVGroup]) -> tuple[KVGroup, ...]:
@@ -93,6 +103,27 @@ def _is_quantizable(node: fx.Node, kept: WeightFormat, left_out: Sequence[str]) 
         return False
     multiple = 16 if kept == FP8_WEIGHT else 1
     return all(isinstance(n, int) and n % multiple == 0 for n in spec_of(weight).shape)
+
+
+def _can_share_rows(pair: list[fx.Node], linears: Collection[fx.Node]) -> bool:
+    """Two linears to be quantised, the second one's input an activation, neither input read by anything else."""
+    x, y = (args_of(node)[0] for node in pair)
+    is_alone = x is not y and len(x.users) == len(y.users) == 1
+    return is_alone and all(node in linears for node in pair) and y.target is ACTIVATION
+
+
+def _rows_of_pair(node: fx.Node) -> _Rows:
+    """The rows of linear_pair's two inputs side by side, the second's activation with them."""
+    x, y = args_of(node)[:2]
+    source, kind = (arguments(y)[name] for name in ("x", "kind"))
+    num_rows = spec_of(x).shape[0]
+    width = int(spec_of(x).shape[1]) + int(spec_of(y).shape[1])  # type: ignore[arg-type]  # numbers, both
+    target = _OURS.activation_pair_fp8.default
+    with node.graph.inserting_before(node):
+        call = insert(node.graph, target, (x, source, None, kind, None), None, like=y, covers=[y])
+        call.meta["spec"] = specs = (Spec(FP8, (num_rows, width)), Spec(torch.float32, (num_rows, 1)))
+        parts = [insert(node.graph, operator.getitem, (call, i), spec, like=call) for i, spec in enumerate(specs)]
+    return _Rows(*parts)
 
 
 def _quantized(x: fx.Node, users: list[fx.Node], kept: WeightFormat, calibrated: Collection[str]) -> _Rows:
@@ -148,7 +179,7 @@ def _parts(recipe: Recipe) -> tuple[Recipe, ...]:
 
 
 def _rewrite(node: fx.Node, rows: _Rows, kept: WeightFormat, calibrated: Collection[str]) -> None:
-    graph, (_, weight, bias) = node.graph, args_of(node)
+    graph, (weight, bias) = node.graph, (arguments(node)[name] for name in ("weight_NK", "bias"))
     recipe, (num_out, _) = recipe_of(weight), spec_of(weight).shape
     name = f"{weight.meta['name']}.{kept.kind}"
     numbers = each_part(recipe, lambda part: numbers_of(part, kept, calibrated))

@@ -1,4 +1,4 @@
-"""activation_fp8 and gated_activation_fp8 of wide rows in CUDA C++ (csrc/activation_fp8.cu).
+"""activation_fp8, gated_activation_fp8 and activation_pair_fp8 of wide rows in CUDA C++ (csrc/activation_fp8.cu).
 
 Triton keeps a row of 14,336 in so many registers that an SM has one at a time, which loads, sums up and stores in turn.
 """
@@ -17,25 +17,38 @@ _LOADS = 4  # of eight numbers a thread
 _MOST_THREADS = 1024
 
 
-def fits(args: Mapping[str, Any], x: torch.Tensor, other: torch.Tensor | None, outputs: Sequence[torch.Tensor]) -> bool:
-    """16-byte rows of 16-bit numbers, at most `_LOADS` loads a thread; into e4m3, a scale a row."""
+def fits(
+    args: Mapping[str, Any],
+    x: torch.Tensor,
+    other: torch.Tensor | None,
+    outputs: Sequence[torch.Tensor],
+    *,
+    first: torch.Tensor | None = None,
+) -> bool:
+    """16-byte rows of 16-bit numbers, at most `_LOADS` loads a thread; into e4m3, a scale a row. first: see `bind`."""
     if outputs[0].dtype != torch.float8_e4m3fn or args.get("scale") is not None:
         return False
-    tensors = [x] if other is None else [x, other]
+    tensors = [t for t in (x, other, first) if t is not None]
     is_aligned = all(t.data_ptr() % 16 == 0 and t.stride(0) % 8 == 0 for t in tensors if t.dim() == 2)
     is_aligned = is_aligned and all(t.data_ptr() % 16 == 0 for t in tensors)
     is_known = all(t.dtype == x.dtype for t in tensors) and x.dtype in (torch.bfloat16, torch.float16)
-    width = x.shape[1]
-    return (
-        is_aligned and is_known and width % 8 == 0 and width <= 8 * _LOADS * _MOST_THREADS and can_convert_fp8(x.device)
-    )
+    width = outputs[0].shape[1]
+    is_even = x.shape[1] % 8 == 0 and width % 8 == 0
+    return is_aligned and is_known and is_even and width <= 8 * _LOADS * _MOST_THREADS and can_convert_fp8(x.device)
 
 
 def bind(
-    x: torch.Tensor, other: torch.Tensor | None, outputs: Sequence[torch.Tensor], kind: str, *, loads: int = _LOADS
+    x: torch.Tensor,
+    other: torch.Tensor | None,
+    outputs: Sequence[torch.Tensor],
+    kind: str,
+    *,
+    first: torch.Tensor | None = None,
+    loads: int = _LOADS,
 ) -> Thunk:
-    """Rows and scales into outputs. other: what the activation is multiplied by, if it is a matrix; else a bias."""
-    num_rows, width = x.shape
+    """Rows and scales into outputs. other: what the activation is multiplied by, if it is a matrix; else a bias. first:
+    rows that stand as they are before the activation's."""
+    num_rows, width = outputs[0].shape
     is_gated = other is not None and other.dim() == 2
     threads = min(_MOST_THREADS, -(-width // (8 * loads * 32)) * 32)
     constants = {
@@ -44,8 +57,10 @@ def bind(
         "IS_GATED": is_gated,
         "HAS_OTHER": other is not None,
         "WIDTH": width,
+        "FIRST": 0 if first is None else first.shape[1],
         "THREADS": threads,
     }
     by = x if other is None else other
-    args = (x, by, *outputs, x.stride(0), by.stride(0))
+    before = x if first is None else first
+    args = (before, x, by, *outputs, before.stride(0), x.stride(0), by.stride(0))
     return partial(launcher("activation_fp8", constants, args, threads=threads), num_rows)

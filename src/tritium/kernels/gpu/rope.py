@@ -1,4 +1,5 @@
-"""rope, and rope_kv_store: one program a token, all its heads; pairs (p, p + P), or (2p, 2p + 1) when interleaved.
+"""rope_cos_sin, rope, and rope_kv_store: one program a token, all its heads; pairs (p, p + P), or (2p, 2p + 1) when
+interleaved.
 
 fp32, cast once. rope_kv_store rotates the queries as rope does, the keys into their slot of the cache
 [block, 2, kv head, PAGE, HEAD_SIZE], and copies the values there; a cache in fp8 saturates.
@@ -11,38 +12,87 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 from tritium.kernels.gpu.copies import need_dense
 from tritium.kernels.gpu.programmatic import begin, launch_options
 from tritium.kernels.kernel import Thunk
 
+# tl.cos is the hardware's: at a thousand radians it is off by more than bf16's rounding. The interpreter has no other.
+_IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
 
 @triton.jit
-def _rotate(
-    x_ptr, out_ptr, cos_sin_ptr, stride_x_head, stride_out_head, dtype: tl.constexpr,
-    NUM_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
-    BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One token's heads, rotated by its angles; rounded to dtype, then to what out holds."""
+def _angles(cos_sin_ptr, NUM_HEADS: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
+    """One token's cosines and sines, for every head."""
     i = tl.arange(0, BLOCK)
-    head, pair = i // PAIRS, i % PAIRS
-    is_in = i < NUM_HEADS * PAIRS
-    cos = tl.load(cos_sin_ptr + pair, mask=is_in, other=0.0)
-    sin = tl.load(cos_sin_ptr + PAIRS + pair, mask=is_in, other=0.0)
-    first = pair * 2 if INTERLEAVED else pair
-    second = first + (1 if INTERLEAVED else PAIRS)
-    a = tl.load(x_ptr + head * stride_x_head + first, mask=is_in, other=0.0).to(tl.float32)
-    b = tl.load(x_ptr + head * stride_x_head + second, mask=is_in, other=0.0).to(tl.float32)
-    out_dtype = out_ptr.dtype.element_ty
-    tl.store(out_ptr + head * stride_out_head + first, (a * cos - b * sin).to(dtype).to(out_dtype), mask=is_in)
-    tl.store(out_ptr + head * stride_out_head + second, (b * cos + a * sin).to(dtype).to(out_dtype), mask=is_in)
+    place, is_in = cos_sin_ptr + i % PAIRS, i < NUM_HEADS * PAIRS
+    return tl.load(place, mask=is_in, other=0.0), tl.load(place + PAIRS, mask=is_in, other=0.0)
+
+
+@triton.jit
+def _pairs(NUM_HEADS: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr):
+    """Of all heads' pairs: head, the two dimensions, and whether there is such a pair."""
+    i = tl.arange(0, BLOCK)
+    first = i % PAIRS * 2 if INTERLEAVED else i % PAIRS
+    return i // PAIRS, first, first + (1 if INTERLEAVED else PAIRS), i < NUM_HEADS * PAIRS
+
+
+@triton.jit
+def _rest(NUM_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
+    """Of what is not rotated: head, dimension, and whether there is such an element."""
+    j = tl.arange(0, BLOCK)
     REST: tl.constexpr = HEAD_SIZE - 2 * PAIRS
-    if REST > 0:
-        j = tl.arange(0, REST_BLOCK)
-        rest_head, d = j // REST, 2 * PAIRS + j % REST
-        is_rest = j < NUM_HEADS * REST
-        rest = tl.load(x_ptr + rest_head * stride_x_head + d, mask=is_rest)
-        tl.store(out_ptr + rest_head * stride_out_head + d, rest.to(out_dtype), mask=is_rest)
+    return j // REST, 2 * PAIRS + j % REST, j < NUM_HEADS * REST
+
+
+@triton.jit
+def _load(
+    x_ptr, stride_head, NUM_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, PAIRS: tl.constexpr,
+    INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One token's heads: both halves of the pairs, and the rest (anything, where there is none)."""
+    head, first, second, is_in = _pairs(NUM_HEADS, PAIRS, INTERLEAVED, BLOCK)
+    a = tl.load(x_ptr + head * stride_head + first, mask=is_in, other=0.0)
+    b = tl.load(x_ptr + head * stride_head + second, mask=is_in, other=0.0)
+    rest = a
+    if HEAD_SIZE > 2 * PAIRS:
+        head, d, is_in = _rest(NUM_HEADS, HEAD_SIZE, PAIRS, REST_BLOCK)
+        rest = tl.load(x_ptr + head * stride_head + d, mask=is_in)
+    return a, b, rest
+
+
+@triton.jit
+def _store(
+    out_ptr, stride_head, a, b, rest, cos, sin, NUM_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr,
+    PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What `_load` gave, rotated; rounded to its own type, then to what out holds."""
+    dtype, out_dtype = a.dtype, out_ptr.dtype.element_ty
+    head, first, second, is_in = _pairs(NUM_HEADS, PAIRS, INTERLEAVED, BLOCK)
+    a, b = a.to(tl.float32), b.to(tl.float32)
+    tl.store(out_ptr + head * stride_head + first, (a * cos - b * sin).to(dtype).to(out_dtype), mask=is_in)
+    tl.store(out_ptr + head * stride_head + second, (b * cos + a * sin).to(dtype).to(out_dtype), mask=is_in)
+    if HEAD_SIZE > 2 * PAIRS:
+        head, d, is_in = _rest(NUM_HEADS, HEAD_SIZE, PAIRS, REST_BLOCK)
+        tl.store(out_ptr + head * stride_head + d, rest.to(out_dtype), mask=is_in)
+
+
+@triton.jit
+def _rope_cos_sin_kernel(
+    positions_ptr, inv_freq_ptr, out_ptr, num_tokens, attention_scaling, PAIRS: tl.constexpr, TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    t, p = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, BLOCK)
+    is_t, is_p = t < num_tokens, p < PAIRS
+    position = tl.load(positions_ptr + t, mask=is_t, other=0).to(tl.float32)
+    angle = position[:, None] * tl.load(inv_freq_ptr + p, mask=is_p, other=0.0).to(tl.float32)[None, :]
+    place = out_ptr + t[:, None] * (2 * PAIRS) + p[None, :]
+    is_in = is_t[:, None] & is_p[None, :]
+    cos = tl.cos(angle) if _IS_INTERPRETED else libdevice.cos(angle)
+    sin = tl.sin(angle) if _IS_INTERPRETED else libdevice.sin(angle)
+    tl.store(place, cos * attention_scaling, mask=is_in)
+    tl.store(place + PAIRS, sin * attention_scaling, mask=is_in)
 
 
 @triton.jit
@@ -52,10 +102,13 @@ def _rope_kernel(
     BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    _rotate(
-        x_ptr + token * stride_x_token, out_ptr + token * stride_out_token, cos_sin_ptr + token * stride_angles,
-        stride_x_head, stride_out_head, x_ptr.dtype.element_ty, NUM_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, BLOCK,
-        REST_BLOCK,
+    cos, sin = _angles(cos_sin_ptr + token * stride_angles, NUM_HEADS, PAIRS, BLOCK)
+    a, b, rest = _load(
+        x_ptr + token * stride_x_token, stride_x_head, NUM_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, BLOCK, REST_BLOCK
+    )  # fmt: skip
+    _store(
+        out_ptr + token * stride_out_token, stride_out_head, a, b, rest, cos, sin,
+        NUM_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, BLOCK, REST_BLOCK,
     )  # fmt: skip
 
 
@@ -68,27 +121,53 @@ def _rope_kv_store_kernel(
     INTERLEAVED: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
     KV_BLOCK: tl.constexpr, IS_EARLY: tl.constexpr, KV_REST_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    begin(IS_EARLY)
+    """Loads everything before it stores anything: one wait for memory, where each store would begin another."""
     token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots_ptr + token)
+    slot = tl.load(slots_ptr + token)  # slots and angles are made before any kernel that starts early
     cos_sin_ptr += token * stride_angles
-    dtype = q_ptr.dtype.element_ty
-    _rotate(
-        q_ptr + token * stride_q_token, out_ptr + token * stride_out_token, cos_sin_ptr, stride_q_head, stride_out_head,
-        dtype, NUM_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, BLOCK, REST_BLOCK,
+    cos, sin = _angles(cos_sin_ptr, NUM_HEADS, PAIRS, BLOCK)
+    kv_cos, kv_sin = _angles(cos_sin_ptr, NUM_KV_HEADS, PAIRS, KV_BLOCK)
+    begin(IS_EARLY)
+    q_a, q_b, q_rest = _load(
+        q_ptr + token * stride_q_token, stride_q_head, NUM_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, BLOCK, REST_BLOCK
+    )  # fmt: skip
+    k_a, k_b, k_rest = _load(
+        k_ptr + token * stride_k_token, stride_k_head,
+        NUM_KV_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, KV_BLOCK, KV_REST_BLOCK,
+    )  # fmt: skip
+    i = tl.arange(0, V_BLOCK)
+    head, d = i // HEAD_SIZE, i % HEAD_SIZE
+    is_in = i < NUM_KV_HEADS * HEAD_SIZE
+    v = tl.load(v_ptr + token * stride_v_token + head * stride_v_head + d, mask=is_in)
+    _store(
+        out_ptr + token * stride_out_token, stride_out_head, q_a, q_b, q_rest, cos, sin,
+        NUM_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, BLOCK, REST_BLOCK,
     )  # fmt: skip
     if slot >= 0:
         place = cache_ptr + slot // PAGE * stride_block + slot % PAGE * HEAD_SIZE
-        _rotate(
-            k_ptr + token * stride_k_token, place, cos_sin_ptr, stride_k_head, PAGE * HEAD_SIZE, dtype,
+        _store(
+            place, PAGE * HEAD_SIZE, k_a, k_b, k_rest, kv_cos, kv_sin,
             NUM_KV_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, KV_BLOCK, KV_REST_BLOCK,
         )  # fmt: skip
-        i = tl.arange(0, V_BLOCK)
-        head, d = i // HEAD_SIZE, i % HEAD_SIZE
-        is_in = i < NUM_KV_HEADS * HEAD_SIZE
-        v = tl.load(v_ptr + token * stride_v_token + head * stride_v_head + d, mask=is_in)
         place += NUM_KV_HEADS * PAGE * HEAD_SIZE
         tl.store(place + head * PAGE * HEAD_SIZE + d, v.to(cache_ptr.dtype.element_ty), mask=is_in)
+
+
+def bind_rope_cos_sin(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.rope_cos_sin into outputs[0]."""
+    positions, inv_freq, out = args["positions_T"], args["inv_freq_P"], outputs[0]
+    need_dense(positions_T=positions, inv_freq_P=inv_freq, out=out)
+    (num_tokens,), (pairs,) = positions.shape, inv_freq.shape
+    block = triton.next_power_of_2(pairs)
+    tokens = max(1, 512 // block)
+    return partial(
+        _rope_cos_sin_kernel[(triton.cdiv(num_tokens, tokens),)],
+        *(positions, inv_freq, out, num_tokens, float(args.get("attention_scaling", 1.0))),
+        PAIRS=pairs,
+        TOKENS=triton.next_power_of_2(tokens),
+        BLOCK=block,
+        num_warps=4,
+    )
 
 
 def bind_rope(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:

@@ -128,6 +128,24 @@ def _activation_kernel(
 
 
 @triton.jit
+def _activation_pair_kernel(
+    x_ptr, y_ptr, bias_ptr, q_ptr, scales_ptr, scale_ptr, width, x_width, stride_x, stride_y, KIND: tl.constexpr,
+    HAS_BIAS: tl.constexpr, IS_INT8: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK: tl.constexpr,
+    IS_EARLY: tl.constexpr,
+):  # fmt: skip
+    begin(IS_EARLY)
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK)
+    is_x, is_y = d < x_width, (d >= x_width) & (d < width)
+    x = tl.load(x_ptr + row * stride_x + d, mask=is_x, other=0.0).to(tl.float32)
+    y = tl.load(y_ptr + row * stride_y + d - x_width, mask=is_y, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + d - x_width, mask=is_y, other=0.0).to(tl.float32)
+    h = tl.where(is_x, x, tl.where(is_y, act(y, KIND), 0.0))
+    _store_row(h, q_ptr, scales_ptr, scale_ptr, row, d, width, IS_INT8, HAS_SCALE)
+
+
+@triton.jit
 def _gated_activation_kernel(
     gate_ptr, up_ptr, q_ptr, scales_ptr, scale_ptr, width, stride_gate, stride_up, KIND: tl.constexpr,
     IS_INT8: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK: tl.constexpr, IS_EARLY: tl.constexpr,
@@ -183,6 +201,17 @@ def bind_activation(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) ->
         return activations_fp8.bind(x, bias, outputs, args["kind"])
     flags = {"KIND": args["kind"], "HAS_BIAS": bias is not None}
     return _bind(_activation_kernel, args, outputs, (x, x if bias is None else bias), (x.stride(0),), **flags)
+
+
+def bind_activation_pair(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.activation_pair_fp8 or _int8."""
+    x, y, bias = args["x"], args["y"], args["bias"]
+    need_dense(x=x[0], y=y[0])
+    if activations_fp8.fits(args, y, bias, outputs, first=x):
+        return activations_fp8.bind(y, bias, outputs, args["kind"], first=x)
+    flags = {"KIND": args["kind"], "HAS_BIAS": bias is not None}
+    literals = (x.shape[1], x.stride(0), y.stride(0))
+    return _bind(_activation_pair_kernel, args, outputs, (x, y, y if bias is None else bias), literals, **flags)
 
 
 def bind_add_layer_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:

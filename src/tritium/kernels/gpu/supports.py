@@ -46,6 +46,13 @@ def rope_kv_store(args: Mapping[str, Any]) -> str | None:
     return rope({"x_TNH": q, "cos_sin": args["cos_sin"]}) or kv_store(args)
 
 
+def rope_cos_sin(args: Mapping[str, Any]) -> str | None:
+    """Whole positions, frequencies in fp32."""
+    if args["positions_T"].dtype not in (torch.int32, torch.int64):
+        return f"positions_T is {args['positions_T'].dtype}, not an integer"
+    return None if args["inv_freq_P"].dtype == torch.float32 else f"inv_freq_P is {args['inv_freq_P'].dtype}"
+
+
 def rope(args: Mapping[str, Any]) -> str | None:
     """Floating heads, angles in fp32."""
     if args["cos_sin"].dtype != torch.float32:
@@ -110,6 +117,15 @@ def gated_rows(args: Mapping[str, Any]) -> str | None:
     if args["gate"].shape[-1] > LARGEST_ROW:
         return f"rows of {args['gate'].shape[-1]} elements do not fit"
     return gated_activation(args)
+
+
+def pair_rows(args: Mapping[str, Any]) -> str | None:
+    """Two matrices whose rows fit in one program side by side."""
+    x, y = args["x"], args["y"]
+    if len(x.shape) != 2 or len(y.shape) != 2 or x.dtype != y.dtype:
+        return f"x has {len(x.shape)} dimensions, y {len(y.shape)}, their dtypes are {x.dtype} and {y.dtype}"
+    width = (x.shape[1] or 0) + (y.shape[1] or 0)
+    return f"rows of {width} elements do not fit" if width > LARGEST_ROW else _floats(x=x)
 
 
 def fp8_linear(args: Mapping[str, Any]) -> str | None:

@@ -252,7 +252,7 @@ class GpuExecutor:
             logits = self._bound_rows(rows)[1][: layout.num_rows]
             can_sample = self._sampler.can_sample(layout)
             if can_sample or self._is_bitwise:
-                result.copy_(self._sampler.sample(logits, layout), non_blocking=True)
+                self._sampler.sample(logits, layout, result)
             if can_sample:
                 logits = None
             elif self._is_bitwise:  # who samples a row must not depend on its neighbours: the two draw differently

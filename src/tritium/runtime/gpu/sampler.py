@@ -49,7 +49,6 @@ class GpuSampler:
         parameters = {name: tensors[f"sample.{name}"] for name in _DTYPES}
         device, num_rows = parameters["slot"].device, len(parameters["slot"])
         self.last_tokens = torch.zeros(self._max_slots + 1, dtype=torch.int64, device=device)
-        self.tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._sampling = Sampling(self._vocab_size, num_rows, parameters)
 
     def admit(self, slot: int, request: Request) -> None:
@@ -77,14 +76,15 @@ class GpuSampler:
         """By sampled row: it is plain."""
         return self._is_plain[layout.row_slots]
 
-    def sample(self, logits_RV: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
-        """Launch the kernels for the batch's rows; token ids on the device, -1 where the logits are not numbers."""
+    def sample(self, logits_RV: torch.Tensor, layout: BatchLayout, tokens: torch.Tensor) -> None:
+        """Launch the kernels for the batch's rows; token ids into `tokens`, -1 where the logits are not numbers.
+
+        tokens: int64, one a row; pinned host memory, which the kernel writes itself: no copy waits its turn behind it.
+        """
         assert self._sampling is not None
         rows, num_rows = self._rows, layout.num_rows
         is_limited = (rows["top_k"][:num_rows] > 0) | (rows["top_p"][:num_rows] < 1) | (rows["min_p"][:num_rows] > 0)
-        tokens = self.tokens[:num_rows]
         self._sampling.run(logits_RV[:num_rows], tokens, self.last_tokens, has_limits=bool(is_limited.any()))
-        return tokens
 
     def resolve(self, ids_T: torch.Tensor) -> None:
         """Launch: ids -1 - slot become the slot's last token."""

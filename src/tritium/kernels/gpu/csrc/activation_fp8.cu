@@ -1,10 +1,12 @@
-// activation_fp8 and gated_activation_fp8 for wide rows: a CTA a row, eight numbers a load, all of a thread's loads under
+// activation_fp8, gated_activation_fp8 and activation_pair_fp8 for wide rows: a CTA a row, eight numbers a load, all of a thread's loads under
 // way at once, few enough registers that several rows share an SM: while one is summed up, others load.
 //
 // Set before this text: IS_BF16 (x; else f16), KIND (silu 0, gelu 1, gelu_tanh 2, relu 3, quick_gelu 4), IS_GATED (other:
-// what it is multiplied by, a matrix; else a bias), HAS_OTHER, WIDTH (a multiple of 8), THREADS.
+// what it is multiplied by, a matrix; else a bias), HAS_OTHER, WIDTH (of out, a multiple of 8), FIRST (how much of it, a multiple
+// of 8, comes from `first` as it is; the activation is behind it), THREADS.
 
 #define PIECES (WIDTH / 8)
+#define FIRST_PIECES (FIRST / 8)
 #define LOADS ((PIECES + THREADS - 1) / THREADS)
 #define ALL 0xffffffffu
 
@@ -26,21 +28,24 @@ __device__ __forceinline__ u32 fp8_of(float low, float high) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    activation_fp8(const u16* x, const u16* other, u8* out, float* scales, i64 stride_x, i64 stride_other) {
+    activation_fp8(const u16* first, const u16* x, const u16* other, u8* out, float* scales, i64 stride_first, i64 stride_x,
+                   i64 stride_other) {
     __shared__ float most[THREADS / 32];
     let_next_start();
     wait_for_previous();
     const i64 row = blockIdx.x;
-    const uint4* from = reinterpret_cast<const uint4*>(x + row * stride_x);
-    const uint4* by = reinterpret_cast<const uint4*>(other + (IS_GATED ? row * stride_other : 0));
+    const uint4* before = reinterpret_cast<const uint4*>(first + row * stride_first);
+    const uint4* from = reinterpret_cast<const uint4*>(x + row * stride_x) - FIRST_PIECES;
+    const uint4* by = reinterpret_cast<const uint4*>(other + (IS_GATED ? row * stride_other : 0)) - FIRST_PIECES;
     uint4 a[LOADS], b[LOADS];
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
         const int piece = i * THREADS + threadIdx.x;
         a[i] = b[i] = make_uint4(0, 0, 0, 0);
         if (piece < PIECES) {
-            a[i] = from[piece];
-            if (HAS_OTHER) b[i] = by[piece];
+            const bool is_first = piece < FIRST_PIECES;
+            a[i] = is_first ? before[piece] : from[piece];
+            if (HAS_OTHER && !is_first) b[i] = by[piece];
         }
     }
     float y[LOADS][8], largest = 0.0f;
@@ -53,6 +58,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             const float value = float_of(left[e]);
             if (IS_GATED) y[i][e] = rounded(act(value)) * float_of(right[e]);
             else y[i][e] = act(HAS_OTHER ? value + float_of(right[e]) : value);
+            if (i * THREADS + threadIdx.x < FIRST_PIECES) y[i][e] = value;
             if (i * THREADS + threadIdx.x < PIECES) largest = fmaxf(largest, fabsf(y[i][e]));
         }
     }

@@ -82,13 +82,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_CTAS)
                i64 stride_out_token, i64 stride_out_head, i64 stride_block, i64 stride_table,
                i64 num_splits, float scale) {
     let_next_start();
-    wait_for_previous();
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     const int splits = (int)num_splits, item = blockIdx.x * WARPS + threadIdx.x / 32;
     const int h = item % KV_HEADS, split = item / KV_HEADS % splits, s = item / (KV_HEADS * splits);
-    if (s >= counts[3]) return;
-    const i64 token = cu_seqlens[s];
-    const int context = contexts[s], *row = table + s * stride_table;
+    // What the host wrote and keys of earlier steps do not depend on the kernel in front; this step's key, the last, does.
+    const bool is_there = s < counts[3];
+    const i64 token = is_there ? cu_seqlens[s] : 0;
+    const int context = is_there ? contexts[s] : 0, *row = table + (is_there ? s : 0) * stride_table;
     const int first = WINDOW > 0 && context > WINDOW ? context - WINDOW : 0;
     int begin = first / TILE * TILE, end = context;
     if (splits > 1) {
@@ -99,8 +99,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_CTAS)
 
     const u8* place[LOOKUPS];
     Tile k, v;
-    if (begin < end) {
-        look_up(place, cache, row, stride_block, h, begin, end);
+    const bool has_keys = begin < end, is_old = begin + TILE < context;
+    if (has_keys) look_up(place, cache, row, stride_block, h, begin, end);
+    if (has_keys && is_old) {
+        load_keys(k, place, g, c, end - begin);
+        load_values(v, place, g, c, first - begin, end - begin);
+    }
+    wait_for_previous();
+    if (!is_there) return;
+    if (has_keys && !is_old) {
         load_keys(k, place, g, c, end - begin);
         load_values(v, place, g, c, first - begin, end - begin);
     }
