@@ -6,9 +6,9 @@ Replaces with: `tritium.linear_<format>(*tritium.quantize_<format>(x), quantized
     fp8. Linears that read one value share its quantisation. Where x is a norm, a sum's norm or an activation that only
     such linears read, that op and the quantisation become one. What calibration has learned takes the place of
     rounding: a weight's numbers and scales; one scale for all rows of x. In fp8 a bias that such an op can add goes
-    into it (`passes/move_biases.py`), and, where nothing was learned, two linears that are added (`merge_outputs`), one of
-    an activation, become `tritium.linear_fp8(*tritium.activation_pair_fp8(x, y, bias, kind), ...)`:
-    one sum over both inputs, of rows with one scale.
+    into it (`passes/move_biases.py`), and, where nothing was learned, two linears that are added (`merge_outputs`), one
+    of an activation, become `tritium.linear_fp8(*tritium.activation_pair_fp8(x, y, bias, kind), ...)`: one sum over
+    both inputs, of rows with one scale.
 
 `store_fp8`: keys and values are stored in fp8, without scales: they are cut off at ±448.
 """

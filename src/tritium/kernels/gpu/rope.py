@@ -68,7 +68,8 @@ def _store(
     PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What `_load` gave, rotated; rounded to its own type, then to what out holds."""
-    dtype, out_dtype = a.dtype, out_ptr.dtype.element_ty
+    dtype: tl.constexpr = a.dtype
+    out_dtype: tl.constexpr = out_ptr.dtype.element_ty
     head, first, second, is_in = _pairs(NUM_HEADS, PAIRS, INTERLEAVED, BLOCK)
     a, b = a.to(tl.float32), b.to(tl.float32)
     tl.store(out_ptr + head * stride_head + first, (a * cos - b * sin).to(dtype).to(out_dtype), mask=is_in)
