@@ -83,7 +83,7 @@ def prefill_tactic(
         return PrefillTactic(block_m=32, tile=32, num_warps=4, num_stages=1)
     if kv_dtype.itemsize == 1 and head_size > 64:
         if is_short:
-            return PrefillTactic(block_m=64, tile=64, num_warps=4, num_stages=3)
+            return PrefillTactic(block_m=64, tile=64, num_warps=4, num_stages=2)
         return PrefillTactic(block_m=128, tile=128, num_warps=8, num_stages=2)
     if head_size > 128:
         return PrefillTactic(block_m=64, tile=32, num_warps=4, num_stages=2)

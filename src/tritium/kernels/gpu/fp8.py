@@ -14,7 +14,6 @@ from tritium.kernels.gpu.cuda import can_convert_fp8, launcher
 from tritium.kernels.kernel import Thunk
 
 FEW_ROWS = 16
-_SHARED_BYTES = 16 << 10  # of x, beside 8 KB of sums: two blocks an SM keep most of its memory as a cache
 
 
 def bind_linear(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
@@ -46,7 +45,6 @@ def bind_few_rows(args: Mapping[str, Any], out: torch.Tensor, *, warps: int = 0,
         "WARPS": warps,
         "DEPTH": min(depth, -(-num_k // (64 * warps))),
         "HAS_BIAS": bias is not None,
-        "SHARED_BYTES": _SHARED_BYTES if num_rows * num_k <= _SHARED_BYTES else 0,
     }
     tensors = (x, args["x_scales"], weight, args["weight_scales"], out if bias is None else bias, out)
     sizes = (x.stride(0), out.stride(0), num_rows, num_k)

@@ -43,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const int piece = i * THREADS + threadIdx.x;
         a[i] = b[i] = make_uint4(0, 0, 0, 0);
         if (piece < PIECES) {
-            const bool is_first = piece < FIRST_PIECES;
+            const bool is_first = FIRST && piece < FIRST_PIECES;
             a[i] = is_first ? before[piece] : from[piece];
             if (HAS_OTHER && !is_first) b[i] = by[piece];
         }
@@ -58,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             const float value = float_of(left[e]);
             if (IS_GATED) y[i][e] = rounded(act(value)) * float_of(right[e]);
             else y[i][e] = act(HAS_OTHER ? value + float_of(right[e]) : value);
-            if (i * THREADS + threadIdx.x < FIRST_PIECES) y[i][e] = value;
+            if (FIRST && i * THREADS + threadIdx.x < FIRST_PIECES) y[i][e] = value;
             if (i * THREADS + threadIdx.x < PIECES) largest = fmaxf(largest, fabsf(y[i][e]));
         }
     }
