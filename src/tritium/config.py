@@ -60,8 +60,8 @@ class BuildConfig:
     dtype: what weights and activations are computed in; "auto" takes the checkpoint's own.
     scheme: how the weights of linears are kept, one of the device's `SCHEMES_OF`; None keeps them in `dtype`. "fp8",
         for a GPU with fp8 units: e4m3 linears and KV cache; "w8a8" is for those without.
-    kv_dtype: what the KV cache holds. "auto": what keys and values are computed in, or e4m3 with scheme "fp8". "int8",
-        on a CPU: integers with a scale a token and head.
+    kv_dtype: what the KV cache holds. "auto": what keys and values are computed in, or e4m3 with scheme "fp8". "int8":
+        integers with a scale a token and head.
     unquantized: tensors that a scheme leaves in `dtype`, by their names; `*` and `?` as in file names.
     max_model_len: longest prompt plus output, in tokens; None takes the model's own limit.
     device: the backend that the kernels are chosen for: "cpu", or "cuda" for an NVIDIA GPU. Building needs none.
@@ -92,8 +92,6 @@ class BuildConfig:
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("device", self.device, DEVICES)
         check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
-        if self.kv_dtype == "int8" and self.device != "cpu":
-            raise ConfigError(f"kv_dtype='int8' is not for device={self.device!r}: leave it out, or say 'auto'")
         check_choice("tune", self.tune, EFFORTS)
         check_choice("certificate", self.certificate, EFFORTS)
         if self.max_mean_kl is not None and not (

@@ -23,8 +23,11 @@ def test_every_layers_cache_has_rows_of_integers_and_a_scale() -> None:
     assert [step.op for step in kept.plan.steps] == [step.op for step in plain.plan.steps]
 
 
-def test_a_gpu_and_other_types_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="kv_dtype='int8' is not for device='cuda': leave it out, or say 'auto'"):
-        BuildConfig(kv_dtype="int8", device="cuda")
+def test_a_gpu_has_kernels_for_it_and_other_types_are_refused_by_name() -> None:
+    torch.manual_seed(0)
+    module = PlainLlama(size=128, num_heads=4, intermediate=288)
+    steps = compile_module(module, BuildConfig(kv_dtype="int8", device="cuda")).plan.steps
+    found = {step.kernel for step in steps if step.op in ("rope_kv_store", "paged_attention")}
+    assert found == {"gpu.rope_kv_store_int8", "gpu.paged_attention"}
     with pytest.raises(ConfigError, match="kv_dtype must be one of auto, int8, not 'int4'"):
         BuildConfig(kv_dtype="int4")  # type: ignore[arg-type]

@@ -114,6 +114,10 @@ KERNELS: tuple[Kernel, ...] = (
             ROW_BASES, ("rows", "rows", "rows", "gated_rows", "rows", "rows", "pair_rows"), strict=True
         )
     ),
+    *(
+        _row("gpu", op, f"kv_int8:bind_{op}", f"supports:{op}_int8", variant="_int8", numerics="fp32, int8 a row")
+        for op in ("kv_store", "rope_kv_store")
+    ),
     _row(
         "gpu",
         "quantized_linear",

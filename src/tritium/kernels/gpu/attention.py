@@ -18,6 +18,7 @@ from tritium.kernels.gpu.cuda import can_convert_fp8, launcher
 from tritium.kernels.gpu.programmatic import launch_options
 from tritium.kernels.kernel import LaunchContext, Thunk
 
+FP8 = torch.float8_e4m3fn
 _SPLITS = 16
 _SHORT = 256  # tokens
 _SPLIT_BELOW = 264  # programs: two an SM of an H100; fewer leave the context to be read by a part of the machine
@@ -50,7 +51,7 @@ def decode_tactic(group: int, head_size: int, q_dtype: torch.dtype, kv_dtype: to
         return DecodeTactic(form="vector", tile=16, num_warps=2, num_stages=3)
     if q_dtype == torch.float32:
         return DecodeTactic(form="dot", tile=32, num_warps=4, num_stages=1)
-    return DecodeTactic(form="dot", tile=64, num_warps=2 if kv_dtype.itemsize == 1 else 4, num_stages=3)
+    return DecodeTactic(form="dot", tile=64, num_warps=2 if kv_dtype == FP8 else 4, num_stages=3)
 
 
 def fp8_tactic(head_size: int) -> DecodeTactic:
@@ -65,7 +66,7 @@ def fits_fp8_kernel(args: Mapping[str, Any]) -> bool:
     num_kv_heads, page = cache.shape[2:4]
     is_aligned = q.data_ptr() % 16 == 0 and q.stride(0) % 8 == 0 and q.stride(1) % 8 == 0
     return (
-        cache.dtype == torch.float8_e4m3fn
+        cache.dtype == FP8
         and q.dtype in (torch.bfloat16, torch.float16)
         and head_size in (64, 128, 256)
         and num_heads // num_kv_heads <= 8
@@ -81,7 +82,7 @@ def prefill_tactic(
     """As `decode_tactic`. is_short: for chunks of up to `_SHORT` tokens on average."""
     if q_dtype == torch.float32:
         return PrefillTactic(block_m=32, tile=32, num_warps=4, num_stages=1)
-    if kv_dtype.itemsize == 1 and head_size > 64:
+    if kv_dtype == FP8 and head_size > 64:
         if is_short:
             return PrefillTactic(block_m=64, tile=64, num_warps=4, num_stages=2)
         return PrefillTactic(block_m=128, tile=128, num_warps=8, num_stages=2)
@@ -132,7 +133,7 @@ def bind(
     }
     decode_shape = {**shape, "TILE": decode.tile, "num_warps": decode.num_warps, "num_stages": decode.num_stages}
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
-    is_half = cache.element_size() == 1
+    is_half = cache.dtype == FP8
     if decode.form == "dot":
         columns = max(16, triton.next_power_of_2(group))
         decode_shape |= {"GROUP": group, "COLUMNS": columns, "IS_HALF": is_half, "PRECISION": precision}

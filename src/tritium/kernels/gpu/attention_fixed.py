@@ -1,8 +1,8 @@
 """paged_attention whose bits do not depend on the batch: one kernel, one tactic, for prompts, chunks and single tokens.
 
 A program takes some new tokens of a sequence and all query heads of a kv head, and walks the keys alone, in tiles that
-are aligned to absolute positions. A tile that a row does not see adds exactly nothing to it, so it does not matter
-which tokens share a program. Every tile is masked: a loop without masks would be compiled to other sums.
+are aligned to absolute positions. A tile that a row does not see adds exactly nothing to it, nor does a NaN in one: so
+which tokens share a program does not matter. Every tile is masked: a loop without masks would be compiled to other sums.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from tritium.errors import KernelError
-from tritium.kernels.gpu.attention_tile import LOG2_E, in_half, load_tile, scores_in_base_2
+from tritium.kernels.gpu.attention_tile import LOG2_E, in_half, load_tile, scores_in_base_2, without_nan
 from tritium.kernels.gpu.copies import need_dense
 from tritium.kernels.kernel import LaunchContext, Thunk
 
@@ -73,8 +73,9 @@ def _fixed_kernel(
             cache_ptr, table_ptr + low * stride_table, start, t, is_key, h, d, is_d, stride_block,
             NUM_KV_HEADS, HEAD_SIZE, PAGE, TILE,
         )  # fmt: skip
+        v, bad = without_nan(v)
         score = tl.dot(q, tl.trans(k.to(dtype)), input_precision=PRECISION)
-        score = scores_in_base_2(score, scale, SOFTCAP)
+        score = scores_in_base_2(score, scale, SOFTCAP) + bad[None, :]
         if HAS_SLOPES:
             score += slope[:, None] * (key[None, :] - position[:, None])
         is_seen = key[None, :] <= position[:, None]
@@ -120,7 +121,7 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], context: Laun
         "TILE": 32 if is_wide else 64,
         "WINDOW": args["window"],
         "SOFTCAP": float(args["softcap"]),
-        "IS_HALF": cache.element_size() == 1,
+        "IS_HALF": cache.dtype == torch.float8_e4m3fn,
         "HAS_SLOPES": slopes is not None,
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         "num_warps": 4,

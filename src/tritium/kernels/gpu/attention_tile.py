@@ -1,12 +1,16 @@
 """What the kernels of paged_attention share: scores as exponents, the keys that are seen, a tile of keys and values.
 
-Layout: cache [block, 2, kv head, PAGE, HEAD_SIZE]. A cache in e4m3 is computed in f16, which holds its numbers exactly,
-with q divided by its largest element: bf16 would take four conversions where f16 takes one.
+Layout: cache [block, 2, kv head, PAGE, HEAD_SIZE]; in int8 a row has four bytes more, its scale, and becomes fp32 when
+loaded. A cache in e4m3 is computed in f16, which holds its numbers exactly, with q divided by its largest element: bf16
+would take four conversions where f16 takes one.
 """
 
 import triton
 import triton.language as tl
 
+from tritium.ops.attention import SCALE_BYTES
+
+_SCALE_BYTES = tl.constexpr(SCALE_BYTES)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -47,14 +51,33 @@ def load_tile(
     NUM_KV_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Keys and values [TILE, d] from key `start` of kv head h, as the cache holds them; 0 where `is_key` is not."""
+    IS_INT8: tl.constexpr = cache_ptr.dtype.element_ty == tl.int8
+    ROW: tl.constexpr = HEAD_SIZE + _SCALE_BYTES if IS_INT8 else HEAD_SIZE
     if PAGE % TILE == 0:  # a tile lies in one page: one look-up, and offsets in 32 bits
         page = tl.load(table_row_ptr + start // PAGE).to(tl.int64)
-        tile_ptr = cache_ptr + page * stride_block + (h * PAGE + start % PAGE) * HEAD_SIZE
-        place = tile_ptr + (t * HEAD_SIZE)[:, None] + d[None, :]
+        tile_ptr = cache_ptr + page * stride_block + (h * PAGE + start % PAGE) * ROW
+        rows_ptr = tile_ptr + t * ROW
     else:
         key = start + t
         page = tl.load(table_row_ptr + key // PAGE, mask=is_key, other=0).to(tl.int64)
-        place = cache_ptr + (page * stride_block + (h * PAGE + key % PAGE) * HEAD_SIZE)[:, None] + d[None, :]
+        rows_ptr = cache_ptr + page * stride_block + (h * PAGE + key % PAGE) * ROW
     is_in = is_key[:, None] & is_d[None, :]
+    TO_VALUES: tl.constexpr = NUM_KV_HEADS * PAGE * ROW
+    place = rows_ptr[:, None] + d[None, :]
     k = tl.load(place, mask=is_in, other=0.0)
-    return k, tl.load(place + NUM_KV_HEADS * PAGE * HEAD_SIZE, mask=is_in, other=0.0)
+    v = tl.load(place + TO_VALUES, mask=is_in, other=0.0)
+    if IS_INT8:
+        scales_ptr = (rows_ptr + HEAD_SIZE).to(tl.pointer_type(tl.float32))
+        k = k.to(tl.float32) * tl.load(scales_ptr, mask=is_key, other=0.0)[:, None]
+        v = v.to(tl.float32) * tl.load(scales_ptr + TO_VALUES // 4, mask=is_key, other=0.0)[:, None]
+    return k, v
+
+
+@triton.jit
+def without_nan(v):
+    """Values [TILE, d] with zeros for rows that hold an infinity or a NaN, and a number by row: NaN for these, else 0.
+
+    Added to a score it says so to the queries that see the key, where a product with a probability of 0 would to all.
+    """
+    bad = tl.sum(v.to(tl.float32) * 0.0, 1)
+    return tl.where((bad == 0.0)[:, None], v, 0.0), bad

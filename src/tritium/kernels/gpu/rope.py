@@ -23,7 +23,7 @@ _IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def _angles(cos_sin_ptr, NUM_HEADS: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
+def angles(cos_sin_ptr, NUM_HEADS: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
     """One token's cosines and sines, for every head."""
     i = tl.arange(0, BLOCK)
     place, is_in = cos_sin_ptr + i % PAIRS, i < NUM_HEADS * PAIRS
@@ -47,7 +47,7 @@ def _rest(NUM_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, PAIRS: tl.constexpr,
 
 
 @triton.jit
-def _load(
+def load_heads(
     x_ptr, stride_head, NUM_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, PAIRS: tl.constexpr,
     INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -63,11 +63,11 @@ def _load(
 
 
 @triton.jit
-def _store(
+def store_heads(
     out_ptr, stride_head, a, b, rest, cos, sin, NUM_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr,
     PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What `_load` gave, rotated; rounded to its own type, then to what out holds."""
+    """What `load_heads` gave, rotated; rounded to its own type, then to what out holds."""
     dtype: tl.constexpr = a.dtype
     out_dtype: tl.constexpr = out_ptr.dtype.element_ty
     head, first, second, is_in = _pairs(NUM_HEADS, PAIRS, INTERLEAVED, BLOCK)
@@ -103,11 +103,11 @@ def _rope_kernel(
     BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    cos, sin = _angles(cos_sin_ptr + token * stride_angles, NUM_HEADS, PAIRS, BLOCK)
-    a, b, rest = _load(
+    cos, sin = angles(cos_sin_ptr + token * stride_angles, NUM_HEADS, PAIRS, BLOCK)
+    a, b, rest = load_heads(
         x_ptr + token * stride_x_token, stride_x_head, NUM_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, BLOCK, REST_BLOCK
     )  # fmt: skip
-    _store(
+    store_heads(
         out_ptr + token * stride_out_token, stride_out_head, a, b, rest, cos, sin,
         NUM_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, BLOCK, REST_BLOCK,
     )  # fmt: skip
@@ -126,13 +126,13 @@ def _rope_kv_store_kernel(
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token)  # slots and angles are made before any kernel that starts early
     cos_sin_ptr += token * stride_angles
-    cos, sin = _angles(cos_sin_ptr, NUM_HEADS, PAIRS, BLOCK)
-    kv_cos, kv_sin = _angles(cos_sin_ptr, NUM_KV_HEADS, PAIRS, KV_BLOCK)
+    cos, sin = angles(cos_sin_ptr, NUM_HEADS, PAIRS, BLOCK)
+    kv_cos, kv_sin = angles(cos_sin_ptr, NUM_KV_HEADS, PAIRS, KV_BLOCK)
     begin(IS_EARLY)
-    q_a, q_b, q_rest = _load(
+    q_a, q_b, q_rest = load_heads(
         q_ptr + token * stride_q_token, stride_q_head, NUM_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, BLOCK, REST_BLOCK
     )  # fmt: skip
-    k_a, k_b, k_rest = _load(
+    k_a, k_b, k_rest = load_heads(
         k_ptr + token * stride_k_token, stride_k_head,
         NUM_KV_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, KV_BLOCK, KV_REST_BLOCK,
     )  # fmt: skip
@@ -140,13 +140,13 @@ def _rope_kv_store_kernel(
     head, d = i // HEAD_SIZE, i % HEAD_SIZE
     is_in = i < NUM_KV_HEADS * HEAD_SIZE
     v = tl.load(v_ptr + token * stride_v_token + head * stride_v_head + d, mask=is_in)
-    _store(
+    store_heads(
         out_ptr + token * stride_out_token, stride_out_head, q_a, q_b, q_rest, cos, sin,
         NUM_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, BLOCK, REST_BLOCK,
     )  # fmt: skip
     if slot >= 0:
         place = cache_ptr + slot // PAGE * stride_block + slot % PAGE * HEAD_SIZE
-        _store(
+        store_heads(
             place, PAGE * HEAD_SIZE, k_a, k_b, k_rest, kv_cos, kv_sin,
             NUM_KV_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, KV_BLOCK, KV_REST_BLOCK,
         )  # fmt: skip

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from tritium.ops.attention import SCALE_BYTES
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP8 = torch.float8_e4m3fn
 LARGEST_ROW = 65536  # elements that one program keeps in registers
@@ -92,15 +94,35 @@ def kv_store(args: Mapping[str, Any]) -> str | None:
     return _rows("slot_mapping_T", args["slot_mapping_T"]) or _floats(k_TKH=k)
 
 
+def kv_store_int8(args: Mapping[str, Any]) -> str | None:
+    """Keys and values of one floating dtype, heads in multiples of 4, for the scales' sake; the cache in int8."""
+    k, v, cache = args["k_TKH"], args["v_TKH"], args["cache_layer"]
+    if cache.dtype != torch.int8 or k.dtype != v.dtype or (k.shape[2] or 1) % 4:
+        return f"k is {k.dtype} with heads of {k.shape[2]}, v {v.dtype}, the cache {cache.dtype}"
+    return _rows("slot_mapping_T", args["slot_mapping_T"]) or _floats(k_TKH=k)
+
+
+def rope_kv_store_int8(args: Mapping[str, Any]) -> str | None:
+    """What rope and kv_store ask, of a cache in int8."""
+    q, k = args["q_TNH"], args["k_TKH"]
+    if q.dtype != k.dtype:
+        return f"q is {q.dtype}, k {k.dtype}"
+    return rope({"x_TNH": q, "cos_sin": args["cos_sin"]}) or kv_store_int8(args)
+
+
 def paged_attention(args: Mapping[str, Any]) -> str | None:
-    """Head sizes up to 256; the cache in q's dtype or in fp8."""
+    """Head sizes up to 256; the cache in q's dtype, in fp8, or in int8 with heads in multiples of 4."""
     q, cache = args["q_TNH"], args["cache_layer"]
     (num_heads, head_size), (num_kv_heads, cache_head_size) = q.shape[1:], cache.shape[2::2]
+    if cache.dtype == torch.int8:
+        if head_size % 4:
+            return f"heads of {head_size}, no multiple of 4, in a cache of int8"
+        cache_head_size -= SCALE_BYTES
     if head_size != cache_head_size or not 0 < head_size <= 256:
         return f"q has heads of {head_size}, the cache of {cache_head_size}; equal ones of up to 256 are known"
     if num_heads % num_kv_heads or num_heads // num_kv_heads > 128:
         return f"{num_heads} query heads cannot share {num_kv_heads} kv heads"
-    if cache.dtype not in (q.dtype, FP8):
+    if cache.dtype not in (q.dtype, FP8, torch.int8):
         return f"q is {q.dtype}, the cache {cache.dtype}"
     return _floats(q_TNH=q)
 

@@ -1,0 +1,174 @@
+"""kv_store and rope_kv_store into a cache in int8: [block, 2, kv head, PAGE, HEAD_SIZE + 4], each row a head's integers
+and the four bytes of its scale (ops/attention.py). One program a token, all its heads.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tritium.kernels.gpu.copies import need_dense
+from tritium.kernels.gpu.programmatic import begin, launch_options
+from tritium.kernels.gpu.rope import angles, load_heads, store_heads
+from tritium.kernels.kernel import Thunk
+from tritium.ops.attention import SCALE_BYTES
+
+_SCALE_BYTES = tl.constexpr(SCALE_BYTES)
+_TO_EVEN = tl.constexpr(12582912.0)  # see rows.py
+_TINY = tl.constexpr(1e-30)  # ops/quantized.py
+
+
+@triton.jit
+def _scales(largest):
+    """What numbers are multiplied by, and the scale, of rows with these largest elements; NaN if not finite."""
+    is_finite = largest < float("inf")
+    inverse = tl.where(is_finite & (largest >= _TINY), 127.0 / largest, 0.0)
+    return inverse, tl.where(is_finite, largest * (1.0 / 127.0), float("nan"))
+
+
+@triton.jit
+def _integers(x, inverse):
+    """Rows times their inverse scales, halves to even; zeros in a row that has none."""
+    x = tl.where(inverse[:, None] > 0.0, x * inverse[:, None], 0.0)
+    return ((x + _TO_EVEN) - _TO_EVEN).to(tl.int32).to(tl.int8)
+
+
+@triton.jit
+def _largest(x):
+    """By row; NaN counts as infinity."""
+    x = tl.abs(x)
+    return tl.max(tl.where(x == x, x, float("inf")), 1)
+
+
+@triton.jit
+def _store_scales(rows_ptr, scales, is_head, HEAD_SIZE: tl.constexpr):
+    tl.store((rows_ptr + HEAD_SIZE).to(tl.pointer_type(tl.float32)), scales, mask=is_head)
+
+
+@triton.jit
+def _store_rows(rows_ptr, x, head, d, HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr):
+    """Whole heads x [head, d], zero where there is none, to the rows at rows_ptr [head]."""
+    inverse, scales = _scales(_largest(x))
+    is_in = (head < HEADS)[:, None] & (d < HEAD_SIZE)[None, :]
+    tl.store(rows_ptr[:, None] + d[None, :], _integers(x, inverse), mask=is_in)
+    _store_scales(rows_ptr, scales, head < HEADS, HEAD_SIZE)
+
+
+@triton.jit
+def _kv_store_kernel(
+    k_ptr, v_ptr, cache_ptr, slots_ptr, stride_k_token, stride_k_head, stride_v_token, stride_v_head, stride_block,
+    HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, PAGE: tl.constexpr, HEAD_ROWS: tl.constexpr,
+    HEAD_BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + token)
+    if slot >= 0:
+        ROW: tl.constexpr = HEAD_SIZE + _SCALE_BYTES
+        head, d = tl.arange(0, HEAD_ROWS), tl.arange(0, HEAD_BLOCK)
+        is_in = (head < HEADS)[:, None] & (d < HEAD_SIZE)[None, :]
+        k_place = k_ptr + token * stride_k_token + head[:, None] * stride_k_head + d[None, :]
+        v_place = v_ptr + token * stride_v_token + head[:, None] * stride_v_head + d[None, :]
+        k = tl.load(k_place, mask=is_in, other=0.0).to(tl.float32)
+        v = tl.load(v_place, mask=is_in, other=0.0).to(tl.float32)
+        rows_ptr = cache_ptr + slot // PAGE * stride_block + (head * PAGE + slot % PAGE) * ROW
+        _store_rows(rows_ptr, k, head, d, HEADS, HEAD_SIZE)
+        _store_rows(rows_ptr + HEADS * PAGE * ROW, v, head, d, HEADS, HEAD_SIZE)
+
+
+@triton.jit
+def _rope_kv_store_kernel(
+    q_ptr, k_ptr, v_ptr, cos_sin_ptr, cache_ptr, slots_ptr, out_ptr,
+    stride_q_token, stride_q_head, stride_k_token, stride_k_head, stride_v_token, stride_v_head, stride_angles,
+    stride_block, stride_out_token, stride_out_head,
+    NUM_HEADS: tl.constexpr, HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, PAIRS: tl.constexpr,
+    INTERLEAVED: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
+    HEAD_ROWS: tl.constexpr, PAIRS_BLOCK: tl.constexpr, HEAD_BLOCK: tl.constexpr, IS_EARLY: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + token)
+    cos_sin_ptr += token * stride_angles
+    cos, sin = angles(cos_sin_ptr, NUM_HEADS, PAIRS, BLOCK)
+    begin(IS_EARLY)
+    a, b, rest = load_heads(
+        q_ptr + token * stride_q_token, stride_q_head, NUM_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, BLOCK, REST_BLOCK
+    )  # fmt: skip
+    store_heads(
+        out_ptr + token * stride_out_token, stride_out_head, a, b, rest, cos, sin,
+        NUM_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, BLOCK, REST_BLOCK,
+    )  # fmt: skip
+    if slot >= 0:
+        ROW: tl.constexpr = HEAD_SIZE + _SCALE_BYTES
+        dtype: tl.constexpr = k_ptr.dtype.element_ty
+        head, p, d = tl.arange(0, HEAD_ROWS), tl.arange(0, PAIRS_BLOCK), tl.arange(0, HEAD_BLOCK)
+        is_head, is_p = head < HEADS, p < PAIRS
+        is_pair = is_head[:, None] & is_p[None, :]
+        first = p * 2 if INTERLEAVED else p
+        second = first + (1 if INTERLEAVED else PAIRS)
+        heads_ptr = k_ptr + token * stride_k_token + head[:, None] * stride_k_head
+        x = tl.load(heads_ptr + first[None, :], mask=is_pair, other=0.0).to(tl.float32)
+        y = tl.load(heads_ptr + second[None, :], mask=is_pair, other=0.0).to(tl.float32)
+        k_cos = tl.load(cos_sin_ptr + p, mask=is_p, other=0.0)[None, :]
+        k_sin = tl.load(cos_sin_ptr + PAIRS + p, mask=is_p, other=0.0)[None, :]
+        turned_x = (x * k_cos - y * k_sin).to(dtype).to(tl.float32)
+        turned_y = (y * k_cos + x * k_sin).to(dtype).to(tl.float32)
+        is_rest = is_head[:, None] & ((d >= 2 * PAIRS) & (d < HEAD_SIZE))[None, :]
+        k_rest = tl.load(heads_ptr + d[None, :], mask=is_rest, other=0.0).to(tl.float32)
+        most = tl.maximum(tl.maximum(_largest(turned_x), _largest(turned_y)), _largest(k_rest))
+        inverse, scales = _scales(most)
+        rows_ptr = cache_ptr + slot // PAGE * stride_block + (head * PAGE + slot % PAGE) * ROW
+        tl.store(rows_ptr[:, None] + first[None, :], _integers(turned_x, inverse), mask=is_pair)
+        tl.store(rows_ptr[:, None] + second[None, :], _integers(turned_y, inverse), mask=is_pair)
+        tl.store(rows_ptr[:, None] + d[None, :], _integers(k_rest, inverse), mask=is_rest)
+        _store_scales(rows_ptr, scales, is_head, HEAD_SIZE)
+        is_in = is_head[:, None] & (d < HEAD_SIZE)[None, :]
+        v_place = v_ptr + token * stride_v_token + head[:, None] * stride_v_head + d[None, :]
+        v = tl.load(v_place, mask=is_in, other=0.0).to(tl.float32)
+        _store_rows(rows_ptr + HEADS * PAGE * ROW, v, head, d, HEADS, HEAD_SIZE)
+
+
+def bind_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.kv_store: k and v may be strided in tokens and heads, the cache in blocks."""
+    k, v, cache, slots = (args[name] for name in ("k_TKH", "v_TKH", "cache_layer", "slot_mapping_T"))
+    need_dense(k_TKH=k[0, 0], v_TKH=v[0, 0], cache_layer=cache[0], slot_mapping_T=slots)
+    num_tokens, num_heads, head_size = k.shape
+    return partial(
+        _kv_store_kernel[(num_tokens,)],
+        *(k, v, cache, slots, k.stride(0), k.stride(1), v.stride(0), v.stride(1), cache.stride(0)),
+        HEADS=num_heads,
+        HEAD_SIZE=head_size,
+        PAGE=cache.shape[3],
+        HEAD_ROWS=triton.next_power_of_2(num_heads),
+        HEAD_BLOCK=triton.next_power_of_2(head_size),
+        num_warps=4,
+    )
+
+
+def bind_rope_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.rope_kv_store: rotated queries into outputs[0]; q, k, v may be strided in tokens and heads."""
+    q, k, v, cos_sin = (args[name] for name in ("q_TNH", "k_TKH", "v_TKH", "cos_sin"))
+    cache, slots, out = args["cache_layer"], args["slot_mapping_T"], outputs[0]
+    need_dense(q_TNH=q[0, 0], k_TKH=k[0, 0], v_TKH=v[0, 0], cos_sin=cos_sin[0], cache_layer=cache[0], out=out[0, 0])
+    num_tokens, num_heads, head_size = q.shape
+    num_kv_heads, pairs = k.shape[1], cos_sin.shape[1] // 2
+    strides = [s for t in (q, k, v) for s in t.stride()[:2]]
+    return partial(
+        _rope_kv_store_kernel[(num_tokens,)],
+        *(q, k, v, cos_sin, cache, slots, out, *strides),
+        *(cos_sin.stride(0), cache.stride(0), out.stride(0), out.stride(1)),
+        NUM_HEADS=num_heads,
+        HEADS=num_kv_heads,
+        HEAD_SIZE=head_size,
+        PAIRS=pairs,
+        INTERLEAVED=args.get("interleaved", False),
+        PAGE=cache.shape[3],
+        BLOCK=triton.next_power_of_2(num_heads * pairs),
+        REST_BLOCK=triton.next_power_of_2(max(1, num_heads * (head_size - 2 * pairs))),
+        HEAD_ROWS=triton.next_power_of_2(num_kv_heads),
+        PAIRS_BLOCK=triton.next_power_of_2(pairs),
+        HEAD_BLOCK=triton.next_power_of_2(head_size),
+        num_warps=4,
+        **launch_options(q.device),
+    )
