@@ -2,7 +2,7 @@
 
 A program takes some new tokens of a sequence and all query heads of a kv head, and walks the keys alone, in tiles that
 are aligned to absolute positions. A tile that a row does not see adds exactly nothing to it, nor does a NaN in one: so
-which tokens share a program does not matter. Every tile is masked: a loop without masks would be compiled to other sums.
+which tokens share a program does not matter. Every tile is masked: a loop without masks would be compiled to others.
 """
 
 from collections.abc import Mapping, Sequence
