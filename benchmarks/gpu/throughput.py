@@ -51,10 +51,10 @@ class Row(NamedTuple):
 ROWS = {
     "llama3-bf16-128-128": Row("llama-3-8b", None, 128, 128, 4096, 1024, 2048),
     "llama3-fp8-128-128": Row("llama-3-8b", "fp8", 128, 128, 16384, 2048, 4096),
-    "llama3-fp8-2048-128": Row("llama-3-8b", "fp8", 2048, 128, 1536, 512, 8192),
+    "llama3-fp8-2048-128": Row("llama-3-8b", "fp8", 2048, 128, 3000, 512, 8192),
     "llama3-fp8-1000-1000": Row("llama-3-8b", "fp8", 1000, 1000, 2048, 768, 2048),
     "llama2-fp8-128-128": Row("llama-2-7b", "fp8", 128, 128, 6144, 1536, 3072),
-    "gptj-fp8-128-128": Row("gpt-j-6b", "fp8", 128, 128, 12288, 2048, 4096),
+    "gptj-fp8-128-128": Row("gpt-j-6b", "fp8", 128, 128, 16384, 2048, 4096),
     "gptj-fp8-2048-128": Row("gpt-j-6b", "fp8", 2048, 128, 512, 192, 4096),
     # the schemes side by side, and what one order of sums costs
     **{
