@@ -35,6 +35,7 @@ SIDES = (
 MODULES = {"ours": "encoder.ours"} | {n: f"encoder.peer_{n}" for n in ("transformers", "onnx", "openvino")}
 PACKAGES = {"onnx": ("onnxruntime", "onnx"), "openvino": ("openvino", "nncf")}  # others run in this environment
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "w8a8": 0.1}  # of the largest number of an embedding
+STATIC_TOLERANCE = 0.2  # where one scale serves all activations of a site: OpenVINO's int8
 
 
 def make_model(path: Path) -> None:
@@ -82,9 +83,8 @@ def main() -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
         paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        rates: dict[str, list[float]] = {}
-        if args.json and args.json.exists():
-            rates = json.loads(args.json.read_text())["rates"]
+        found = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+        rates: dict[str, list[float]] = found.get("rates", {})
         answers = {}
         for _ in range(args.rounds):
             for side in args.sides:
@@ -96,19 +96,21 @@ def main() -> None:
                 for way, seconds in result["seconds"].items():
                     rates.setdefault(f"{side}, {way}", []).append(BATCH / min(seconds))
                 answers[side] = np.array(result["answers"])
-        check(answers)
-        report(rates, args)
+        report(rates, found.get("errors", {}) | check(answers), args)
 
 
-def check(answers: dict[str, Any]) -> None:
-    """Embeddings must agree, or the rates mean nothing."""
-    exact = answers.get("transformers-float32")
+def check(answers: dict[str, Any]) -> dict[str, float]:
+    """Errors of embeddings against transformers' in fp32, if those are there: small, or the rates mean nothing."""
+    exact, errors = answers.get("transformers-float32"), {}
     for side, found in answers.items() if exact is not None else ():
-        error = float(np.abs(found - exact).max() / np.abs(exact).max())
-        assert error <= TOLERANCE[side.partition("-")[2]], f"{side} differs from transformers by {error:.1e}"
+        errors[side] = float(np.abs(found - exact).max() / np.abs(exact).max())
+        tolerance = STATIC_TOLERANCE if side == "openvino-w8a8" else TOLERANCE[side.partition("-")[2]]
+        assert errors[side] <= tolerance, f"{side} differs from transformers by {errors[side]:.1e}"
+        print(f"{side:60} differs by {errors[side]:.1e} of the largest number")
+    return errors
 
 
-def report(rates: dict[str, list[float]], args: argparse.Namespace) -> None:
+def report(rates: dict[str, list[float]], errors: dict[str, float], args: argparse.Namespace) -> None:
     """Rates and, per dtype, ratios to each peer: median, lowest and highest."""
     ratios: dict[str, list[float]] = {}
     for mine in rates:
@@ -122,7 +124,7 @@ def report(rates: dict[str, list[float]], args: argparse.Namespace) -> None:
         print(f"{name:60} {statistics.median(values):7.2f} ({values[0]:.2f} to {values[-1]:.2f})")
     if args.json:
         lengths = [len(text) for text in texts()]
-        record = {"rates": rates, "ratios": ratios, "threads": args.threads, "lengths": lengths}
+        record = {"rates": rates, "ratios": ratios, "errors": errors, "threads": args.threads, "lengths": lengths}
         args.json.write_text(json.dumps(record | {"torch": str(torch.__version__)}, indent=1) + "\n")
 
 

@@ -32,10 +32,12 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=[f"{n}-{f}" for n, p in PEERS.items() for f in p.formats])
     parser.add_argument("--loads", nargs="+", choices=side.LOADS, default=list(side.LOADS))
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--round", type=int, help="the first round's number: more of it; default: one that FILE lacks")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     found = json.loads(args.json.read_text()) if args.json.exists() else {"machine": machine(), "starts": []}
-    before = max((start["round"] for start in found["starts"]), default=-1) + 1
+    after = max((start["round"] for start in found["starts"]), default=-1) + 1
+    before = after if args.round is None else args.round
     for number in range(before, before + args.rounds):
         for name in args.sides if number % 2 == 0 else reversed(args.sides):
             found["starts"].append(start_side(name, number, args))
