@@ -157,14 +157,15 @@ def main() -> None:
         record = json.loads(path.read_text())
         found["starts"] += record["starts"]
         found["divergence"] |= record.get("divergence", {})
-    text = []
+    text, charts = [], []
     for shape in NUMBERS:
         starts = [start for start in found["starts"] if start["shape"] == shape]
         outcomes = [o for row in ROWS if (o := outcome(row, starts)) is not None]
         text += [f"**{shape}**", "", *table(outcomes), "", "Every side:", ""]
         text += [*all_sides(shape, starts, found["divergence"].get(shape, {})), ""]
         if outcomes:
-            CHART.write_text(draw([(o.row.name, o.row.unit, o.medians) for o in outcomes]))
+            charts.append(draw([(o.row.name, o.row.unit, o.medians) for o in outcomes]))
+    CHART.write_text(charts[0])  # of the first shape that peers were measured with
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN)
     PAGE.write_text(before + BEGIN + "\n".join(text) + END + rest.partition(END)[2])
