@@ -87,3 +87,18 @@ def test_more_sequences_than_are_split_are_right_too(device: torch.device) -> No
     problem = Problem.draw([60, 60, 60], 16, 8, 32, torch.float16)
     assert num_leading_singles(chunks) * 8 > 264
     check(problem, device, chunks, block_size=16)
+
+
+def test_a_later_tokens_nan_stays_with_those_who_see_it_where_bits_do_not_depend_on_company(
+    device: torch.device,
+) -> None:
+    problem = Problem.draw([40], 4, 2, 32, torch.float16)
+
+    def answers() -> torch.Tensor:
+        return problem.run(lambda args: compute(args, device, is_fixed=True), problem.whole())[0]
+
+    clean = answers()
+    problem.v[0][30, 1, 5] = float("nan")
+    spoilt = answers()
+    assert torch.equal(spoilt[:30], clean[:30]) and torch.equal(spoilt[:, :2], clean[:, :2])
+    assert spoilt[30:, 2:].isnan().all()

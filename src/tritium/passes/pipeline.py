@@ -223,8 +223,8 @@ def left_out(disabled: Sequence[str], device: str) -> tuple[str, ...]:
     """`disabled`, and what a device does better without.
 
     On a GPU cuBLAS has no epilogue for activations or for a sum beside a bias. Two inputs of one GEMM would be copied
-    side by side: as many launches as two GEMMs and a sum; and in 8 bits the activation could not quantise its rows,
-    which would share a scale with the attention's.
+    side by side: as many launches as two GEMMs and a sum. In fp8 the op that quantises them does that copy, and
+    quantize_rows.py merges them there.
     """
     return (*disabled, *(NOT_ON_GPUS if device == "cuda" else ()))
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from tritium.errors import KernelError
-from tritium.kernels.gpu.attention_tile import LOG2_E, in_half, load_tile, scores_in_base_2, without_nan
+from tritium.kernels.gpu.attention_tile import LOG2_E, in_half, load_tile, scores_in_base_2, sequence_of, without_nan
 from tritium.kernels.gpu.copies import need_dense
 from tritium.kernels.kernel import LaunchContext, Thunk
 
@@ -29,14 +29,8 @@ def _fixed_kernel(
     SOFTCAP: tl.constexpr, IS_HALF: tl.constexpr, HAS_SLOPES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     h, tile = tl.program_id(0), tl.num_programs(1) - 1 - tl.program_id(1)
-    low, high = 0, tl.load(counts_ptr)  # sequence i's tiles begin at tokens before it // NUM_TOKENS + i
-    num_sequences = high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if tl.load(cu_seqlens_ptr + middle) // NUM_TOKENS + middle <= tile:
-            low = middle
-        else:
-            high = middle
+    num_sequences = tl.load(counts_ptr)
+    low = sequence_of(tile, cu_seqlens_ptr, 0, num_sequences, NUM_TOKENS)
     if low >= num_sequences:
         return
     q_start = tl.load(cu_seqlens_ptr + low)

@@ -1,14 +1,13 @@
 """paged_attention for chunks of prompts: one program per tile of BLOCK_M new tokens of a sequence and query head.
 
-Sequences of one token come first in a batch and are `attention_decode`'s; a program finds its sequence among the others
-by bisection: sequence i's tiles begin at tokens before it // BLOCK_M + sequences before it, so that none shares a tile.
+Sequences of one token come first in a batch and are `attention_decode`'s; a program finds its sequence behind them.
 Keys are read from the pages, where kv_store has put this step's too. Sums in fp32; softmax in base 2, online.
 """
 
 import triton
 import triton.language as tl
 
-from tritium.kernels.gpu.attention_tile import LOG2_E, in_half, load_tile, scores_in_base_2
+from tritium.kernels.gpu.attention_tile import LOG2_E, in_half, load_tile, scores_in_base_2, sequence_of
 
 
 @triton.jit
@@ -55,13 +54,7 @@ def prefill_kernel(
     n, tile = tl.program_id(0), tl.num_programs(1) - 1 - tl.program_id(1)  # a prompt's last tiles, the longest, first
     num_sequences, num_decodes = tl.load(counts_ptr), tl.load(counts_ptr + 3)
     base = tl.load(cu_seqlens_ptr + num_decodes)
-    low, high = num_decodes, num_sequences  # low's tiles begin at or before this one, high's after it
-    while high - low > 1:
-        middle = (low + high) // 2
-        if (tl.load(cu_seqlens_ptr + middle) - base) // BLOCK_M + middle - num_decodes <= tile:
-            low = middle
-        else:
-            high = middle
+    low = sequence_of(tile, cu_seqlens_ptr, num_decodes, num_sequences, BLOCK_M)
     if low >= num_sequences:
         return
     q_start = tl.load(cu_seqlens_ptr + low)

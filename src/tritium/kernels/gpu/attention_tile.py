@@ -15,12 +15,38 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def _tanh(x):
+    """To a few ulps: near 0 by Cephes' polynomial (tanhf), where 1 - 2 / (1 + e^2x) would cancel."""
+    z = x * x
+    p = (((-5.70498872745e-3 * z + 2.06390887954e-2) * z - 5.37397155531e-2) * z + 1.33314422036e-1) * z
+    near = (p - 3.33332819422e-1) * z * x + x
+    far = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * tl.abs(x)))
+    return tl.where(tl.abs(x) < 0.625, near, tl.where(x < 0.0, -far, far))
+
+
+@triton.jit
 def scores_in_base_2(score, scale, SOFTCAP: tl.constexpr):
     """Raw dot products as exponents of 2, soft-capped if asked for."""
     if SOFTCAP > 0.0:
-        x = score * (scale / SOFTCAP)
-        return (2.0 * tl.sigmoid(2.0 * x) - 1.0) * (SOFTCAP * LOG2_E)
+        return _tanh(score * (scale / SOFTCAP)) * (SOFTCAP * LOG2_E)
     return score * (scale * LOG2_E)
+
+
+@triton.jit
+def sequence_of(tile, cu_seqlens_ptr, first, count, NUM_TOKENS: tl.constexpr):
+    """The sequence, of those from `first` to `count`, whose tiles of new tokens hold this one; `count` if it has none.
+
+    Sequence i's tiles begin at tokens before it // NUM_TOKENS + sequences before it, so that none shares a tile.
+    """
+    base = tl.load(cu_seqlens_ptr + first)
+    low, high = first, count  # low's tiles begin at or before this one, high's after it
+    while high - low > 1:
+        middle = (low + high) // 2
+        if (tl.load(cu_seqlens_ptr + middle) - base) // NUM_TOKENS + middle - first <= tile:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 @triton.jit

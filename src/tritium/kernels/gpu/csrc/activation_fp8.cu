@@ -27,7 +27,7 @@ __device__ __forceinline__ u32 fp8_of(float low, float high) {
     return out;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS <= 768 ? 2 : 1)
     activation_fp8(const u16* first, const u16* x, const u16* other, u8* out, float* scales, i64 stride_first, i64 stride_x,
                    i64 stride_other) {
     __shared__ float most[THREADS / 32];
