@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tritium import ops
 from tritium.errors import KernelError
@@ -11,6 +13,7 @@ from tritium.kernels.cpu import library
 from tritium.kernels.cpu.varlen import bind_varlen_attention, supports_varlen_attention
 from tritium.kernels.kernel import TensorSpec
 from tritium.testing.isa_levels import LEVELS, TWO_KERNELS, compiled
+from tritium.testing.layouts import draw_layouts, draw_threads
 
 pytestmark = pytest.mark.skipif(not library.available(), reason=library.why_not())
 LENGTHS = [1, 70, 3, 200, 64, 65, 128]
@@ -139,3 +142,39 @@ def test_what_it_has_no_code_for_is_refused_by_name() -> None:
     args = draw([3], 4, 4, 16, torch.float32)
     with pytest.raises(KernelError, match=r"counts of varlen_attention are int32, not torch.int64"):
         compute(args | {"batch_counts": args["batch_counts"].long()})
+
+
+def check_drawn(data: st.DataObject) -> None:
+    """Right by the rule in any layout, and one of the sequences has the same bits alone."""
+    torch.manual_seed(data.draw(st.integers(0, 1 << 16)))
+    num_kv_heads, size = data.draw(st.integers(1, 3)), data.draw(st.one_of(st.integers(1, 40), st.integers(60, 130)))
+    shape, dtype = (num_kv_heads * data.draw(st.integers(1, 4)), num_kv_heads, size), data.draw(st.sampled_from(DTYPES))
+    length = st.one_of(st.integers(1, 20), st.sampled_from([63, 64, 65, 150]))
+    lengths = data.draw(st.lists(length, min_size=1, max_size=4))
+    args = draw(lengths, *shape, dtype) | {"softcap": data.draw(st.sampled_from([0.0, 5.0]))}
+    exact, low = textbook(args, torch.float64), textbook(args, dtype)
+    rows = {name: args[name] for name in ("q_TNH", "k_TKH", "v_TKH")}
+    with draw_threads(data):
+        found = compute(args | draw_layouts(data, rows))[: sum(lengths)]
+    limit = 2 * (low.double() - exact).square().mean().sqrt() + torch.finfo(dtype).eps * exact.abs().mean()
+    assert (found.double() - exact).square().mean().sqrt() <= limit
+    chosen = data.draw(st.integers(0, len(lengths) - 1))
+    part = slice(sum(lengths[:chosen]), sum(lengths[: chosen + 1]))
+    alone = {name: x[part] for name, x in rows.items()}
+    alone["cu_seqlens_q"] = torch.tensor([0, lengths[chosen]], dtype=torch.int32)
+    alone["batch_counts"] = torch.tensor([1, lengths[chosen], 0, 0], dtype=torch.int32)
+    with draw_threads(data):
+        assert torch.equal(compute(args | alone), found[part])
+
+
+@settings(max_examples=15)
+@given(st.data())
+def test_drawn_batches_are_right_and_a_sequence_has_the_same_bits_alone(data: st.DataObject) -> None:
+    check_drawn(data)
+
+
+@pytest.mark.full
+@settings(max_examples=1500)
+@given(st.data())
+def test_many_drawn_batches_are_too(data: st.DataObject) -> None:
+    check_drawn(data)

@@ -76,22 +76,22 @@ def _heads(num_tokens: int, num_heads: int, head_size: int, dtype: torch.dtype) 
     return _view(num_tokens, num_heads * head_size, dtype).unflatten(1, (num_heads, head_size))
 
 
-def _exact_rms_norm(
+def exact_rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: float = 0.0, cast_before_weight: bool = True
 ) -> torch.Tensor:
     return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * (weight + weight_offset)
 
 
-def _exact_layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+def exact_layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
-def _exact_cos_sin(positions_T: torch.Tensor, inv_freq_P: torch.Tensor, attention_scaling: float) -> torch.Tensor:
+def exact_cos_sin(positions_T: torch.Tensor, inv_freq_P: torch.Tensor, attention_scaling: float) -> torch.Tensor:
     angles = (positions_T[:, None].float() * inv_freq_P.float()).double()  # the product is defined in fp32
     return torch.cat((angles.cos(), angles.sin()), -1) * attention_scaling
 
 
-def _exact_rope(x_TNH: torch.Tensor, cos_sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+def exact_rope(x_TNH: torch.Tensor, cos_sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
     pairs = cos_sin.shape[-1] // 2
     turn = torch.complex(cos_sin[:, None, :pairs], cos_sin[:, None, pairs:])
     part, rest = x_TNH[..., : 2 * pairs], x_TNH[..., 2 * pairs :]
@@ -103,7 +103,7 @@ def _exact_rope(x_TNH: torch.Tensor, cos_sin: torch.Tensor, interleaved: bool) -
     return torch.cat((out, rest), -1)
 
 
-def _exact_activation(x: torch.Tensor, kind: str) -> torch.Tensor:
+def exact_activation(x: torch.Tensor, kind: str) -> torch.Tensor:
     functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "silu": F.silu,
         "gelu": F.gelu,
@@ -114,11 +114,11 @@ def _exact_activation(x: torch.Tensor, kind: str) -> torch.Tensor:
     return functions[kind](x)
 
 
-def _exact_gated(gate: torch.Tensor, up: torch.Tensor, kind: str) -> torch.Tensor:
-    return _exact_activation(gate, kind) * up
+def exact_gated(gate: torch.Tensor, up: torch.Tensor, kind: str) -> torch.Tensor:
+    return exact_activation(gate, kind) * up
 
 
-def _norm_case(name: str, op: str, width: int, exact: Callable[..., torch.Tensor], **literals: Any) -> Case:
+def norm_case(name: str, op: str, width: int, exact: Callable[..., torch.Tensor], **literals: Any) -> Case:
     def make(num_tokens: int, dtype: torch.dtype) -> Args:
         args: Args = {"x": _view(num_tokens, width, dtype), "weight": torch.randn(width).to(dtype)}
         if op == "layer_norm":
@@ -128,32 +128,32 @@ def _norm_case(name: str, op: str, width: int, exact: Callable[..., torch.Tensor
     return Case(name=name, op=op, make=make, rows=("x",), exact=exact)
 
 
-def _rope_case(name: str, num_heads: int, head_size: int, num_pairs: int, *, interleaved: bool) -> Case:
+def rope_case(name: str, num_heads: int, head_size: int, num_pairs: int, *, interleaved: bool) -> Case:
     def make(num_tokens: int, dtype: torch.dtype) -> Args:
         angles = torch.rand(num_tokens, num_pairs) * 100
         cos_sin = torch.cat((angles.cos(), angles.sin()), -1)
         x_TNH = _heads(num_tokens, num_heads, head_size, dtype)
         return {"x_TNH": x_TNH, "cos_sin": cos_sin, "interleaved": interleaved}
 
-    return Case(name=name, op="rope", make=make, rows=("x_TNH", "cos_sin"), exact=_exact_rope)
+    return Case(name=name, op="rope", make=make, rows=("x_TNH", "cos_sin"), exact=exact_rope)
 
 
-def _activation_case(kind: str, width: int) -> Case:
+def activation_case(kind: str, width: int) -> Case:
     def make(num_tokens: int, dtype: torch.dtype) -> Args:
         return {"x": _view(num_tokens, width, dtype), "kind": kind}
 
-    return Case(name=f"activation-{kind}-{width}", op="activation", make=make, rows=("x",), exact=_exact_activation)
+    return Case(name=f"activation-{kind}-{width}", op="activation", make=make, rows=("x",), exact=exact_activation)
 
 
-def _gated_case(kind: str, width: int) -> Case:
+def gated_case(kind: str, width: int) -> Case:
     def make(num_tokens: int, dtype: torch.dtype) -> Args:
         return {"gate": _view(num_tokens, width, dtype), "up": _view(num_tokens, width, dtype), "kind": kind}
 
     name = f"gated_activation-{kind}-{width}"
-    return Case(name=name, op="gated_activation", make=make, rows=("gate", "up"), exact=_exact_gated)
+    return Case(name=name, op="gated_activation", make=make, rows=("gate", "up"), exact=exact_gated)
 
 
-def _linear_case(num_out: int, num_in: int, *, has_bias: bool) -> Case:
+def linear_case(num_out: int, num_in: int, *, has_bias: bool) -> Case:
     def make(num_tokens: int, dtype: torch.dtype) -> Args:
         bias = torch.randn(num_out).to(dtype) if has_bias else None
         weight = torch.randn(num_out, num_in).to(dtype)
@@ -165,7 +165,7 @@ def _linear_case(num_out: int, num_in: int, *, has_bias: bool) -> Case:
     return Case(name=f"linear-{num_out}-{num_in}-{has_bias}", op="linear", make=make, rows=("x",), exact=exact)
 
 
-def _linear_add_case(num_out: int, num_in: int) -> Case:
+def linear_add_case(num_out: int, num_in: int) -> Case:
     def make(num_tokens: int, dtype: torch.dtype) -> Args:
         weight, bias = torch.randn(num_out, num_in).to(dtype), torch.randn(num_out).to(dtype)
         x, residual = (_view(num_tokens, size, dtype) for size in (num_in, num_out))
@@ -179,7 +179,7 @@ def _linear_add_case(num_out: int, num_in: int) -> Case:
     return Case(name=f"linear_add-{num_out}-{num_in}", op="linear_add", make=make, rows=("x", "residual"), exact=exact)
 
 
-def _linear_pair_case(num_out: int, num_in: int, num_more: int) -> Case:
+def linear_pair_case(num_out: int, num_in: int, num_more: int) -> Case:
     def make(num_tokens: int, dtype: torch.dtype) -> Args:
         weight, bias = torch.randn(num_out, num_in + num_more).to(dtype), torch.randn(num_out).to(dtype)
         x, y = (_view(num_tokens, size, dtype) for size in (num_in, num_more))
@@ -192,7 +192,7 @@ def _linear_pair_case(num_out: int, num_in: int, num_more: int) -> Case:
     return Case(name=name, op="linear_pair", make=make, rows=("x", "y"), exact=exact)
 
 
-def _moe_case(num_experts: int, width: int, hidden: int, top_k: int, kind: str, *, is_normed: bool) -> Case:
+def moe_case(num_experts: int, width: int, hidden: int, top_k: int, kind: str, *, is_normed: bool) -> Case:
     """Unequal loads: the first expert is wanted most."""
 
     def make(num_tokens: int, dtype: torch.dtype) -> Args:
@@ -209,10 +209,10 @@ def _moe_case(num_experts: int, width: int, hidden: int, top_k: int, kind: str, 
         }
 
     name = f"moe-{num_experts}-{width}-{hidden}-{top_k}-{is_normed}"
-    return Case(name=name, op="moe", make=make, rows=("x_TD", "router_TE"), exact=_exact_moe)
+    return Case(name=name, op="moe", make=make, rows=("x_TD", "router_TE"), exact=exact_moe)
 
 
-def _experts_case(num_experts: int, width: int, hidden: int, num_chosen: int, kind: str, *, is_wide: bool) -> Case:
+def experts_case(num_experts: int, width: int, hidden: int, num_chosen: int, kind: str, *, is_wide: bool) -> Case:
     """Weights in fp32 or in the type of x; the first expert is wanted most, and one may be chosen twice."""
 
     def make(num_tokens: int, dtype: torch.dtype) -> Args:
@@ -227,10 +227,10 @@ def _experts_case(num_experts: int, width: int, hidden: int, num_chosen: int, ki
         }
 
     name = f"experts-{num_experts}-{width}-{hidden}-{num_chosen}-{is_wide}"
-    return Case(name=name, op="experts", make=make, rows=("x_TD", "chosen_TJ", "weights_TJ"), exact=_exact_experts)
+    return Case(name=name, op="experts", make=make, rows=("x_TD", "chosen_TJ", "weights_TJ"), exact=exact_experts)
 
 
-def _exact_experts(
+def exact_experts(
     x_TD: torch.Tensor,
     chosen_TJ: torch.Tensor,
     weights_TJ: torch.Tensor,
@@ -240,12 +240,12 @@ def _exact_experts(
 ) -> torch.Tensor:
     """Every expert on every token, then each by the weight that it was chosen with."""
     gate, up = torch.einsum("td,egd->teg", x_TD, gate_up_EGD).chunk(2, dim=-1)
-    y_TED = torch.einsum("tef,edf->ted", _exact_gated(gate, up, kind), down_EDF)
+    y_TED = torch.einsum("tef,edf->ted", exact_gated(gate, up, kind), down_EDF)
     weights_TE = torch.zeros(len(x_TD), len(down_EDF), dtype=torch.float64).scatter_add(1, chosen_TJ, weights_TJ)
     return torch.einsum("te,ted->td", weights_TE, y_TED)
 
 
-def _exact_moe(
+def exact_moe(
     x_TD: torch.Tensor,
     router_TE: torch.Tensor,
     gate_up_EGD: torch.Tensor,
@@ -256,7 +256,7 @@ def _exact_moe(
 ) -> torch.Tensor:
     """Every expert on every token, then only the chosen ones count."""
     gate, up = torch.einsum("td,egd->teg", x_TD, gate_up_EGD).chunk(2, dim=-1)
-    y_TED = torch.einsum("tef,edf->ted", _exact_gated(gate, up, kind), down_EDF)
+    y_TED = torch.einsum("tef,edf->ted", exact_gated(gate, up, kind), down_EDF)
     chosen = router_TE.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     is_chosen = torch.zeros_like(router_TE, dtype=torch.bool).scatter(1, chosen, True)
     weights = router_TE.masked_fill(~is_chosen, -torch.inf).softmax(-1) if is_normed else router_TE.softmax(-1)
@@ -292,27 +292,27 @@ _GEMMA = {"weight_offset": 1.0, "cast_before_weight": False}
 KINDS = ("silu", "gelu", "gelu_tanh", "relu", "quick_gelu")
 
 CASES: tuple[Case, ...] = (
-    _norm_case("rms_norm-1000", "rms_norm", 1000, _exact_rms_norm, eps=1e-5),
-    _norm_case("rms_norm-37-offset", "rms_norm", 37, _exact_rms_norm, eps=1e-3, weight_offset=1.0),
-    _norm_case("rms_norm-64-gemma", "rms_norm", 64, _exact_rms_norm, eps=1e-5, **_GEMMA),
-    Case(name="rms_norm-heads", op="rms_norm", make=_make_qk_norm, rows=("x",), exact=_exact_rms_norm),
-    _norm_case("layer_norm-1000", "layer_norm", 1000, _exact_layer_norm, eps=1e-5),
-    _norm_case("layer_norm-37-no-bias", "layer_norm", 37, _exact_layer_norm, eps=1e-5, bias=False),
-    Case(name="rope_cos_sin", op="rope_cos_sin", make=_make_cos_sin, rows=("positions_T",), exact=_exact_cos_sin),
-    _rope_case("rope-64", 9, 64, 32, interleaved=False),
-    _rope_case("rope-partial", 3, 50, 11, interleaved=False),
-    _rope_case("rope-interleaved-64", 9, 64, 32, interleaved=True),
-    _rope_case("rope-interleaved-partial", 3, 50, 11, interleaved=True),
-    *(_activation_case(kind, width) for kind in KINDS for width in (37, 1000)),
-    *(_gated_case(kind, width) for kind in KINDS for width in (37, 1000)),
+    norm_case("rms_norm-1000", "rms_norm", 1000, exact_rms_norm, eps=1e-5),
+    norm_case("rms_norm-37-offset", "rms_norm", 37, exact_rms_norm, eps=1e-3, weight_offset=1.0),
+    norm_case("rms_norm-64-gemma", "rms_norm", 64, exact_rms_norm, eps=1e-5, **_GEMMA),
+    Case(name="rms_norm-heads", op="rms_norm", make=_make_qk_norm, rows=("x",), exact=exact_rms_norm),
+    norm_case("layer_norm-1000", "layer_norm", 1000, exact_layer_norm, eps=1e-5),
+    norm_case("layer_norm-37-no-bias", "layer_norm", 37, exact_layer_norm, eps=1e-5, bias=False),
+    Case(name="rope_cos_sin", op="rope_cos_sin", make=_make_cos_sin, rows=("positions_T",), exact=exact_cos_sin),
+    rope_case("rope-64", 9, 64, 32, interleaved=False),
+    rope_case("rope-partial", 3, 50, 11, interleaved=False),
+    rope_case("rope-interleaved-64", 9, 64, 32, interleaved=True),
+    rope_case("rope-interleaved-partial", 3, 50, 11, interleaved=True),
+    *(activation_case(kind, width) for kind in KINDS for width in (37, 1000)),
+    *(gated_case(kind, width) for kind in KINDS for width in (37, 1000)),
     Case(name="embedding", op="embedding", make=_make_embedding, rows=("ids_T",), exact=_lookup),
     Case(name="gather_rows", op="gather_rows", make=_make_gather, rows=("rows_R",), exact=_gathered),
-    _moe_case(5, 37, 45, 2, "silu", is_normed=True),
-    _moe_case(9, 64, 32, 3, "gelu_tanh", is_normed=False),
-    _experts_case(5, 37, 45, 2, "silu", is_wide=True),
-    _experts_case(9, 64, 32, 3, "gelu_tanh", is_wide=False),
-    _linear_case(100, 37, has_bias=True),
-    _linear_case(96, 256, has_bias=False),
-    _linear_add_case(70, 37),
-    _linear_pair_case(70, 96, 45),
+    moe_case(5, 37, 45, 2, "silu", is_normed=True),
+    moe_case(9, 64, 32, 3, "gelu_tanh", is_normed=False),
+    experts_case(5, 37, 45, 2, "silu", is_wide=True),
+    experts_case(9, 64, 32, 3, "gelu_tanh", is_wide=False),
+    linear_case(100, 37, has_bias=True),
+    linear_case(96, 256, has_bias=False),
+    linear_add_case(70, 37),
+    linear_pair_case(70, 96, 45),
 )

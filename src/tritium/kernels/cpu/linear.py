@@ -92,7 +92,7 @@ def _packed(weight_NK: torch.Tensor, *, is_gated: bool) -> PackedWeight:
     num_out, num_in = weight_NK.shape
     data = torch.empty(library.packed_size(num_out, num_in, weight_NK.dtype, is_gated=is_gated), dtype=weight_NK.dtype)
     struct = LinearPackArgs(weight_NK.data_ptr(), data.data_ptr(), num_in, num_out, weight_NK.stride(0), is_gated)
-    library.thunk("linear_pack", weight_NK.dtype, struct)()
+    library.thunk("linear_pack", weight_NK.dtype, struct, weight_NK, data)()
     return PackedWeight(data, num_out // 2 if is_gated else num_out, num_in, is_gated)
 
 

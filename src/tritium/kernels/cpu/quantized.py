@@ -94,7 +94,7 @@ def _packed(qweight: torch.Tensor, *, is_gated: bool) -> PackedWeight:
     num_panels = _num_panels(num_out, is_gated=is_gated)
     data = torch.empty(num_panels * library.quantized_units(library.panel_outputs(), num_in, bits), dtype=torch.int32)
     struct = QuantizedPackArgs(qweight.data_ptr(), data.data_ptr(), num_in, num_out, bits, is_gated)
-    library.thunk("quantized_pack", None, struct)()
+    library.thunk("quantized_pack", None, struct, qweight, data)()
     return PackedWeight(data, num_out // 2 if is_gated else num_out, num_in, is_gated)
 
 
@@ -130,7 +130,7 @@ def _in_panels(scales_NG: torch.Tensor, *, is_gated: bool) -> torch.Tensor:
     shape = (_num_panels(num_out, is_gated=is_gated), num_groups, library.panel_outputs())
     packed = torch.empty(shape, dtype=scales_NG.dtype)
     struct = ScalesPackArgs(scales_NG.data_ptr(), packed.data_ptr(), num_out, num_groups, scales_NG.itemsize, is_gated)
-    library.thunk("scales_pack", None, struct)()
+    library.thunk("scales_pack", None, struct, scales_NG, packed)()
     return packed
 
 

@@ -134,6 +134,7 @@ class AmxTiles : public Linear<bf16> {
 #endif
 
 template <class T> void linear(const LinearArgs& a) {
+  if (a.num_outer * a.num_inner == 0) return;  // threads would share no rows
   static thread_local Scratch memory;
 #if defined(__AMX_BF16__)
   if constexpr (kIsBf16<T>)

@@ -30,6 +30,7 @@ template <int kBits> void multiply(const QuantizedLinearArgs& a, const RowFuncti
 }
 
 template <class T> void quantized_linear(const QuantizedLinearArgs& a) {
+  if (a.num_outer * a.num_inner == 0) return;  // threads would share no rows
   (a.bits == 8 ? multiply<8> : multiply<4>)(a, kRowFunctions<T>);
 }
 

@@ -27,6 +27,8 @@ typedef uint16_t u16xw __attribute__((vector_size(kWide * 2)));
 inline f32xw fma(f32xw a, f32xw b, f32xw c) {
 #if defined(__FMA__)
   return bit_cast<f32xw>(_mm256_fmadd_ps(bit_cast<__m256>(a), bit_cast<__m256>(b), bit_cast<__m256>(c)));
+#elif defined(__aarch64__)
+  return bit_cast<f32xw>(vfmaq_f32(bit_cast<float32x4_t>(c), bit_cast<float32x4_t>(a), bit_cast<float32x4_t>(b)));
 #else
   return a * b + c;
 #endif
@@ -82,7 +84,7 @@ inline f32xw exp_nonpositive(f32xw x) {
   for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
     p = fma(p, r, splat_wide(c));
   p = fma(p, r * r, r) + 1.0f;
-  f32xw power = bit_cast<f32xw>((bit_cast<i32xw>(shifted) << 23) + 0x3f800000);  // the integer's low 9 bits count
+  f32xw power = bit_cast<f32xw>((bit_cast<u32xw>(shifted) << 23) + 0x3f800000u);  // the integer's low 9 bits count
   return x < -87.33654f ? f32xw{} : p * power;
 }
 inline float exp_nonpositive(float x) { return exp_nonpositive(splat_wide(x))[0]; }

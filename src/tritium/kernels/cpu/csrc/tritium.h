@@ -11,6 +11,8 @@
 #pragma once
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include <cstdint>
@@ -49,6 +51,12 @@ inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
   struct Halves { __m256 low, high; };
   const Halves x = bit_cast<Halves>(a), y = bit_cast<Halves>(b), z = bit_cast<Halves>(c);
   return bit_cast<f32x16>(Halves{_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high)});
+#elif defined(__aarch64__)
+  struct Quarters { float32x4_t part[4]; };
+  const Quarters x = bit_cast<Quarters>(a), y = bit_cast<Quarters>(b);
+  Quarters z = bit_cast<Quarters>(c);
+  for (int i = 0; i < 4; ++i) z.part[i] = vfmaq_f32(z.part[i], x.part[i], y.part[i]);
+  return bit_cast<f32x16>(z);
 #else
   return a * b + c;
 #endif
