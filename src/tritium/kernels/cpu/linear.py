@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tritium.kernels.cpu import library
+from tritium.kernels.cpu import library, memory
 from tritium.kernels.cpu.activations import refuse_kind
 from tritium.kernels.cpu.layout import Reads, dense_output
 from tritium.kernels.kernel import Thunk
@@ -90,7 +90,8 @@ def _packed(weight_NK: torch.Tensor, *, is_gated: bool) -> PackedWeight:
     if weight_NK.shape[1] > 1 and weight_NK.stride(1) != 1:
         weight_NK = weight_NK.contiguous()
     num_out, num_in = weight_NK.shape
-    data = torch.empty(library.packed_size(num_out, num_in, weight_NK.dtype, is_gated=is_gated), dtype=weight_NK.dtype)
+    size = library.packed_size(num_out, num_in, weight_NK.dtype, is_gated=is_gated)
+    data = memory.for_packed(size, weight_NK.dtype)
     struct = LinearPackArgs(weight_NK.data_ptr(), data.data_ptr(), num_in, num_out, weight_NK.stride(0), is_gated)
     library.thunk("linear_pack", weight_NK.dtype, struct, weight_NK, data)()
     return PackedWeight(data, num_out // 2 if is_gated else num_out, num_in, is_gated)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tritium.kernels.cpu import library
+from tritium.kernels.cpu import library, memory
 from tritium.kernels.cpu.layout import Reads, dense_output
 from tritium.kernels.cpu.linear import pack_weight
 from tritium.kernels.kernel import Thunk
@@ -62,7 +62,7 @@ def pack_experts(weight_ENK: torch.Tensor) -> PackedExperts:
     """One weight of every expert."""
     num_experts, num_out, num_in = weight_ENK.shape
     size = library.packed_size(num_out, num_in, weight_ENK.dtype)
-    data = torch.empty(num_experts, size, dtype=weight_ENK.dtype)
+    data = memory.for_packed(num_experts * size, weight_ENK.dtype).view(num_experts, size)
     for expert in range(num_experts):
         data[expert] = pack_weight(weight_ENK[expert]).data
     return PackedExperts(data, num_experts, num_in)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tritium.kernels.cpu import library
+from tritium.kernels.cpu import library, memory
 from tritium.kernels.cpu.activations import refuse_kind
 from tritium.kernels.cpu.layout import Reads, dense_output
 from tritium.kernels.cpu.linear import PackedWeight
@@ -92,7 +92,8 @@ def _packed(qweight: torch.Tensor, *, is_gated: bool) -> PackedWeight:
     qweight = qweight.contiguous()
     num_out, num_in = qweight.shape[0], qweight.shape[1] * 8 // bits
     num_panels = _num_panels(num_out, is_gated=is_gated)
-    data = torch.empty(num_panels * library.quantized_units(library.panel_outputs(), num_in, bits), dtype=torch.int32)
+    size = num_panels * library.quantized_units(library.panel_outputs(), num_in, bits)
+    data = memory.for_packed(size, torch.int32)
     struct = QuantizedPackArgs(qweight.data_ptr(), data.data_ptr(), num_in, num_out, bits, is_gated)
     library.thunk("quantized_pack", None, struct, qweight, data)()
     return PackedWeight(data, num_out // 2 if is_gated else num_out, num_in, is_gated)
