@@ -12,10 +12,11 @@ the vocabulary is cut too, of which no layer knows.
 Speed: a batch of 8 decodes behind 128 tokens, and one prompt of 256 tokens. The engine with all passes and the one
 without some run in one process, a step of each in turn, every second turn in reverse, so that what else the machine
 does meets both; the gain is the median over the turns of the time without over the time with, and its range the middle
-half of them, both from two loadings. "the same" measures all passes against themselves: what gain the method finds
-where there is none. A choice that gives the plan of the whole pipeline is not timed. --cpu-time counts one thread's
-CPU time in place of the seconds of two: where others use the machine, it leaves out what they take, but not what they
-do to its caches.
+half of them, both from two loadings. The gain at best is that of the sums of each step's shortest time, which others
+who use the machine lengthen least. "the same" measures all passes against themselves: what gain the method finds
+where there is none. A choice that gives the plan of the whole pipeline is not timed. Rows are written to --out one by
+one, and those that it has are not measured again. --cpu-time counts one thread's CPU time in place of the seconds of
+two: where others use the machine, it leaves out what they take, but not what they do to its caches.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -74,14 +75,14 @@ def launches(engine: Engine) -> int:
 
 
 def compare(name: str, whole: Engine, other: Engine, seconds: float, *, is_cpu_time: bool) -> Row:
-    """Tokens/s of the whole pipeline, and the gain of its passes: median, quartiles and number of turns.
+    """Tokens/s of the whole pipeline, and the gain of its passes: median, quartiles, at best, and number of turns.
 
     Both are loaded twice, each of them first once: where an engine's weights come to lie in memory makes it up to a
     tenth faster or slower.
     """
     num_tokens, batch_of = BATCHES[name]
     num_threads, clock = (1, time.thread_time) if is_cpu_time else (None, time.perf_counter)
-    gains, rates = [], []
+    gains, best, rates = [], [], []
     for order in ((whole, other), (other, whole)):
         batches = [batch_of(StepTimer(engine, num_threads=num_threads)) for engine in order]
         once = sum(sum(batch.round(clock)) for batch in batches)
@@ -89,18 +90,22 @@ def compare(name: str, whole: Engine, other: Engine, seconds: float, *, is_cpu_t
         with_it, without = ([sum(one) for one in rounds[order.index(engine)]] for engine in (whole, other))
         gains.append([b / a for a, b in zip(with_it, without, strict=True)])
         rates += with_it
+        shortest = [sum(map(min, zip(*of_one, strict=True))) for of_one in rounds]  # each step's, over the turns
+        best.append(shortest[order.index(other)] / shortest[order.index(whole)])
     quartiles = [statistics.quantiles(half, n=4) for half in gains]
     low, middle, high = (statistics.geometric_mean(pair) for pair in zip(*quartiles, strict=True))
     rate = num_tokens / statistics.median(rates)
-    found = {"tokens_per_second": rate, "gain": middle, "gain_low": low, "gain_high": high, "turns": len(rates)}
+    found = {"tokens_per_second": rate, "gain": middle, "gain_low": low, "gain_high": high}
+    found |= {"gain_at_best": statistics.geometric_mean(best), "turns": len(rates)}
     return {f"{name}_{key}": round(value, 4) for key, value in found.items()}
 
 
-def speeds(shape: str, dtype: str, choices: Choices, seconds: float, place: Path, *, is_cpu_time: bool) -> list[Row]:
+def speeds(
+    shape: str, dtype: str, choices: Choices, seconds: float, place: Path, *, is_cpu_time: bool
+) -> Iterator[Row]:
     """One row for each choice of passes."""
     config = cut(shape, dtype, NUM_LAYERS)
     whole = engine_of(config, (), place / "whole")
-    rows: list[Row] = []
     for number, (what, disabled) in enumerate(choices):
         engine = engine_of(config, disabled, place / f"{number}")
         row: Row = {"passes": what}
@@ -109,18 +114,15 @@ def speeds(shape: str, dtype: str, choices: Choices, seconds: float, place: Path
         else:
             for name in BATCHES:
                 row |= compare(name, whole, engine, seconds, is_cpu_time=is_cpu_time)
-        rows.append(row)
-        print(shape, dtype, *(f"{key} {value}" for key, value in row.items()), flush=True)
-    return rows
+        yield row
 
 
-def counts(shape: str, dtype: str, choices: Choices, place: Path) -> list[Row]:
+def counts(shape: str, dtype: str, choices: Choices, place: Path) -> Iterator[Row]:
     """Steps and launches of one layer, for each choice of passes; counted once for each plan."""
     configs = [
         dataclasses.replace(cut(shape, dtype, num), vocab_size=COUNTED_VOCABULARY)
         for num in (NUM_LAYERS - 1, NUM_LAYERS)
     ]
-    rows: list[Row] = []
     counted: list[tuple[Plan, Row]] = []
     for what, disabled in choices:
         few, many = (engine_of(config, disabled, place / f"{config.num_layers}") for config in configs)
@@ -129,9 +131,7 @@ def counts(shape: str, dtype: str, choices: Choices, place: Path) -> list[Row]:
             steps = len(many.plan.steps) - len(few.plan.steps)
             row = {"steps": steps, "launches": launches(many) - launches(few)}
             counted.append((many.plan, row))
-        rows.append({"passes": what, **row})
-        print(shape, dtype, *(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    return rows
+        yield {"passes": what, **row}
 
 
 def main() -> None:
@@ -148,17 +148,24 @@ def main() -> None:
     choices = [(f"without {name}", (name,)) for name in options.only or OPTIONAL]
     if not options.only:
         choices = [(SAME if options.measure == "speed" else "all on", ()), ("all off", OPTIONAL), *choices]
+    head = {"shape": options.shape, "dtype": options.dtype, "layers": NUM_LAYERS, "environment": environment()}
+    head["clock"] = "CPU time of one thread" if options.cpu_time else "seconds"
+    result = {**head, "date": datetime.date.today().isoformat(), options.measure: []}
+    if options.out is not None and options.out.exists():
+        result = json.loads(options.out.read_text())
+        done = {row["passes"] for row in result[options.measure]}
+        choices = [choice for choice in choices if choice[0] not in done]
     with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
         if options.measure == "counts":
-            rows = counts(options.shape, options.dtype, choices, Path(directory))
+            rows = counts(options.shape, options.dtype, choices, place)
         else:
-            how = {"seconds": options.seconds, "place": Path(directory), "is_cpu_time": options.cpu_time}
-            rows = speeds(options.shape, options.dtype, choices, **how)
-    if options.out is not None:
-        head = {"shape": options.shape, "dtype": options.dtype, "layers": NUM_LAYERS, "environment": environment()}
-        head["clock"] = "CPU time of one thread" if options.cpu_time else "seconds"
-        result = {**head, "date": datetime.date.today().isoformat(), options.measure: rows}
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+            rows = speeds(options.shape, options.dtype, choices, options.seconds, place, is_cpu_time=options.cpu_time)
+        for row in rows:
+            print(options.shape, options.dtype, *(f"{key} {value}" for key, value in row.items()), flush=True)
+            result[options.measure].append(row)
+            if options.out is not None:
+                options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
