@@ -14,8 +14,7 @@ import torch
 
 from in_turn import best_seconds
 from tritium.kernels.cpu.attention import bind_paged_attention
-from tritium.ops.attention import SCALE_BYTES
-from tritium.ops.quantized import quantize_rows
+from tritium.ops.quantized import SCALE_BYTES, quantize_rows
 from tritium.testing.attention_problems import num_leading_singles
 
 N, K, H, BLOCK = 32, 8, 64, 16  # heads, kv heads, head size, tokens of a block

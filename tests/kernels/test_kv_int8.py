@@ -11,8 +11,7 @@ from tritium import ops
 from tritium.kernels.cpu import copies, library, rope
 from tritium.kernels.cpu.attention import bind_paged_attention, supports_paged_attention
 from tritium.kernels.kernel import TensorSpec
-from tritium.ops.attention import SCALE_BYTES
-from tritium.ops.quantized import quantize_rows
+from tritium.ops.quantized import SCALE_BYTES, quantize_rows
 from tritium.testing.attention_problems import Problem, check_company
 
 pytestmark = pytest.mark.skipif(not library.available(), reason=library.why_not())

@@ -49,6 +49,11 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
         "varlen_attention": (q, k, v, starts, counts, 0.25, 0.0),
         "add_rms_norm": (q, q * 2.0, torch.randn(H, dtype=dtype), 1e-5),
         "add_layer_norm": (q, q * 2.0, torch.randn(H, dtype=dtype), None, 1e-5),
+        **{
+            f"quantized_{name}": (*((q, q * 2.0) if "add" in name else (q,)), torch.randn(H, dtype=dtype), *last)
+            for kind, last in (("rms_norm", (1e-5,)), ("layer_norm", (None, 1e-5)))
+            for name in (kind, f"add_{kind}")
+        },
         "linear_activation": (torch.randn(T, D, dtype=dtype), torch.randn(24, D, dtype=dtype), None, "relu"),
         "linear_gated": (torch.randn(T, D, dtype=dtype), torch.randn(24, D, dtype=dtype), None, "silu"),
         "linear_add": (x, torch.randn(24, D, dtype=dtype), None, torch.randn(T, 24, dtype=dtype)),

@@ -6,7 +6,7 @@ import torch
 from tritium.compiler import compile_module
 from tritium.config import BuildConfig
 from tritium.errors import ConfigError
-from tritium.ops.attention import SCALE_BYTES
+from tritium.ops.quantized import SCALE_BYTES
 from tritium.testing.plain_models import PlainLlama
 
 

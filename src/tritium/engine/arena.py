@@ -27,6 +27,8 @@ IN_PLACE: dict[str, tuple[int, tuple[str, ...]]] = {
     **{f"aten.{name}.Scalar": (0, ("self",)) for name in ("add", "sub", "mul", "div")},
     "add_rms_norm": (1, ("residual", "x")),
     "add_layer_norm": (1, ("residual", "x")),
+    "quantized_add_rms_norm": (1, ("residual", "x")),
+    "quantized_add_layer_norm": (1, ("residual", "x")),
 }
 
 

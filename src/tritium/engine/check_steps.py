@@ -11,7 +11,7 @@ from tritium import ops
 from tritium.engine.plan import Plan, Ref, Step, Value, damaged
 from tritium.errors import EngineError
 from tritium.kernels.eager.aten import ALLOWED
-from tritium.ops.attention import SCALE_BYTES
+from tritium.ops.quantized import SCALE_BYTES
 from tritium.ops.torch_ops import is_torch_op, overload
 
 REDUCTIONS = ("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default")
@@ -31,7 +31,7 @@ Sides = tuple[Sequence[int], Sequence[int | None]]  # what an argument's sizes a
 
 
 def _of_quantized(a: Tensors) -> list[Sides]:
-    num_in = a["x"].shape[-1]
+    num_in = a["x"].shape[-1] - (SCALE_BYTES if a["x"].dtype == torch.int8 else 0)
     packed = num_in if a["qweight"].dtype == torch.int8 else num_in // 2
     bias = [(b.shape, a["qweight"].shape[:1]) for b in [a.get("bias")] if b is not None]
     return [(a["qweight"].shape, (None, packed)), (a["scales_NG"].shape, (a["qweight"].shape[0], None)), *bias]
@@ -76,6 +76,10 @@ RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
         *((a[name].shape, a["x"].shape[-1:]) for name in ("weight", "bias") if name in a),
         (a["residual"].shape, a["x"].shape),
     ],
+    "quantized_rms_norm": lambda a: RELATIONS["rms_norm"](a),
+    "quantized_layer_norm": lambda a: RELATIONS["layer_norm"](a),
+    "quantized_add_rms_norm": lambda a: RELATIONS["add_rms_norm"](a),
+    "quantized_add_layer_norm": lambda a: RELATIONS["add_layer_norm"](a),
     "rope_kv_store": lambda a: [
         (a["cache_layer"].shape, (None, 2, a["k_TKH"].shape[1], None, _row(a, "k_TKH"))),
         (a["cos_sin"].shape, (a["q_TNH"].shape[0], None)),

@@ -42,6 +42,13 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return values
 
 
+def given(node: fx.Node) -> list[Any]:
+    """Those of `arguments` that have no default: what a variant of the op, with more arguments, begins with."""
+    assert isinstance(node.target, Target), node.target
+    has_default = {a.name for a in node.target._schema.arguments if a.has_default_value()}
+    return [value for name, value in arguments(node).items() if name not in has_default]
+
+
 def insert(
     graph: fx.Graph,
     target: Callable[..., Any],

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from tritium.ops.op import Op, Spelling, like_first
-from tritium.ops.quantized import quantize_rows
+from tritium.ops.quantized import SCALE_BYTES, quantize_rows
 
 FP8 = torch.float8_e4m3fn
-SCALE_BYTES = 4  # behind each row of an int8 cache
 
 
 def attention(

@@ -27,6 +27,7 @@ from tritium.ops.moe import MOE
 from tritium.ops.norms import LAYER_NORM, RMS_NORM
 from tritium.ops.op import Op
 from tritium.ops.quantized import QUANTIZED_OPS
+from tritium.ops.quantized_norms import QUANTIZED_NORMS
 from tritium.ops.rope import ROPE, ROPE_COS_SIN
 from tritium.ops.varlen import VARLEN_ATTENTION
 
@@ -55,6 +56,7 @@ OPS: tuple[Op, ...] = (
     LINEAR_GATED,
     LINEAR_ADD,
     LINEAR_PAIR,
+    *QUANTIZED_NORMS,
     EXPERTS,
     ALL_REDUCE,
     ALL_GATHER,

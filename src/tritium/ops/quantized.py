@@ -7,6 +7,8 @@ Sizes: N outputs, K inputs, G groups of K / G inputs each. A weight is `q * scal
               steps of its largest one's 2048th part (`steps_of`): then sums over all groups are sums of integers
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -71,12 +73,35 @@ def quantize_rows(x_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (rows * inverse).round().to(torch.int8), scale
 
 
+SCALE_BYTES = 4  # a row's scale in fp32, behind its integers
+
+
+def rows_with_scales(x: torch.Tensor) -> torch.Tensor:
+    """`quantize_rows` of x [..., K] as one tensor, int8 [..., K + 4]: the integers, then the scale's bytes."""
+    integers, scales = quantize_rows(x)
+    return torch.cat((integers, scales.contiguous().view(torch.int8)), -1)
+
+
+def _rows_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers [M, K] and scales [M, 1] of x [..., K], or of what `rows_with_scales` has made of it."""
+    rows = x.reshape(-1, x.shape[-1])
+    if x.dtype != torch.int8:
+        return quantize_rows(rows)
+    return rows[:, :-SCALE_BYTES], rows[:, -SCALE_BYTES:].contiguous().view(torch.float32)
+
+
 def quantized_linear(
-    x: torch.Tensor, qweight: torch.Tensor, scales_NG: torch.Tensor, bias: torch.Tensor | None, int8_activations: bool
+    x: torch.Tensor,
+    qweight: torch.Tensor,
+    scales_NG: torch.Tensor,
+    bias: torch.Tensor | None,
+    int8_activations: bool,
+    dtype: str = "",
 ) -> torch.Tensor:
     """`x @ weight.T + bias` with the weight's integers: [..., K] -> [..., N], computed in fp32, rounded once.
 
-    int8_activations: rows of x become int8 (`quantize_rows`). Products of integers, and of steps where the weight has
+    int8_activations: rows of x become int8 (`quantize_rows`), or are it: int8 [..., K + 4] (`rows_with_scales`) and
+    `dtype` is that of the result, else x's. Products of integers, and of steps where the weight has
     them, are summed exactly; the sum is rounded to fp32 and multiplied by the unit, then by the row's scale. (With
     several groups and no steps, each group's sum is rounded, and multiplied by its scale.) Every implementation gives
     the same bits. Without it x is taken as it is.
@@ -84,7 +109,7 @@ def quantized_linear(
     if not int8_activations:
         weight = dequantize_weight(qweight, scales_NG)
         return F.linear(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
-    weight_NK, q_MK, row_scale = unpack_weight(qweight).double(), *quantize_rows(x.reshape(-1, x.shape[-1]))
+    weight_NK, q_MK, row_scale = unpack_weight(qweight).double(), *_rows_of(x)
     units_NG = scales_NG.float()
     if qweight.dtype == torch.uint8:
         units_NG, steps_NG = steps_of(scales_NG)
@@ -96,7 +121,12 @@ def quantized_linear(
     out = total * row_scale
     if bias is not None:
         out = out + bias.float()
-    return out.to(x.dtype).reshape(*x.shape[:-1], -1)
+    return out.to(_dtype_of(x, dtype)).reshape(*x.shape[:-1], -1)
+
+
+def _dtype_of(x: torch.Tensor, dtype: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, dtype) if dtype else x.dtype
+    return found
 
 
 def quantized_linear_activation(
@@ -106,9 +136,10 @@ def quantized_linear_activation(
     bias: torch.Tensor | None,
     int8_activations: bool,
     kind: str,
+    dtype: str = "",
 ) -> torch.Tensor:
     """`activation(quantized_linear(...), kind)`: [..., K] -> [..., N]."""
-    return activation(quantized_linear(x, qweight, scales_NG, bias, int8_activations), kind)
+    return activation(quantized_linear(x, qweight, scales_NG, bias, int8_activations, dtype), kind)
 
 
 def quantized_linear_gated(
@@ -118,9 +149,10 @@ def quantized_linear_gated(
     bias: torch.Tensor | None,
     int8_activations: bool,
     kind: str,
+    dtype: str = "",
 ) -> torch.Tensor:
     """`gated_activation(gate, up, kind)` of the two halves of `quantized_linear(...)`: [..., K] -> [..., N / 2]."""
-    gate, up = quantized_linear(x, qweight, scales_NG, bias, int8_activations).chunk(2, dim=-1)
+    gate, up = quantized_linear(x, qweight, scales_NG, bias, int8_activations, dtype).chunk(2, dim=-1)
     return gated_activation(gate, up, kind)
 
 
@@ -131,26 +163,36 @@ def quantized_linear_add(
     bias: torch.Tensor | None,
     int8_activations: bool,
     residual: torch.Tensor,
+    dtype: str = "",
 ) -> torch.Tensor:
     """`quantized_linear(...) + residual`, both rounded: [..., K] -> [..., N], like the residual."""
-    return quantized_linear(x, qweight, scales_NG, bias, int8_activations) + residual
+    return quantized_linear(x, qweight, scales_NG, bias, int8_activations, dtype) + residual
 
 
-def _shape(x: torch.Tensor, qweight: torch.Tensor, *_: object) -> torch.Tensor:
-    return torch.empty((*x.shape[:-1], qweight.shape[0]), dtype=x.dtype, device=x.device)
+def _shape(x: torch.Tensor, qweight: torch.Tensor, _: object, __: object, ___: object, dtype: str = "") -> torch.Tensor:
+    return torch.empty((*x.shape[:-1], qweight.shape[0]), dtype=_dtype_of(x, dtype), device=x.device)
 
 
-def _gated_shape(x: torch.Tensor, qweight: torch.Tensor, *_: object) -> torch.Tensor:
-    return torch.empty((*x.shape[:-1], qweight.shape[0] // 2), dtype=x.dtype, device=x.device)
+def _shape_of_more(x: torch.Tensor, qweight: torch.Tensor, *rest: Any) -> torch.Tensor:
+    return _shape(x, qweight, *rest[:3], *rest[4:])  # without a kind or a residual
+
+
+def _gated_shape(x: torch.Tensor, qweight: torch.Tensor, *rest: Any) -> torch.Tensor:
+    return _shape_of_more(x, qweight[::2], *rest)
 
 
 _ARGS = "Tensor x, Tensor qweight, Tensor scales_NG, Tensor? bias, bool int8_activations"
 QUANTIZED_OPS = tuple(
-    Op(name=reference.__name__, schema=f"{reference.__name__}({arguments}) -> Tensor", reference=reference, fake=fake)
+    Op(
+        name=reference.__name__,
+        schema=f"{reference.__name__}({arguments}, str dtype='') -> Tensor",
+        reference=reference,
+        fake=fake,
+    )
     for reference, arguments, fake in (
         (quantized_linear, _ARGS, _shape),
-        (quantized_linear_activation, f"{_ARGS}, str kind", _shape),
+        (quantized_linear_activation, f"{_ARGS}, str kind", _shape_of_more),
         (quantized_linear_gated, f"{_ARGS}, str kind", _gated_shape),
-        (quantized_linear_add, f"{_ARGS}, Tensor residual", _shape),
+        (quantized_linear_add, f"{_ARGS}, Tensor residual", _shape_of_more),
     )
 )

@@ -10,7 +10,7 @@ Replaces with: `tritium.linear_activation(x, w, b, kind)`; `tritium.linear_gated
 import torch
 from torch import fx
 
-from tritium.graph.edit import arguments, insert, replace
+from tritium.graph.edit import arguments, given, insert, replace
 from tritium.graph.spec import args_of, spec_of
 from tritium.passes.dead_code import remove_dead_code
 from tritium.passes.result import PassResult
@@ -42,7 +42,7 @@ def fuse_linear_activation(graph: fx.Graph) -> PassResult:
         if is_match:
             covers = [*node.all_input_nodes, linear, node]
             with graph.inserting_before(node):
-                args = (*arguments(linear).values(), arguments(node)["kind"])
+                args = (*given(linear), arguments(node)["kind"])
                 new = insert(graph, targets[linear.target], args, spec_of(node), like=node, covers=_calls(covers))
             replace(node, new)
             count += 1

@@ -9,7 +9,7 @@ Replaces with: `tritium.linear_add(x, w, b, r)`; `tritium.quantized_linear_add` 
 import torch
 from torch import fx
 
-from tritium.graph.edit import arguments, insert, replace
+from tritium.graph.edit import given, insert, replace
 from tritium.graph.spec import args_of, spec_of, target_of
 from tritium.passes.merge_outputs import is_sum
 from tritium.passes.result import PassResult
@@ -33,7 +33,7 @@ def fuse_linear_add(graph: fx.Graph) -> PassResult:
         linear = max(linears, key=order.__getitem__)
         (residual,) = (term for term in terms if term is not linear)
         with graph.inserting_before(node):
-            args = (*arguments(linear).values(), residual)
+            args = (*given(linear), residual)
             new = insert(graph, ADDED[target_of(linear)], args, spec_of(node), like=linear, covers=[linear, node])
         order[new] = order[node]
         replace(node, new)

@@ -35,6 +35,7 @@ from tritium.passes.merge_parallel import merge_parallel
 from tritium.passes.merge_qkv import merge_qkv
 from tritium.passes.quantize import keep_stored, quantize
 from tritium.passes.quantize_kv import quantize_kv
+from tritium.passes.quantize_norms import quantize_norms
 from tritium.passes.quantize_rows import quantize_linears, store_fp8
 from tritium.passes.recognise import recognise
 from tritium.passes.recognise_attention import read_shared_heads, recognise_attention
@@ -146,6 +147,7 @@ FUSE = (
     # After fuse_add_norm: a sum that a norm reads costs nothing there, where both are in cache; this takes the others.
     Pass(name="fuse_linear_add", run=fuse_linear_add, is_required=False),
     Pass(name="fuse_rope_kv", run=fuse_rope_kv, is_required=False),  # after insert_kv, which makes what it matches
+    Pass(name="quantize_norms", run=quantize_norms, is_required=False),  # last: it takes norms and linears as fused
 )
 PASSES = (*NORMALISE, *BATCH, *MERGE, *FUSE)
 OPTIONAL = tuple(p.name for p in PASSES if not p.is_required)

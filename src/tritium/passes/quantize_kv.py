@@ -13,7 +13,7 @@ from torch import fx
 
 from tritium.engine.plan import KVGroup
 from tritium.graph.spec import Spec, spec_of
-from tritium.ops.attention import SCALE_BYTES
+from tritium.ops.quantized import SCALE_BYTES
 from tritium.passes.result import PassResult
 
 

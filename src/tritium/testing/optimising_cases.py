@@ -9,6 +9,7 @@ from torch import fx
 from tritium import ops
 from tritium.errors import CaptureError
 from tritium.mapping import Ranks
+from tritium.ops.quantized import quantize_rows
 from tritium.passes.fold_weights import fold_weights
 from tritium.passes.fuse_add_norm import fuse_add_norm
 from tritium.passes.fuse_linear_activation import fuse_linear_activation
@@ -23,6 +24,7 @@ from tritium.passes.merge_parallel import merge_parallel
 from tritium.passes.merge_qkv import merge_qkv
 from tritium.passes.quantize import keep_stored, quantize
 from tritium.passes.quantize_kv import quantize_kv
+from tritium.passes.quantize_norms import quantize_norms
 from tritium.passes.quantize_rows import quantize_linears
 from tritium.passes.result import PassResult
 from tritium.passes.shard import shard
@@ -106,6 +108,18 @@ def sums(a: Tensor, b: Tensor, norm: Tensor) -> Tensor:
     return after * ops.rms_norm(after, norm, 1e-5)
 
 
+def in_int8(a: Tensor, q: Tensor, s: Tensor) -> Tensor:
+    """A quantised linear."""
+    return ops.quantized_linear(a, q, s, None, True)
+
+
+def sums_multiplied(a: Tensor, n: Tensor, q: Tensor, s: Tensor) -> Tensor:
+    """Two residual sums, each read by its norm and the next sum, the norms by quantised linears."""
+    total = a + a.exp()
+    after = total + in_int8(ops.rms_norm(total, n, 1e-5), q, s)
+    return after * in_int8(ops.layer_norm(after, n, None, 1e-5), q, s)
+
+
 def mlp(a: Tensor, w: Tensor, w2: Tensor) -> Tensor:
     """Two linears with an activation between them."""
     return ops.linear(plain(a, w), w2, None)
@@ -135,6 +149,7 @@ HEADS = (x(8, 4, 6), x(8, 2, 6), x(8, 2, 6) * 2.0, torch.arange(8), torch.rand(3
 OUTPUTS = (x(), x(8, 20), W, x(12, 20))
 WIDE = (x(8, 16), x(16, 16), x(32, 16))
 VECTOR = {f"norm{SMOOTHING}": torch.rand(12) + 0.5, f"b{SMOOTHING}": torch.rand(12) + 0.5}
+NORMED = (x(), torch.rand(12) + 0.5, *quantize_rows(x(12, 12)))
 CACHED = (lambda graph: insert_kv(graph)[0],)
 
 
@@ -352,6 +367,16 @@ OPTIMISING: dict[str, Row] = {
         chain=Case(lambda a, w, w2: mlp(a, w, w2) * 2.0, (WIDE[0], WIDE[2], x(16, 32)), 2),
         weights=("w", "w2"),
         tolerance=0.2,
+    ),
+    "quantize_norms": Row(
+        run=quantize_norms,
+        match=Case(lambda a, n, q, s: in_int8(ops.rms_norm(a, n, 1e-5), q, s) + a, NORMED),
+        near_miss=Case(lambda a, n, q, s: in_int8(a, q, s) + ops.rms_norm(a, n, 1e-5), NORMED, 0),
+        several_readers=Case(
+            lambda a, n, q, s: in_int8(h := ops.layer_norm(a, n, None, 1e-5), q, s) * in_int8(h, q, s) + a, NORMED
+        ),
+        chain=Case(sums_multiplied, NORMED, 2, before=(fuse_add_norm,)),
+        weights=("n", "q", "s"),
     ),
     "quantize_kv": Row(
         run=lambda graph: quantize_kv(graph, ())[0],

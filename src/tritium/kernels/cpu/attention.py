@@ -9,7 +9,7 @@ import torch
 from tritium.errors import KernelError
 from tritium.kernels.cpu import library
 from tritium.kernels.kernel import Thunk
-from tritium.ops.attention import SCALE_BYTES
+from tritium.ops.quantized import SCALE_BYTES
 
 _POINTERS = ("q", "cache", "out", "block_table", "cu_seqlens_q", "context_lens", "batch_counts", "alibi_slopes")
 _STRIDES = ("q_stride_token", "q_stride_head", "out_stride_token", "out_stride_head", "stride_block", "table_stride")

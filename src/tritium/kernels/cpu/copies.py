@@ -10,7 +10,7 @@ from tritium.errors import KernelError
 from tritium.kernels.cpu import library
 from tritium.kernels.cpu.layout import Reads, dense_output
 from tritium.kernels.kernel import Thunk
-from tritium.ops.attention import SCALE_BYTES
+from tritium.ops.quantized import SCALE_BYTES
 
 
 class GatherRowsArgs(ctypes.Structure):

@@ -1,6 +1,7 @@
-"""rms_norm and layer_norm, alone or after an addition, compiled (csrc/norms.cpp)."""
+"""rms_norm and layer_norm, alone or after an addition, compiled (csrc/norms.cpp); `quantized_...` give rows of int8."""
 
 import ctypes
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,17 +72,17 @@ def supports(args: Mapping[str, Any]) -> str | None:
     return library.refuse({name: args.get(name) for name in ("x", "weight", "bias")})
 
 
-def bind_rms_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+def bind_rms_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], name: str = "rms_norm") -> Thunk:
     """ops.rms_norm(x, weight) into outputs[0], which is dense."""
     reads, out = Reads(), dense_output(outputs[0])
     x, rows = reads.rows(args["x"])
     weight = reads.dense(args["weight"])
     literals = (args["eps"], args.get("weight_offset", 0.0), args.get("cast_before_weight", True))
     struct = RmsNormArgs(x.data_ptr(), weight.data_ptr(), out.data_ptr(), *rows, x.shape[-1], *literals)
-    return reads.before(library.thunk("rms_norm", x.dtype, struct, x, weight, out))
+    return reads.before(library.thunk(name, x.dtype, struct, x, weight, out))
 
 
-def bind_layer_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+def bind_layer_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], name: str = "layer_norm") -> Thunk:
     """ops.layer_norm(x, weight, bias) into outputs[0], which is dense."""
     reads, out = Reads(), dense_output(outputs[0])
     x, rows = reads.rows(args["x"])
@@ -89,7 +90,7 @@ def bind_layer_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) ->
     bias = None if args.get("bias") is None else reads.dense(args["bias"])
     pointers = (x.data_ptr(), weight.data_ptr(), bias.data_ptr() if bias is not None else None, out.data_ptr())
     struct = LayerNormArgs(*pointers, *rows, x.shape[-1], args["eps"])
-    return reads.before(library.thunk("layer_norm", x.dtype, struct, x, weight, out, *([] if bias is None else [bias])))
+    return reads.before(library.thunk(name, x.dtype, struct, x, weight, out, *([] if bias is None else [bias])))
 
 
 def supports_add(args: Mapping[str, Any]) -> str | None:
@@ -100,7 +101,7 @@ def supports_add(args: Mapping[str, Any]) -> str | None:
     return library.refuse({name: args.get(name) for name in ("x", "residual", "weight", "bias")})
 
 
-def bind_add_rms_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+def bind_add_rms_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], name: str = "add_rms_norm") -> Thunk:
     """ops.add_rms_norm: the norm into outputs[0], the sum into outputs[1], both dense."""
     reads = Reads()
     x, residual, rows = _summands(reads, args)
@@ -108,10 +109,12 @@ def bind_add_rms_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) 
     literals = (args["eps"], args.get("weight_offset", 0.0), args.get("cast_before_weight", True))
     tensors = (x, residual, weight, out, total)
     struct = AddRmsNormArgs(*(t.data_ptr() for t in tensors), *rows, *literals)
-    return reads.before(library.thunk("add_rms_norm", x.dtype, struct, *tensors))
+    return reads.before(library.thunk(name, x.dtype, struct, *tensors))
 
 
-def bind_add_layer_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+def bind_add_layer_norm(
+    args: Mapping[str, Any], outputs: Sequence[torch.Tensor], name: str = "add_layer_norm"
+) -> Thunk:
     """ops.add_layer_norm: the norm into outputs[0], the sum into outputs[1], both dense."""
     reads = Reads()
     x, residual, rows = _summands(reads, args)
@@ -119,7 +122,7 @@ def bind_add_layer_norm(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]
     bias = None if args.get("bias") is None else reads.dense(args["bias"])
     tensors = (x, residual, weight, bias, out, total)
     struct = AddLayerNormArgs(*(None if t is None else t.data_ptr() for t in tensors), *rows, args["eps"])
-    return reads.before(library.thunk("add_layer_norm", x.dtype, struct, *(t for t in tensors if t is not None)))
+    return reads.before(library.thunk(name, x.dtype, struct, *(t for t in tensors if t is not None)))
 
 
 def _summands(reads: Reads, args: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
@@ -131,3 +134,9 @@ def _summands(reads: Reads, args: Mapping[str, Any]) -> tuple[torch.Tensor, torc
         rows = rows_alike(x, residual)
     assert rows is not None
     return x, residual, (*rows[0], *rows[1][2:], x.shape[-1])
+
+
+bind_quantized_rms_norm = functools.partial(bind_rms_norm, name="quantized_rms_norm")
+bind_quantized_layer_norm = functools.partial(bind_layer_norm, name="quantized_layer_norm")
+bind_quantized_add_rms_norm = functools.partial(bind_add_rms_norm, name="quantized_add_rms_norm")
+bind_quantized_add_layer_norm = functools.partial(bind_add_layer_norm, name="quantized_add_layer_norm")

@@ -28,6 +28,7 @@ class QuantizedLinearArgs(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("num_in", "num_out", "num_groups", "kind")),
         *((name, ctypes.c_int32) for name in ("bits", "int8_activations", "is_gated")),
         ("residual", ctypes.c_void_p),
+        ("has_rows", ctypes.c_int64),
     ]
 
 
@@ -55,7 +56,10 @@ def supports(args: Mapping[str, Any]) -> str | None:
     """8 bits with a scale per output in fp32, or 4 bits in groups of a multiple of 32 with scales in bf16."""
     x, qweight, scales = args["x"], args["qweight"], args["scales_NG"]
     num_in, num_groups = qweight.shape[1] * (2 if qweight.dtype == torch.uint8 else 1), scales.shape[1]
-    if reason := library.refuse({"x": x, "bias": args.get("bias")}):
+    has_rows = x.dtype == torch.int8
+    if has_rows and not (args["int8_activations"] and getattr(torch, args.get("dtype", ""), None) in library.SUFFIXES):
+        return "x is int8, which it has no code for without int8_activations and the dtype of the result"
+    if reason := library.refuse({"bias": args.get("bias")} | ({} if has_rows else {"x": x})):
         return reason
     if num_in > MAX_INPUTS:
         return f"{num_in} inputs are more than {MAX_INPUTS}: a sum might not fit 32 bits"
@@ -74,7 +78,8 @@ def supports_activation(args: Mapping[str, Any]) -> str | None:
 
 def supports_add(args: Mapping[str, Any]) -> str | None:
     """The same, and a residual of the activations' dtype."""
-    return library.refuse({"x": args["x"], "residual": args["residual"]}) or supports(args)
+    x = {} if args["x"].dtype == torch.int8 else {"x": args["x"]}
+    return library.refuse(x | {"residual": args["residual"]}) or supports(args)
 
 
 def pack_weight(qweight: torch.Tensor) -> PackedWeight:
@@ -154,9 +159,10 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
         *(KINDS.index(args["kind"]) if "kind" in args else -1, 8 if steps is None else 4),
         *(args["int8_activations"], weight.is_gated),
     )
+    struct.has_rows = x.dtype == torch.int8
     kept = (x, weight.data, scales.units, out, *(t for t in (steps, bias) if t is not None))
     if "residual" in args:
         residual = reads.dense(args["residual"])
         struct.residual = residual.data_ptr()
         kept += (residual,)
-    return reads.before(library.thunk("quantized_linear", x.dtype, struct, *kept))
+    return reads.before(library.thunk("quantized_linear", out.dtype, struct, *kept))

@@ -17,6 +17,7 @@ struct QuantizedLinearArgs {
   int64_t kind;  // of the activation; -1: none
   int32_t bits, int8_activations, is_gated;
   const void* residual;  // [rows, num_out], dense, added to the rounded result; null: none
+  int64_t has_rows;      // rows of x are int8 already, each with its scale behind it
 };
 
 // A row as fp32, `stride` numbers apart.
@@ -56,7 +57,7 @@ template <int kBits> class Quantized {
   }
   const void* row(int64_t m) const {
     const int64_t index = m / a.num_inner * a.stride_outer + m % a.num_inner * a.stride_inner;
-    return static_cast<const char*>(a.x) + index * typed.item_size;
+    return static_cast<const char*>(a.x) + index * (a.has_rows ? 1 : typed.item_size);
   }
   const uint32_t* panel(int64_t p) const { return static_cast<const uint32_t*>(a.weight) + p * units_ * kPanel; }
   const int16_t* steps(int64_t p) const { return a.steps + p * a.num_groups * kPanel; }
@@ -65,7 +66,13 @@ template <int kBits> class Quantized {
   // Row m as int8: every 64 numbers go `stride` bytes further. offsets: one for every `size` inputs of the row.
   void quantise(int64_t m, int8_t* bytes, char* to, int64_t stride, float& scale, int32_t* offsets, int64_t size,
                 int32_t offset) const {
-    scale = typed.quantise(row(m), a.num_in, padded_, bytes);
+    if (a.has_rows) {
+      std::memcpy(bytes, row(m), static_cast<size_t>(a.num_in));
+      std::memcpy(&scale, static_cast<const char*>(row(m)) + a.num_in, sizeof(scale));
+      std::memset(bytes + a.num_in, 0, static_cast<size_t>(padded_ - a.num_in));
+    } else {
+      scale = typed.quantise(row(m), a.num_in, padded_, bytes);
+    }
     for (int64_t k = 0; k < padded_; k += size) {
       int32_t total = 0;
       for (int64_t i = k; i < std::min(k + size, padded_); ++i) total += bytes[i];

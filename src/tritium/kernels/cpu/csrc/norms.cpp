@@ -1,8 +1,10 @@
 // rms_norm and layer_norm, alone or after an addition. Rows lie in two levels of strides, so that a view of a fused qkv
-// projection needs no copy; outputs are dense. The order of a sum: 4 vectors of 16 lanes in turn, the pairs of them, then `sum`.
+// projection needs no copy; outputs are dense. quantized_...: a row is rounded to its dtype as ever, then it becomes int8 with
+// its scale behind it. The order of a sum: 4 vectors of 16 lanes in turn, the pairs of them, then `sum`.
 #include <cmath>
 
-#include "tritium.h"
+#include "quantise_row.h"
+#include "softmax.h"
 
 namespace {
 using namespace tritium;
@@ -122,9 +124,39 @@ template <class T> void add_layer_norm(const AddLayerNormArgs& a) {
   });
 }
 
+// Calls norm(row, to) for all rows, `to` a row of the thread's own, which then becomes int8 in `out`.
+template <class T, class Args, class Norm> void quantise_norms(const Args& a, int64_t work_per_row, Norm norm) {
+  for_rows(a.num_outer * a.num_inner, work_per_row, [&](int64_t row) {
+    static thread_local Scratch memory;
+    T* normed = reinterpret_cast<T*>(memory.reserve(static_cast<size_t>(a.size) * sizeof(T)));
+    norm(row, normed);
+    quantise_head(normed, a.size, static_cast<char*>(a.out) + row * (a.size + kScaleBytes));
+  });
+}
+
+template <class T> void quantized_rms_norm(const RmsNormArgs& a) {
+  quantise_norms<T>(a, 2 * a.size, [&](int64_t row, T* to) { rms_norm_row(row_of<T>(a, row), to, a); });
+}
+
+template <class T> void quantized_layer_norm(const LayerNormArgs& a) {
+  quantise_norms<T>(a, 2 * a.size, [&](int64_t row, T* to) { layer_norm_row(row_of<T>(a, row), to, a); });
+}
+
+template <class T> void quantized_add_rms_norm(const AddRmsNormArgs& a) {
+  quantise_norms<T>(a, 3 * a.size, [&](int64_t row, T* to) { rms_norm_row(add_row<T>(a, row), to, a); });
+}
+
+template <class T> void quantized_add_layer_norm(const AddLayerNormArgs& a) {
+  quantise_norms<T>(a, 3 * a.size, [&](int64_t row, T* to) { layer_norm_row(add_row<T>(a, row), to, a); });
+}
+
 }  // namespace
 
 TRITIUM_EXPORT(rms_norm, RmsNormArgs)
 TRITIUM_EXPORT(layer_norm, LayerNormArgs)
 TRITIUM_EXPORT(add_rms_norm, AddRmsNormArgs)
 TRITIUM_EXPORT(add_layer_norm, AddLayerNormArgs)
+TRITIUM_EXPORT(quantized_rms_norm, RmsNormArgs)
+TRITIUM_EXPORT(quantized_layer_norm, LayerNormArgs)
+TRITIUM_EXPORT(quantized_add_rms_norm, AddRmsNormArgs)
+TRITIUM_EXPORT(quantized_add_layer_norm, AddLayerNormArgs)
