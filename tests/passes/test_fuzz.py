@@ -27,7 +27,8 @@ SCHEDULE = (  # of three sequences: prefills of several lengths, then decodes be
 # Without fold_constants a decoder that computes its frequencies is refused: no kernel counts from nothing.
 LEFT_OUT = sorted(set(pipeline.OPTIONAL) - {"fold_constants"})
 KV_STORE = torch.ops.tritium.kv_store.default
-PASSES = {row.name for row in pipeline.PASSES} | {"insert_kv"}
+# quantize_norms is for quantised linears, which no random decoder has: tests/passes/test_quantize_norms.py.
+PASSES = {row.name for row in pipeline.PASSES if row.name != "quantize_norms"} | {"insert_kv"}
 
 
 EPS = torch.finfo(torch.bfloat16).eps
