@@ -86,6 +86,7 @@ def _row_calls(kept: str, quantize: Callable[..., tuple[torch.Tensor, torch.Tens
         f"add_rms_norm_{kept}": (x, x * 2.0, weight, 1e-5, 0.0, True, scale),
         f"gated_activation_{kept}": (x, x * 2.0, "silu"),
         f"activation_{kept}": (x, x[0], "gelu"),
+        f"activation_pair_{kept}": (x, x * 2.0, None, "gelu"),
         f"add_layer_norm_{kept}": (x, x * 2.0, x[0], weight, None, 1e-5),
     }
 
