@@ -160,6 +160,8 @@ def main() -> None:
     text, charts = [], []
     for shape in NUMBERS:
         starts = [start for start in found["starts"] if start["shape"] == shape]
+        if not starts:
+            continue
         outcomes = [o for row in ROWS if (o := outcome(row, starts)) is not None]
         text += [f"**{shape}**", "", *table(outcomes), "", "Every side:", ""]
         text += [*all_sides(shape, starts, found["divergence"].get(shape, {})), ""]
