@@ -47,13 +47,13 @@ def test_the_cost_of_a_linear_and_of_attention_is_that_of_the_formula(engines):
 
 
 def test_the_cost_of_quantised_linears_experts_and_stores_is_that_of_the_formula(engines, tmp_path):
-    """64 wide, 96 in the MLP; 4 bits in groups of 32 with a float32 scale each; 5 experts of which a token has 2."""
+    """64 wide, 96 in the MLP; 4 bits in groups of 32, rows in int8 with a scale each; 5 experts of which a token has 2."""
     batch = Batch(Sizes(tokens=10, sequences=1, rows=1), 5)
     plan = build(engines[2], output_dir=tmp_path / "w4a8", scheme="w4a8_g32").plan
     gated = next(s for s in plan.steps if s.op == "quantized_linear_gated")
     scales = plan.value(gated.args["scales_NG"].value)
     scale_bytes = ITEM_SIZES[scales.dtype] * 192 * 2
-    assert step_cost(plan, gated, batch) == (4 * 10 * (64 + 96) + 192 * 32 + scale_bytes, 2 * 10 * 192 * 64)
+    assert step_cost(plan, gated, batch) == (10 * (64 + 4 + 4 * 96) + 192 * 32 + scale_bytes, 2 * 10 * 192 * 64)
     store = next(s for s in plan.steps if s.op == "rope_kv_store")
     written = 2 * 4 * 10 * 2 * 16
     read = sum(4 * 10 * n for n in (64, 32, 32, 64, 16)) + 8 * 10  # q, k, v, the result, cosines and sines; slots
