@@ -47,7 +47,7 @@ def test_the_cost_of_a_linear_and_of_attention_is_that_of_the_formula(engines):
 
 
 def test_the_cost_of_quantised_linears_experts_and_stores_is_that_of_the_formula(engines, tmp_path):
-    """64 wide, 96 in the MLP; 4 bits in groups of 32, rows in int8 with a scale each; 5 experts of which a token has 2."""
+    """64 wide, 96 in the MLP; 4 bits in groups of 32, int8 rows with a scale each; 5 experts of which a token has 2."""
     batch = Batch(Sizes(tokens=10, sequences=1, rows=1), 5)
     plan = build(engines[2], output_dir=tmp_path / "w4a8", scheme="w4a8_g32").plan
     gated = next(s for s in plan.steps if s.op == "quantized_linear_gated")
