@@ -24,7 +24,7 @@ FOUR = ("ours-w4a8_g32", "ours-w4a8_g128", "ours-w4a16_g128", "llama.cpp-Q4_0", 
 EIGHT = ("ours-w8a8", "ours-w8a16", "llama.cpp-Q8_0", "openvino-int8", "ctranslate2-int8")
 SIXTEEN = ("ours-bfloat16", "llama.cpp-BF16", "openvino-fp16", "transformers-bfloat16")
 NUMBERS = {"llama-1b": 1_038_682_112, "llama-160m": 134_103_552}  # weights
-FEWEST_STARTS = 3
+FEWEST_STARTS = 5
 LOADS = {"decode": "decode, one request", "prefill": "prefill, 512", "r8": "8 requests", "r32": "32 requests"}
 
 
