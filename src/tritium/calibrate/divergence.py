@@ -34,7 +34,7 @@ class Outputs:
             [(p, q)] = [(torch.log_softmax(a, -1), torch.log_softmax(b, -1)) for a, b in pairs]
             return float((p.exp() * (p - q)).sum(-1).max())
         squares = [(a - b).square().sum(-1) / a.square().sum(-1).clamp_min(1e-300) for a, b in pairs]
-        return max(float(square.max()) for square in squares)  # max of a tensor keeps NaN
+        return float(torch.stack([square.max() for square in squares]).max())  # unlike Python's max it keeps NaN
 
 
 def _encoder_rows(engine: Engine, window: Sequence[int]) -> list[Tensor]:
