@@ -70,17 +70,22 @@ def bind_gather_rows(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -
 
 def bind_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.kv_store: k and v may be strided in tokens and heads, the cache in blocks; casts to fp8 saturate."""
+    _, num_heads, head_size = args["k_TKH"].shape
+    sizes = {"NUM_HEADS": num_heads, "BLOCK": triton.next_power_of_2(num_heads * head_size)}
+    return bind_store(_kv_store_kernel, args, **sizes)
+
+
+def bind_store(kernel: Any, args: Mapping[str, Any], **sizes: int) -> Thunk:
+    """ops.kv_store by a kernel of one program a token; sizes: what it is compiled for beside HEAD_SIZE and PAGE."""
     k, v, cache, slots = (args[name] for name in ("k_TKH", "v_TKH", "cache_layer", "slot_mapping_T"))
     need_dense(k_TKH=k[0, 0], v_TKH=v[0, 0], cache_layer=cache[0], slot_mapping_T=slots)
-    num_tokens, num_heads, head_size = k.shape
     return partial(
-        _kv_store_kernel[(num_tokens,)],
+        kernel[(k.shape[0],)],
         *(k, v, cache, slots, k.stride(0), k.stride(1), v.stride(0), v.stride(1), cache.stride(0)),
-        NUM_HEADS=num_heads,
-        HEAD_SIZE=head_size,
+        HEAD_SIZE=k.shape[2],
         PAGE=cache.shape[3],
-        BLOCK=triton.next_power_of_2(num_heads * head_size),
         num_warps=4,
+        **sizes,
     )
 
 

@@ -3,16 +3,15 @@ and the four bytes of its scale (ops/attention.py). One program a token, all its
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from tritium.kernels.gpu.copies import need_dense
-from tritium.kernels.gpu.programmatic import begin, launch_options
-from tritium.kernels.gpu.rope import angles, load_heads, store_heads
+from tritium.kernels.gpu.copies import bind_store
+from tritium.kernels.gpu.programmatic import begin
+from tritium.kernels.gpu.rope import angles, bind_rope_and_store, load_heads, store_heads
 from tritium.kernels.kernel import Thunk
 from tritium.ops.attention import SCALE_BYTES
 
@@ -131,44 +130,17 @@ def _rope_kv_store_kernel(
 
 def bind_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.kv_store: k and v may be strided in tokens and heads, the cache in blocks."""
-    k, v, cache, slots = (args[name] for name in ("k_TKH", "v_TKH", "cache_layer", "slot_mapping_T"))
-    need_dense(k_TKH=k[0, 0], v_TKH=v[0, 0], cache_layer=cache[0], slot_mapping_T=slots)
-    num_tokens, num_heads, head_size = k.shape
-    return partial(
-        _kv_store_kernel[(num_tokens,)],
-        *(k, v, cache, slots, k.stride(0), k.stride(1), v.stride(0), v.stride(1), cache.stride(0)),
-        HEADS=num_heads,
-        HEAD_SIZE=head_size,
-        PAGE=cache.shape[3],
-        HEAD_ROWS=triton.next_power_of_2(num_heads),
-        HEAD_BLOCK=triton.next_power_of_2(head_size),
-        num_warps=4,
-    )
+    return bind_store(_kv_store_kernel, args, **_sizes(args))
 
 
 def bind_rope_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.rope_kv_store: rotated queries into outputs[0]; q, k, v may be strided in tokens and heads."""
-    q, k, v, cos_sin = (args[name] for name in ("q_TNH", "k_TKH", "v_TKH", "cos_sin"))
-    cache, slots, out = args["cache_layer"], args["slot_mapping_T"], outputs[0]
-    need_dense(q_TNH=q[0, 0], k_TKH=k[0, 0], v_TKH=v[0, 0], cos_sin=cos_sin[0], cache_layer=cache[0], out=out[0, 0])
-    num_tokens, num_heads, head_size = q.shape
-    num_kv_heads, pairs = k.shape[1], cos_sin.shape[1] // 2
-    strides = [s for t in (q, k, v) for s in t.stride()[:2]]
-    return partial(
-        _rope_kv_store_kernel[(num_tokens,)],
-        *(q, k, v, cos_sin, cache, slots, out, *strides),
-        *(cos_sin.stride(0), cache.stride(0), out.stride(0), out.stride(1)),
-        NUM_HEADS=num_heads,
-        HEADS=num_kv_heads,
-        HEAD_SIZE=head_size,
-        PAIRS=pairs,
-        INTERLEAVED=args.get("interleaved", False),
-        PAGE=cache.shape[3],
-        BLOCK=triton.next_power_of_2(num_heads * pairs),
-        REST_BLOCK=triton.next_power_of_2(max(1, num_heads * (head_size - 2 * pairs))),
-        HEAD_ROWS=triton.next_power_of_2(num_kv_heads),
-        PAIRS_BLOCK=triton.next_power_of_2(pairs),
-        HEAD_BLOCK=triton.next_power_of_2(head_size),
-        num_warps=4,
-        **launch_options(q.device),
-    )
+    pairs_block = triton.next_power_of_2(args["cos_sin"].shape[1] // 2)
+    return bind_rope_and_store(_rope_kv_store_kernel, args, outputs[0], PAIRS_BLOCK=pairs_block, **_sizes(args))
+
+
+def _sizes(args: Mapping[str, Any]) -> dict[str, int]:
+    """A tile has all heads of a token, whole."""
+    _, num_heads, head_size = args["k_TKH"].shape
+    rows, block = triton.next_power_of_2(num_heads), triton.next_power_of_2(head_size)
+    return {"HEADS": num_heads, "HEAD_ROWS": rows, "HEAD_BLOCK": block}

@@ -192,28 +192,37 @@ def bind_rope(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk
 
 def bind_rope_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.rope_kv_store: rotated queries into outputs[0]; q, k, v may be strided in tokens and heads."""
+    _, num_kv_heads, head_size = args["k_TKH"].shape
+    pairs = args["cos_sin"].shape[1] // 2
+    sizes = {
+        "NUM_KV_HEADS": num_kv_heads,
+        "KV_BLOCK": triton.next_power_of_2(num_kv_heads * pairs),
+        "KV_REST_BLOCK": triton.next_power_of_2(max(1, num_kv_heads * (head_size - 2 * pairs))),
+        "V_BLOCK": triton.next_power_of_2(num_kv_heads * head_size),
+    }
+    return bind_rope_and_store(_rope_kv_store_kernel, args, outputs[0], **sizes)
+
+
+def bind_rope_and_store(kernel: Any, args: Mapping[str, Any], out: torch.Tensor, **sizes: int) -> Thunk:
+    """ops.rope_kv_store by a kernel of one program a token; sizes: what it is compiled for of keys and values."""
     q, k, v, cos_sin = (args[name] for name in ("q_TNH", "k_TKH", "v_TKH", "cos_sin"))
-    cache, slots, out = args["cache_layer"], args["slot_mapping_T"], outputs[0]
+    cache, slots = args["cache_layer"], args["slot_mapping_T"]
     need_dense(q_TNH=q[0, 0], k_TKH=k[0, 0], v_TKH=v[0, 0], cos_sin=cos_sin[0], cache_layer=cache[0], out=out[0, 0])
     num_tokens, num_heads, head_size = q.shape
-    num_kv_heads, pairs = k.shape[1], cos_sin.shape[1] // 2
-    rest = head_size - 2 * pairs
+    pairs = cos_sin.shape[1] // 2
     strides = [s for t in (q, k, v) for s in t.stride()[:2]]
     return partial(
-        _rope_kv_store_kernel[(num_tokens,)],
+        kernel[(num_tokens,)],
         *(q, k, v, cos_sin, cache, slots, out, *strides),
         *(cos_sin.stride(0), cache.stride(0), out.stride(0), out.stride(1)),
         NUM_HEADS=num_heads,
-        NUM_KV_HEADS=num_kv_heads,
         HEAD_SIZE=head_size,
         PAIRS=pairs,
         INTERLEAVED=args.get("interleaved", False),
         PAGE=cache.shape[3],
         BLOCK=triton.next_power_of_2(num_heads * pairs),
-        REST_BLOCK=triton.next_power_of_2(max(1, num_heads * rest)),
-        KV_BLOCK=triton.next_power_of_2(num_kv_heads * pairs),
-        KV_REST_BLOCK=triton.next_power_of_2(max(1, num_kv_heads * rest)),
-        V_BLOCK=triton.next_power_of_2(num_kv_heads * head_size),
+        REST_BLOCK=triton.next_power_of_2(max(1, num_heads * (head_size - 2 * pairs))),
         num_warps=4,
+        **sizes,
         **launch_options(q.device),
     )
