@@ -20,6 +20,7 @@ from tritium.errors import ConfigError, EngineError
 from tritium.ops.quantized import dequantize_weight, quantize_rows
 from tritium.passes.smooth import SMOOTHING
 from tritium.quant.schemes import INT8, WeightFormat, scheme_named
+from tritium.quant.weights import quantize_weight
 from tritium.quantizer import quantize
 from tritium.testing.plain_models import PlainLlama
 from tritium.testing.tiny_encoders import encoder_directory
@@ -64,6 +65,14 @@ def test_gptq_has_less_error_on_its_inputs_than_rounding_to_the_nearest(kept: We
         return float((rows @ (other - weight).t()).square().sum())
 
     assert error(dequantize_weight(numbers, scales)) < 0.7 * error(rounded(weight, kept))
+
+
+def test_gptq_rounds_to_scales_as_they_count() -> None:
+    """Inputs that do not depend on each other have nothing to make up for: each number is the nearest to its weight,
+    also where a group's scale is a few steps of its output's largest."""
+    weight = torch.randn(64, 128) * torch.logspace(0, -2.5, 4).repeat_interleave(32)
+    numbers, scales = gptq(weight, torch.eye(128), G32)
+    assert torch.equal(numbers, quantize_weight(weight, scales, G32))
 
 
 def test_gptq_survives_inputs_that_are_always_zero_and_too_few_rows() -> None:
