@@ -66,7 +66,7 @@ def _kept(x_TKH: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Rows as a cache of this dtype holds them."""
     if dtype == torch.int8:
         integers, scales = quantize_rows(x_TKH)
-        return torch.cat((integers, scales.contiguous().view(torch.int8)), -1)
+        return torch.cat((integers, scales.clone(memory_format=torch.contiguous_format).view(torch.int8)), -1)
     return (x_TKH.to(torch.float32).clamp(-448, 448) if dtype == FP8 else x_TKH).to(dtype)
 
 
