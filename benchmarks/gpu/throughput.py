@@ -35,7 +35,7 @@ MAX_MODEL_LEN = 4096  # GPT-J claims 2,048, but its rotary positions do not end 
 
 
 class Row(NamedTuple):
-    """One line of the table. scheme: None is the dtype of the preset, bf16. invariance, kv_dtype: as in `BuildConfig`."""
+    """One line of the table. scheme: None is the dtype of the preset, bf16. The rest is as in the configurations."""
 
     arch: str
     scheme: str | None
