@@ -33,6 +33,7 @@ import torch
 
 from tritium import models
 from tritium.compiler import build
+from tritium.config import SCHEMES
 from tritium.engine.engine import Engine
 from tritium.engine.environment import environment
 from tritium.engine.plan import Plan
@@ -59,9 +60,10 @@ def cut(name: str, dtype: str, num_layers: int) -> ModelConfig:
     return dataclasses.replace(config, num_layers=num_layers, windows=windows, attention_scales=scales)
 
 
-def engine_of(config: ModelConfig, disabled: tuple[str, ...], directory: Path) -> Engine:
-    """Built without the passes `disabled`; weights are generated when it is run."""
-    return build(config, output_dir=directory, weights="dummy", disabled_passes=disabled, max_model_len=2048)
+def engine_of(config: ModelConfig, disabled: tuple[str, ...], directory: Path, scheme: str | None = None) -> Engine:
+    """Built without the passes `disabled`; weights are generated when it is run, or built for a scheme."""
+    kept = {"disabled_passes": disabled, "max_model_len": 2048, "scheme": scheme}
+    return build(config, output_dir=directory, weights="dummy", **kept)
 
 
 def launches(engine: Engine) -> int:
@@ -101,13 +103,12 @@ def compare(name: str, whole: Engine, other: Engine, seconds: float, *, is_cpu_t
 
 
 def speeds(
-    shape: str, dtype: str, choices: Choices, seconds: float, place: Path, *, is_cpu_time: bool
+    config: ModelConfig, scheme: str | None, choices: Choices, seconds: float, place: Path, *, is_cpu_time: bool
 ) -> Iterator[Row]:
     """One row for each choice of passes."""
-    config = cut(shape, dtype, NUM_LAYERS)
-    whole = engine_of(config, (), place / "whole")
+    whole = engine_of(config, (), place / "whole", scheme)
     for number, (what, disabled) in enumerate(choices):
-        engine = engine_of(config, disabled, place / f"{number}")
+        engine = engine_of(config, disabled, place / f"{number}", scheme)
         row: Row = {"passes": what}
         if engine.plan == whole.plan and what != SAME:
             row["plan"] = "the same"
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("measure", choices=("counts", "speed"))
     parser.add_argument("shape", choices=models.PRESETS)
     parser.add_argument("dtype", choices=("bfloat16", "float32"))
+    parser.add_argument("--scheme", choices=SCHEMES, help="of the weights whose speed is measured")
     parser.add_argument("--only", nargs="*", help="passes to leave out; by default each, and all of them")
     parser.add_argument("--seconds", type=float, default=8.0, help="of turns, for each choice and batch")
     parser.add_argument("--cpu-time", action="store_true", help="of one thread, in place of seconds")
@@ -148,7 +150,13 @@ def main() -> None:
     choices = [(f"without {name}", (name,)) for name in options.only or OPTIONAL]
     if not options.only:
         choices = [(SAME if options.measure == "speed" else "all on", ()), ("all off", OPTIONAL), *choices]
-    head = {"shape": options.shape, "dtype": options.dtype, "layers": NUM_LAYERS, "environment": environment()}
+    head = {
+        "shape": options.shape,
+        "dtype": options.dtype,
+        "scheme": options.scheme,
+        "layers": NUM_LAYERS,
+        "environment": environment(),
+    }
     head["clock"] = "CPU time of one thread" if options.cpu_time else "seconds"
     result = {**head, "date": datetime.date.today().isoformat(), options.measure: []}
     if options.out is not None and options.out.exists():
@@ -160,7 +168,8 @@ def main() -> None:
         if options.measure == "counts":
             rows = counts(options.shape, options.dtype, choices, place)
         else:
-            rows = speeds(options.shape, options.dtype, choices, options.seconds, place, is_cpu_time=options.cpu_time)
+            config = cut(options.shape, options.dtype, NUM_LAYERS)
+            rows = speeds(config, options.scheme, choices, options.seconds, place, is_cpu_time=options.cpu_time)
         for row in rows:
             print(options.shape, options.dtype, *(f"{key} {value}" for key, value in row.items()), flush=True)
             result[options.measure].append(row)
