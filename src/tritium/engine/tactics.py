@@ -12,11 +12,10 @@ from pathlib import Path
 import msgspec
 
 from tritium.errors import EngineError
-from tritium.kernels.kernel import Scalar
+from tritium.kernels.kernel import Tactic
 
 TACTICS_NAME = "tactics.json"
 TACTICS_VERSION = 1
-Tactic = dict[str, Scalar]
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

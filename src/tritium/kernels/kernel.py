@@ -1,11 +1,13 @@
 """What a kernel row says: which op it implements, where its code is, and what it promises about its numbers.
 
-A row holds strings, not functions: `resolve` loads the code only where it is used. Behind a row stand up to three:
+A row holds strings, not functions: `resolve` loads the code only where it is used. Behind a row stand up to four:
 
     bind(args, outputs, **tactic)    once per bucket of batch sizes, with the real tensors (views on the arena, whose
                                      addresses never change); calling the thunk runs the step and allocates nothing
                                      (a row with `takes_context` is bound with a third argument, a `LaunchContext`)
     supports(args) -> str | None     why the kernel cannot run these `TensorSpec`s and literals; None: it can
+    supports_tactic(args, tactic) -> str | None
+                                     the same of one of the row's tactics; the first is never asked about
     pack(tensor) -> object           once per weight and engine load; bind then gets the packed object instead
 """
 
@@ -23,6 +25,7 @@ Scalar = bool | int | float | str
 Thunk = Callable[[], object]
 Bind = Callable[[Mapping[str, Any], Sequence[torch.Tensor]], Thunk]
 Supports = Callable[[Mapping[str, Any]], str | None]
+Tactic = dict[str, Scalar]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,7 @@ class Kernel:
     row_multiple: a row's bits do not depend on its neighbours as long as the number of rows is a multiple of this; the
         executor pads up to it.
     tactics: sets of keyword arguments that its bind function takes, the default first; empty: it takes none. All of
-        them give the same bits.
+        them that `supports_tactic` does not refuse give the same bits.
     takes_context: its bind function wants the `LaunchContext`.
     is_invariant: a row's bits do not depend on its neighbours (but for `row_multiple`).
     min_capability: the compute capability that a GPU must have.
@@ -74,6 +77,7 @@ class Kernel:
     row_multiple: int = 1
     pack: Mapping[str, str] = field(default_factory=dict)
     tactics: tuple[Mapping[str, Scalar], ...] = ()
+    supports_tactic: str | None = None
     takes_context: bool = False
     numerics: str = "fp32"
     min_capability: tuple[int, int] = (0, 0)

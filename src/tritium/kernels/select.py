@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from tritium.errors import KernelError
-from tritium.kernels.kernel import Kernel, TensorSpec, resolve
+from tritium.kernels.kernel import Kernel, Scalar, Tactic, TensorSpec, resolve
 from tritium.kernels.table import KERNELS
 
 
@@ -49,6 +49,20 @@ def valid_kernels(
     """Every kernel for `op` that can run these arguments, in order of preference."""
     rows = [kernel for kernel in (*extra, *KERNELS) if kernel.op == op]
     return [kernel for kernel in rows if _refusal(kernel, args, available) is None]
+
+
+def valid_tactics(kernel: Kernel, args: Mapping[str, Any]) -> list[Tactic]:
+    """Every tactic by which a kernel that can run these arguments can run them here, its default first."""
+    return [dict(one) for one in kernel.tactics or ({},) if refuse_tactic(kernel, args, one) is None]
+
+
+def refuse_tactic(kernel: Kernel, args: Mapping[str, Any], tactic: Mapping[str, Scalar]) -> str | None:
+    """Why it cannot run them by this tactic; None: it can. An empty tactic is the default."""
+    if not tactic or tactic == next(iter(kernel.tactics), None):
+        return None
+    if tactic not in kernel.tactics:
+        return f"{kernel.name} has no such tactic"
+    return resolve(kernel.supports_tactic)(args, tactic) if kernel.supports_tactic else None
 
 
 def _refusal(kernel: Kernel, args: Mapping[str, Any], available: Set[str]) -> str | None:

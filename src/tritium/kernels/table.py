@@ -21,6 +21,13 @@ _LINEAR: tuple[dict[str, str | int], ...] = tuple(
 _TACTICS: dict[str, tuple[dict[str, int], ...]] = {
     "paged_attention": ({"item_rows": 64}, {"item_rows": 16}, {"item_rows": 32}, {"item_rows": 128})
 }
+_QUANTIZED: tuple[dict[str, str], ...] = tuple(
+    {"path": path, "share": share}
+    for path, share in (
+        *(("auto", "panels"), ("vectors", "panels"), ("tiles", "panels"), ("groups", "panels")),
+        ("auto", "rows"),
+    )
+)
 _PACK = {"qweight": "packing:pack_weight", "scales_NG": "packing:pack_scales"}
 _NEEDS: dict[str, dict[str, Any]] = {"fp8": {"min_capability": (8, 9)}, "int8": {"min_capability": (7, 5)}}
 
@@ -32,10 +39,11 @@ def _row(
     supports: str = "",
     *,
     variant: str = "",
+    supports_tactic: str = "",
     pack: Mapping[str, str] | None = None,
     **rest: Any,
 ) -> Kernel:
-    """A kernel named after its backend, op and variant. bind, supports, pack: "module:attribute" in its package."""
+    """A kernel named after its backend, op and variant. bind, supports..., pack: "module:attribute" in its package."""
     package = f"tritium.kernels.{backend}"
     return Kernel(
         name=f"{backend}.{op}{variant}",
@@ -43,6 +51,7 @@ def _row(
         backend=backend,
         target=f"{package}.{bind}",
         supports=f"{package}.{supports}" if supports else None,
+        supports_tactic=f"{package}.{supports_tactic}" if supports_tactic else None,
         pack={argument: f"{package}.{target}" for argument, target in (pack or {}).items()},
         **rest,
     )
@@ -217,6 +226,8 @@ KERNELS: tuple[Kernel, ...] = (
             "quantized:bind",
             f"quantized:{supports}",
             pack={"qweight": f"quantized:{weight}", "scales_NG": f"quantized:{scales}"},
+            tactics=_QUANTIZED,
+            supports_tactic="quantized:supports_tactic",
             numerics="int8 activations: exact sums over all of K; else fp32 chains, by machine",
         )
         for op, supports, weight, scales in (

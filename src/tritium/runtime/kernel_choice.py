@@ -13,9 +13,10 @@ from tritium.engine.plan import Arg, Extent, Plan, Ref, Step, Value
 from tritium.engine.tactics import Tactics
 from tritium.errors import EngineError
 from tritium.kernels.cpu import library
-from tritium.kernels.kernel import Kernel, TensorSpec
+from tritium.kernels.kernel import Kernel, Tactic, TensorSpec
 from tritium.kernels.plugin import Plugin, kernel_rows
-from tritium.kernels.select import choose, valid_kernels
+from tritium.kernels.select import choose, refuse_tactic, valid_kernels, valid_tactics
+from tritium.kernels.table import KERNELS
 
 logger = logging.getLogger("tritium")
 
@@ -66,14 +67,16 @@ def choose_kernels(
     ]
 
 
-def candidates(plan: Plan, step: Step, plugins: Sequence[Plugin] = ()) -> list[Kernel]:
-    """Every kernel that can run a step here, the one that is used when nothing is tuned first."""
+def candidates(plan: Plan, step: Step, plugins: Sequence[Plugin] = ()) -> list[tuple[Kernel, list[Tactic]]]:
+    """Every kernel that can run a step here, by which tactics; the one that is used when nothing is tuned first."""
     specs = _specs(step, plan.by_name)
-    return valid_kernels(step.op, specs, available=available_backends(), extra=kernel_rows(plugins))
+    rows = valid_kernels(step.op, specs, available=available_backends(), extra=kernel_rows(plugins))
+    return [(row, valid_tactics(row, specs)) for row in rows]
 
 
 def usable_tactics(engine: Engine, num_threads: int | None) -> Tactics | None:
-    """The engine's tactics, when they were measured on a machine and with versions like these; else says why not."""
+    """The engine's tactics, when they were measured on a machine and with versions like these, and all of them can run
+    here; else says why not."""
     tactics = engine.tactics
     if tactics is None:
         return None
@@ -85,7 +88,29 @@ def usable_tactics(engine: Engine, num_threads: int | None) -> Tactics | None:
             engine.path,
         )
         return None
+    if refused := _refused(engine, tactics):
+        logger.warning(
+            "%s has tactics that cannot run here (%s): defaults are used; `tritium tune %s` measures here",
+            engine.path,
+            refused,
+            engine.path,
+        )
+        return None
     return tactics
+
+
+def _refused(engine: Engine, tactics: Tactics) -> str | None:
+    """The first tactic that its kernel refuses, and why. Of kernels that other steps run nothing is asked."""
+    rows = {row.name: row for row in (*KERNELS, *kernel_rows(engine.plugins))}
+    for choice in tactics.choices:
+        row, step = rows.get(choice.kernel), engine.plan.steps[choice.steps[0]]
+        if row is None or row.op != step.op:
+            continue
+        specs = _specs(step, engine.plan.by_name)
+        for _, tactic in choice.tactics:
+            if reason := refuse_tactic(row, specs, tactic):
+                return f"{row.name} with {', '.join(f'{name}={value!r}' for name, value in tactic.items())}: {reason}"
+    return None
 
 
 def _specs(step: Step, values: Mapping[str, Value]) -> dict[str, Any]:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritium.engine.plan import Arg, Phase, Plan, Ref, Step
-from tritium.engine.tactics import Tactic
 from tritium.errors import ConfigError
-from tritium.kernels.kernel import Kernel
+from tritium.kernels.kernel import Kernel, Tactic
 from tritium.kernels.plugin import Plugin
 from tritium.runtime.kernel_choice import candidates
 
@@ -50,8 +49,8 @@ def sites(plan: Plan, plugins: Sequence[Plugin], *, denied: Collection[str] = ()
         step = plan.steps[indices[0]]
         rows = candidates(plan, step, plugins)
         if not is_thorough:
-            rows = [row for row in rows if row.backend != "eager"] or rows
-        every = [Candidate(row, dict(tactic)) for row in rows for tactic in row.tactics or ({},)]
+            rows = [pair for pair in rows if pair[0].backend != "eager"] or rows
+        every = [Candidate(row, tactic) for row, tactics in rows for tactic in tactics]
         allowed = tuple(c for c in every if c.kernel.name not in denied and c.name not in denied)
         if every and not allowed:
             raise ConfigError(f"every kernel that can run {step.op} is denied: {', '.join(c.name for c in every)}")

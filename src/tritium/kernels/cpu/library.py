@@ -98,6 +98,11 @@ def panel_outputs() -> int:
     return function()
 
 
+def has_tiles() -> bool:
+    """True when quantised linears can run on AMX tiles in this process."""
+    return bool(_library().tritium_has_tiles())
+
+
 def _library() -> ctypes.CDLL:
     library, reason = _load()
     if library is None:

@@ -95,3 +95,12 @@ TRITIUM_SYMBOL int64_t tritium_quantized_units(int64_t num_out, int64_t num_in, 
   return round_up(num_out, kPanel) * (bits == 8 ? padded_units<8>(num_in) : padded_units<4>(num_in));
 }
 TRITIUM_SYMBOL int64_t tritium_panel_outputs() { return kPanel; }
+
+// Whether quantised linears have more than one path in this process.
+TRITIUM_SYMBOL int32_t tritium_has_tiles() {
+#if defined(TRITIUM_QUANTIZED_TILES)
+  return amx_is_granted();
+#else
+  return 0;
+#endif
+}

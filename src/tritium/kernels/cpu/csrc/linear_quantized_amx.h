@@ -4,12 +4,14 @@
 // 8-bit weights with int8 activations are read as they are packed: 16 units of an output side by side with 15 others are a
 // tile. All others are expanded, a block of a panel at a time, and what is expanded serves all rows:
 //   4 bits, int8 activations   integer x step, 16 bits, as an upper signed and a lower unsigned byte (+ 128): two tiles for
-//                              16 outputs, whose products are summed apart over all of K and put together last
+//                              16 outputs, whose products are summed apart over all of K and put together last;
+//                              or, in groups of whole tiles, 16 x the integer in a signed byte: one tile for 16 outputs,
+//                              and each group's sum is multiplied by its step as an integer
 //   4 and 8 bits, bf16         the integers, which bf16 holds exactly: two tiles for 32 outputs
 // For the first rows a step is expanded while the one before is multiplied: few rows wait for expansion more than for
 // anything else.
 //
-// Numbers. Integers: the same sums as everywhere. bf16: a group, or all of K of 8 bits, is one chain of tiles in steps of 32;
+// Numbers. Integers: the same sums as everywhere, either way. bf16: a group, or all of K of 8 bits, is one chain of tiles in steps of 32;
 // a group's sum times its step is added by a fused multiply-add, groups in order. It is the only path for bf16 where it
 // exists, whatever the number of rows.
 #pragma once
@@ -82,6 +84,17 @@ inline void expand_shorts4(const uint32_t* panel, const int16_t* steps, char* to
   }
 }
 
+// 64 inputs of 32 outputs as they are, 16 times: the four bits become the upper ones, and their offset the sign.
+inline void expand_bytes4(const uint32_t* panel, char* to) {
+  for (int u = 0; u < 8; ++u, panel += kPanel, to += 128)
+    for (int half = 0; half < 2; ++half) {
+      __builtin_prefetch(reinterpret_cast<const char*>(panel + 16 * half) + kAhead);
+      const u32x16 x = units16(panel + 16 * half);
+      keep(to + half * kTileBytes, ((x << 4) & 0xf0f0f0f0u) ^ 0x80808080u);
+      keep(to + half * kTileBytes + 64, (x & 0xf0f0f0f0u) ^ 0x80808080u);
+    }
+}
+
 // Pairs of bf16, 32 inputs of 32 outputs. The words of a unit hold weights 0, 4, 1, 5 and 2, 6, 3, 7 from the low bits on:
 // so inputs are to come in the order 0, 2, 1, 3, 4, 6, 5, 7 (`kPairOrder`, in bytes).
 alignas(16) constexpr uint8_t kPairOrder[16] = {0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15};
@@ -121,10 +134,12 @@ inline void expand_pairs8(const uint32_t* panel, char* to) {
 
 // Tiles 0 to 3 += up to two tiles of rows (x1 null: one) by the two of weights, over some steps, those of step s at place
 // s % num_kept of w. expand(step, to): fills in the weights of a step; it is called for each, in order, one step ahead.
-#define TRITIUM_DOT(tile, x, w, integer_dot)              \
-  if constexpr (kIsInteger) integer_dot(tile, x, w);      \
-  else _tile_dpbf16ps(tile, x, w)
-template <bool kIsInteger, class Expand>
+enum class Form { kPairs, kShorts, kBytes };  // of bf16; upper and lower bytes; signed bytes
+#define TRITIUM_DOT(tile, x, w, dot_of_shorts)                            \
+  if constexpr (kForm == Form::kPairs) _tile_dpbf16ps(tile, x, w);        \
+  else if constexpr (kForm == Form::kBytes) _tile_dpbssd(tile, x, w);     \
+  else dot_of_shorts(tile, x, w)
+template <Form kForm, class Expand>
 inline void add_steps(const char* x0, const char* x1, char* kept, int64_t num_kept, int64_t num_steps, Expand expand) {
   expand(0, kept);
   char *w = kept, *const end = kept + num_kept * 2 * kTileBytes;
