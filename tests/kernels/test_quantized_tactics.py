@@ -12,7 +12,7 @@ from tritium.kernels.cpu import library
 from tritium.kernels.kernel import Kernel, Tactic, TensorSpec, resolve
 from tritium.kernels.select import refuse_tactic, valid_tactics
 from tritium.kernels.table import KERNELS
-from tritium.ops.quantized import quantize_rows
+from tritium.ops.quantized import rows_with_scales
 from tritium.quant.schemes import INT8, WeightFormat
 from tritium.quant.weights import quantize_weight, scales_of
 from tritium.testing.isa_levels import HERE, LEVELS, compiled
@@ -66,9 +66,8 @@ def packed(kernel: Kernel, args: Mapping[str, Any]) -> dict[str, Any]:
 
 def compute(kernel: Kernel, args: Mapping[str, Any], num_rows: int, num_out: int, tactic: Tactic) -> torch.Tensor:
     """By packed weights, of the first rows, from a poisoned output."""
-    out = torch.full(
-        (num_rows, num_out), float("nan"), dtype=torch.bfloat16 if args["x"].dtype == torch.int8 else args["x"].dtype
-    )
+    dtype = getattr(torch, args["dtype"]) if "dtype" in args else args["x"].dtype
+    out = torch.full((num_rows, num_out), float("nan"), dtype=dtype)
     cut = {name: args[name][:num_rows] for name in ("x", "residual") if name in args}
     resolve(kernel.target)({**args, **cut}, [out], **tactic)()
     return out
@@ -136,14 +135,16 @@ def test_every_tactic_gives_the_references_bits_for_every_shape(
 def test_all_quantised_linears_have_the_tactics_and_int8_rows_do(level: str, weight_format: WeightFormat) -> None:
     num_in = (weight_format.group_size or 32) * 2
     args = arguments(40, 66, num_in, weight_format, torch.bfloat16)
-    rows = {"x": quantize_rows(args["x"]), "dtype": "bfloat16"}
+    residual = {"residual": torch.randn(40, 66).bfloat16()}
+    rows = {"x": rows_with_scales(args["x"]), "dtype": "bfloat16"}
     cases = (
         ("quantized_linear", rows, 66),
         ("quantized_linear_activation", {"kind": "gelu"}, 66),
         ("quantized_linear_activation", {"kind": "gelu", **rows}, 66),
         ("quantized_linear_gated", {"kind": "silu"}, 33),
         ("quantized_linear_gated", {"kind": "silu", **rows}, 33),
-        ("quantized_linear_add", {"residual": torch.randn(40, 66).bfloat16()}, 66),
+        ("quantized_linear_add", residual, 66),
+        ("quantized_linear_add", {**residual, **rows}, 66),
     )
     for op, more, num_out in cases:
         kernel, of_op = ROWS[op], {**args, **more}
