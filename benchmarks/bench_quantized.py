@@ -1,10 +1,12 @@
 """Quantised linears at the sizes of Llama-3.2-1B: weights read a second, and operations a second, by format and rows.
 
     python benchmarks/bench_quantized.py [--threads 2] [--rows 1 8 32 128 512] [--formats w8a8 ...] [--json FILE]
+    python benchmarks/bench_quantized.py --tactics ...
 
 Calls take turns over copies of a weight, 400 MB of them, so that each reads its weight from memory; the best call in
 half a second counts. Beside it: the bandwidth at which a sum over the same pages reads them, measured in the
-same process right before, and bf16 on the same shape.
+same process right before, and bf16 on the same shape. --tactics: instead, every tactic that can run, one call of each in
+turn for a second: medians, and each one's time over the default's.
 """
 
 import argparse
@@ -14,8 +16,11 @@ from pathlib import Path
 
 import torch
 
-from in_turn import best_seconds
+from in_turn import best_seconds, median_seconds
 from tritium.kernels.cpu import linear, quantized
+from tritium.kernels.kernel import TensorSpec
+from tritium.kernels.select import valid_tactics
+from tritium.kernels.table import KERNELS
 from tritium.quant.schemes import SCHEMES, WeightFormat
 from tritium.quant.weights import quantize_weight, scales_of
 
@@ -70,6 +75,37 @@ def results(num_out: int, num_in: int, name: str, counts: list[int]) -> list[dic
     return found
 
 
+def tactics(num_out: int, num_in: int, name: str, counts: list[int]) -> list[dict[str, object]]:
+    """One per number of rows and tactic."""
+    kept, int8_activations = FORMATS[name]
+    weight = torch.randn(num_out, num_in) * 0.02
+    scales = scales_of(weight, kept)
+    qweight, packed_scales = quantize_weight(weight, scales, kept), quantized.pack_scales(scales)
+    first = quantized.pack_weight(qweight)
+    copies = [first, *(quantized.pack_weight(qweight) for _ in range(BYTES_IN_TURN // first.data.nbytes))]
+    plain = {"bias": None, "int8_activations": int8_activations}
+    known = {"x": TensorSpec(dtype=torch.bfloat16, shape=(None, num_in))} | {
+        key: TensorSpec(dtype=tensor.dtype, shape=tuple(tensor.shape))
+        for key, tensor in (("qweight", qweight), ("scales_NG", scales))
+    }
+    ways = valid_tactics(next(row for row in KERNELS if row.name == "cpu.quantized_linear"), plain | known)
+    found: list[dict[str, object]] = []
+    for count in counts:
+        x, out = torch.randn(count, num_in).to(torch.bfloat16), torch.empty(count, num_out, dtype=torch.bfloat16)
+        args = plain | {"x": x, "scales_NG": packed_scales}
+        calls = [[quantized.bind({**args, "qweight": one}, [out], **way) for one in copies] for way in ways]
+        seconds = median_seconds(calls)
+        for way, taken in zip(ways, seconds, strict=True):
+            row = {"format": name, "num_out": num_out, "num_in": num_in, "rows": count, **way, "ms": taken * 1e3}
+            ratio = taken / seconds[0]
+            label = "/".join(str(value) for value in way.values())
+            print(
+                f"{name:11} N={num_out} K={num_in} M={count:<4} {label:15} {row['ms']:8.3f} ms {ratio:6.2f}", flush=True
+            )
+            found.append(row | {"ratio": ratio})
+    return found
+
+
 def main() -> None:
     """Print one line per case; write them as JSON when asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,12 +113,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 128, 512])
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="the first so many of the shapes")
     parser.add_argument("--formats", nargs="+", default=["bf16", *FORMATS], choices=["bf16", *FORMATS])
+    parser.add_argument("--tactics", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads")
     shapes = SHAPES[: options.shapes]
-    found = [row for n, k in shapes for name in options.formats for row in results(n, k, name, options.rows)]
+    case = tactics if options.tactics else results
+    names = [name for name in options.formats if name != "bf16" or not options.tactics]
+    found = [row for n, k in shapes for name in names for row in case(n, k, name, options.rows)]
     if options.json:
         text = json.dumps({"torch": torch.__version__, "threads": options.threads, "results": found}, indent=1)
         options.json.write_text(text + "\n")

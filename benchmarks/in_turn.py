@@ -1,6 +1,7 @@
-"""The fastest of calls that take turns, each on a copy of its own of what it reads, so that every one reads memory."""
+"""Calls that take turns, each on a copy of its own of what it reads, so that every one reads memory."""
 
 import itertools
+import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,3 +16,22 @@ def best_seconds(calls: Sequence[Callable[[], object]], budget_s: float = 0.5) -
         call()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def median_seconds(ways: Sequence[Sequence[Callable[[], object]]], budget_s: float = 1.0) -> list[float]:
+    """Of each of several ways to do the same, the median: one call of each in turn, so that a slow moment meets all.
+
+    ways: the calls of each, as many of one as of another; every next call is on the next copy.
+    """
+    taken: list[list[float]] = [[] for _ in ways]
+    copies = itertools.cycle(range(len(ways[0])))
+    end = time.perf_counter() + budget_s
+    for turn in itertools.count():
+        for number in range(len(ways)) if turn % 2 == 0 else reversed(range(len(ways))):
+            call = ways[number][next(copies)]
+            start = time.perf_counter()
+            call()
+            taken[number].append(time.perf_counter() - start)
+        if turn >= 4 and time.perf_counter() > end:
+            return [statistics.median(of_one[1:]) for of_one in taken]
+    raise AssertionError("unreachable")

@@ -1,4 +1,4 @@
-"""Tuning an engine of quantised linears: which paths are offered, that each size of batch has its own, and equal bits."""
+"""Tuning an engine of quantised linears: which paths are offered, one for each size of batch, and equal bits."""
 
 import shutil
 from collections.abc import Callable
@@ -73,7 +73,7 @@ def test_paths_are_offered_where_there_are_tiles_and_keep_every_bit_of_the_logit
     if not library.has_tiles():
         assert found == {}
         return
-    assert {"quantized_linear", "quantized_linear_gated", "quantized_linear_add"} <= set(found)
+    assert set(found) == {"quantized_linear", "quantized_linear_gated"}
     assert set().union(*found.values()) == {"auto", "vectors", "tiles", "groups"}
     plain = answers(engine)
     fastest = {count: path for path, count in PATHS.items()}

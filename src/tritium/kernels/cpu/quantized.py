@@ -92,7 +92,7 @@ def supports_tactic(args: Mapping[str, Any], tactic: Mapping[str, Scalar]) -> st
     """There is something to choose on AMX alone, and other paths where sums are exact: the bits stay."""
     num_in = args["qweight"].shape[1] * (2 if args["qweight"].dtype == torch.uint8 else 1)
     group_size = num_in // args["scales_NG"].shape[1] if args["qweight"].dtype == torch.uint8 else None
-    return _refuse_tactic(args, num_in, group_size, **tactic)
+    return _refuse_tactic(args, num_in, group_size, str(tactic["path"]), str(tactic["share"]))
 
 
 def _refuse_tactic(args: Mapping[str, Any], num_in: int, group_size: int | None, path: str, share: str) -> str | None:
