@@ -5,8 +5,8 @@
 
 Calls take turns over copies of a weight, 400 MB of them, so that each reads its weight from memory; the best call in
 half a second counts. Beside it: the bandwidth at which a sum over the same pages reads them, measured in the
-same process right before, and bf16 on the same shape. --tactics: instead, every tactic that can run, one call of each in
-turn for a second: medians, and each one's time over the default's.
+same process right before, and bf16 on the same shape. --tactics: instead, every tactic that can run, one call of each
+in turn for a second: medians, and each one's time over the default's.
 """
 
 import argparse

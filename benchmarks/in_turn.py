@@ -5,6 +5,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+LEAST_CALLS = 5
+
 
 def best_seconds(calls: Sequence[Callable[[], object]], budget_s: float = 0.5) -> float:
     """The fastest of the calls, after one round of them."""
@@ -24,14 +26,12 @@ def median_seconds(ways: Sequence[Sequence[Callable[[], object]]], budget_s: flo
     ways: the calls of each, as many of one as of another; every next call is on the next copy.
     """
     taken: list[list[float]] = [[] for _ in ways]
-    copies = itertools.cycle(range(len(ways[0])))
-    end = time.perf_counter() + budget_s
-    for turn in itertools.count():
-        for number in range(len(ways)) if turn % 2 == 0 else reversed(range(len(ways))):
+    copies, end = itertools.cycle(range(len(ways[0]))), time.perf_counter() + budget_s
+    while len(taken[0]) < LEAST_CALLS or time.perf_counter() < end:
+        in_order = range(len(ways))
+        for number in in_order if len(taken[0]) % 2 == 0 else reversed(in_order):
             call = ways[number][next(copies)]
             start = time.perf_counter()
             call()
             taken[number].append(time.perf_counter() - start)
-        if turn >= 4 and time.perf_counter() > end:
-            return [statistics.median(of_one[1:]) for of_one in taken]
-    raise AssertionError("unreachable")
+    return [statistics.median(of_one) for of_one in taken]
