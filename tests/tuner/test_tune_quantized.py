@@ -41,7 +41,7 @@ def engine(built: Path, tmp_path: Path) -> Engine:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TimingCache:
-    monkeypatch.setattr(tuner, "COUNTS", {"quick": tuple(PATHS.values())})
+    monkeypatch.setattr(tuner, "COUNTS", dict.fromkeys(("quick", "full"), tuple(PATHS.values())))
     return TimingCache(environment(1), tmp_path / "timings.json")
 
 
@@ -82,7 +82,7 @@ def test_paths_are_offered_where_there_are_tiles_and_keep_every_bit_of_the_logit
     of_gated = next(c for c in tuned.tactics.choices if "quantized_linear_gated" in c.site)
     assert [(count, tactic["path"]) for count, tactic in of_gated.tactics] == [(n, path) for path, n in PATHS.items()]
     assert answers(tuned) == plain
-    by_rows = with_times(engine, cache, lambda count, c: 1.0 if c.tactic.get("share") == "rows" else 2.0)
+    by_rows = with_times(tuned, cache, lambda count, c: 1.0 if c.tactic.get("share") == "rows" else 2.0)
     assert answers(by_rows) == plain
 
 
