@@ -209,6 +209,7 @@ def _compile(
             scheme=config.scheme,
             kv_dtype=config.kv_dtype,
             unquantized=config.unquantized,
+            has_quantized_embedding=config.quantize_embedding,
             ranks=config.ranks,
             stored=stored if config.device == "cpu" else {},
             calibrated=calibration.keys(),
@@ -257,6 +258,7 @@ def compile_encoder(module: nn.Module, config: BuildConfig, *, clock: StageClock
             disabled=config.disabled_passes,
             scheme=config.scheme,
             unquantized=config.unquantized,
+            has_quantized_embedding=config.quantize_embedding,
         )
     with clock.stage("lower"):
         plan = lower_encoder(optimised.graph, captured.outputs, module.config.vocab_size)

@@ -62,6 +62,8 @@ class BuildConfig:
         for a GPU with fp8 units: e4m3 linears and KV cache; "w8a8" is for those without.
     kv_dtype: what the KV cache holds. "auto": what keys and values are computed in, or e4m3 with scheme "fp8". "int8":
         integers with a scale a token and head.
+    quantize_embedding: on a CPU, keep the table that tokens are looked up in as int8 with a scale for each token; with
+        any scheme or none. A tied head that has 8 bits too shares it.
     unquantized: tensors that a scheme leaves in `dtype`, by their names; `*` and `?` as in file names.
     max_model_len: longest prompt plus output, in tokens; None takes the model's own limit.
     device: the backend that the kernels are chosen for: "cpu", or "cuda" for an NVIDIA GPU. Building needs none.
@@ -77,6 +79,7 @@ class BuildConfig:
     dtype: DType = "auto"
     scheme: Scheme | None = None
     kv_dtype: KVDtype = "auto"
+    quantize_embedding: bool = False
     unquantized: tuple[str, ...] = ()
     max_model_len: int | None = None
     device: Device = "cpu"
@@ -104,6 +107,12 @@ class BuildConfig:
             raise ConfigError(
                 f"tune={self.tune!r} is for device='cpu': GPU kernels have their tactics by shape; say 'none'"
             )
+        check_choice("quantize_embedding", self.quantize_embedding, (False, True))
+        if self.quantize_embedding and self.device != "cpu":
+            raise ConfigError(
+                f"quantize_embedding=True is for device='cpu', not for {self.device!r}, which has no kernel for a "
+                "table in 8 bits: leave it out"
+            )
         if self.scheme is not None:
             check_choice("scheme", self.scheme, SCHEMES)
             if self.scheme not in SCHEMES_OF[self.device]:
@@ -124,6 +133,7 @@ class BuildConfig:
             ("device", "cpu"),
             ("scheme", None),
             ("kv_dtype", "auto"),
+            ("quantize_embedding", False),
             ("tune", "none"),
             ("certificate", "none"),
         ):

@@ -222,7 +222,10 @@ def resolve_stateless(module: nn.Module, config: BuildConfig, weights: Weights) 
     """A stateless module with its own weights. Raises `ConfigError` for options that only a language model has."""
     if not isinstance(module, nn.Module):
         raise ConfigError(f"example_inputs are for an nn.Module, not {type(module).__name__}: {module!r:.100}")
-    for name in ("dtype", "scheme", "kv_dtype", "unquantized", "max_model_len", "disabled_passes", "tensor_parallel"):
+    for name in (
+        *("dtype", "scheme", "kv_dtype", "quantize_embedding", "unquantized", "max_model_len", "disabled_passes"),
+        "tensor_parallel",
+    ):
         if (value := getattr(config, name)) != getattr(BuildConfig(), name):
             hint = "; convert the module itself, by module.to(...)" if name == "dtype" else ""
             raise ConfigError(f"{name}={value!r} has no meaning for a stateless module{hint}")

@@ -42,8 +42,9 @@ FILES = (
 LEFT_OUT = "not threads and not distribution and not older and not largest and not eager and not without_amx"
 KERNELS_CALLED = {
     *("activation", "add_layer_norm", "add_rms_norm", "gated_activation", "gather_rows", "kv_store", "kv_store_int8"),
-    *("layer_norm", "linear", "linear_pack", "moe", "paged_attention", "quantized_linear", "quantized_pack"),
-    *("rms_norm", "rope", "rope_cos_sin", "rope_kv_store", "sampling", "scales_pack", "varlen_attention"),
+    *("layer_norm", "linear", "linear_pack", "moe", "paged_attention", "quantized_embedding", "quantized_linear"),
+    *("quantized_pack", "rms_norm", "rope", "rope_cos_sin", "rope_kv_store", "sampling", "scales_pack"),
+    "varlen_attention",
 }
 BASE = [flag for flag in build.FLAGS if flag not in ("-O3", "-fvisibility=hidden")]
 # -w: at -O1 GCC 12 warns of what its own headers leave undefined on purpose.

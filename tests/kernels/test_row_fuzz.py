@@ -169,6 +169,28 @@ def check_copies(data: st.DataObject) -> None:
     assert torch.equal(gathered, source[rows]) and torch.equal(embedded, source[rows])
 
 
+def check_int8_rows(data: st.DataObject) -> None:
+    """Rows of a table in int8 have the bits of the op; one that is not there is NaN, and no other."""
+    torch.manual_seed(data.draw(st.integers(0, 1 << 16)))
+    dtype, num_source, width = data.draw(st.sampled_from(DTYPES)), data.draw(st.integers(1, 50)), data.draw(WIDTHS)
+    qweight = torch.randint(-127, 128, (num_source, width)).to(torch.int8)
+    scales = torch.rand(num_source, 1) * data.draw(st.sampled_from([1.0, 1e-3, 1e-38, 1e36, torch.nan]))
+    args = {"qweight_VD": qweight, "scales_V1": scales, "ids_T": torch.randint(0, num_source, (data.draw(ROWS),))}
+    given_dtype = {"dtype": str(dtype)[6:]}
+    expected = ops.op_named("quantized_embedding").reference(**args, **given_dtype)
+    if data.draw(st.booleans()):
+        args["ids_T"][:1] = data.draw(st.sampled_from([-1, num_source, 1 << 40]))
+        expected[:1] = torch.nan
+    with draw_threads(data):
+        found = run(
+            kernel_named("cpu.quantized_embedding"),
+            draw_layouts(data, args) | given_dtype,
+            tuple(expected.shape),
+            dtype,
+        )
+    assert torch.equal(found.isnan(), expected.isnan()) and torch.equal(found.nan_to_num(), expected.nan_to_num())
+
+
 def check_angles(data: st.DataObject) -> None:
     """Cosines and sines of any position, within two roundings of the angle's own in fp32."""
     torch.manual_seed(data.draw(st.integers(0, 1 << 16)))
@@ -215,6 +237,7 @@ KV_HEADS = st.integers(1, 4)
 FUSED = {
     "a sum and a norm": check_sum_then_norm,
     "copies": check_copies,
+    "rows in int8": check_int8_rows,
     "angles": check_angles,
     "rope and the cache": check_rope_kv_store,
 }

@@ -74,6 +74,21 @@ def test_quantised_linears_stay_near_transformers_and_a_text_is_its_own(tmp_path
         assert torch.equal(runner.compute([request])[0], found)
 
 
+def test_the_table_of_tokens_alone_may_be_in_8_bits_and_a_text_is_its_own(tmp_path: Path) -> None:
+    path, model = make_encoder(tmp_path / "model", "BertModel")
+    engine, runner = open_runner(path, quantize_embedding=True)
+    tables = {step.op: step.args for step in engine.plan.steps if "ids_T" in step.args}
+    assert (
+        "word" in tables["quantized_embedding"]["qweight_VD"].value
+        and "word" not in tables["embedding"]["weight_VD"].value
+    )
+    requests = requests_for("BertModel", runner.info.num_token_types)
+    for request, found in zip(requests, runner.compute(requests), strict=True):
+        expected, _ = reference(model, request.token_ids, request.token_types)
+        assert 1e-4 < relative_error(found, expected) <= 0.05
+        assert torch.equal(runner.compute([request])[0], found)
+
+
 def test_an_encoder_has_no_cache_to_keep_in_int8(tmp_path: Path) -> None:
     path, _ = make_encoder(tmp_path / "model", "BertModel")
     with pytest.raises(ConfigError, match="kv_dtype='int8': an encoder has no KV cache; leave it out"):

@@ -30,6 +30,7 @@ def _example_calls(dtype: torch.dtype) -> dict[str, tuple]:
     kept = (torch.zeros(24, H, dtype=torch.int8), torch.ones(24, 1))
     return {
         "embedding": (positions, torch.randn(20, D, dtype=dtype)),
+        "quantized_embedding": (positions, *kept, "bfloat16"),
         "linear": (torch.randn(T, D, dtype=dtype), torch.randn(24, D, dtype=dtype), None),
         "quantized_linear": (q, *kept, None, True),
         "quantized_linear_activation": (q, *kept, None, True, "silu"),

@@ -12,8 +12,9 @@ from tritium.passes.result import PassResult
 from tritium.testing.normalising_cases import NORMALISING
 from tritium.testing.optimising_cases import OPTIMISING
 from tritium.testing.pass_cases import KINDS, Case, check
+from tritium.testing.quantising_cases import QUANTISING
 
-ROWS = NORMALISING | OPTIMISING
+ROWS = NORMALISING | OPTIMISING | QUANTISING
 CASES = [(name, kind) for name, row in ROWS.items() for kind in KINDS if isinstance(row.case(kind), Case)]
 FUNCTIONS = {row.name: row.run.__name__ for row in (*pipeline.PASSES, *module_pipeline.MODULE)}  # run several times
 

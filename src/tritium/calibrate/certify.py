@@ -22,7 +22,7 @@ from tritium.weights.source import WeightSource
 # Mean KL in nats that an engine may have. The demo model's is 1.7e-4 in bf16, 4e-12 in fp32 (2026-11-27, dev/LOG.md).
 BOUNDS = {"float32": 1e-7, "bfloat16": 1e-3, "float16": 1e-3}
 SCHEME_BOUNDS = {"w8a8": 1e-2, "w8a16": 1e-2, "fp8": 1e-2, "w4a16_g128": 5e-2, "w4a8_g32": 5e-2, "w4a8_g128": 5e-2}
-KV_INT8_BOUND = 1e-2
+INT8_BOUND = 1e-2  # of a KV cache or an embedding in 8 bits
 WINDOWS: Mapping[str, tuple[int, int]] = {"quick": (1, 256), "full": (8, 512)}  # how many, tokens in each
 TEXT = Path(__file__).parent / "heldout.txt"
 RANDOM = "random tokens"
@@ -67,8 +67,8 @@ def certify(
     bound = BOUNDS[manifest.dtype] if manifest.scheme is None else SCHEME_BOUNDS[manifest.scheme]
     if manifest.scheme is None and any(step.op == "quantized_linear" for step in engine.plan.steps):
         bound = BOUNDS["bfloat16"]  # numbers are the checkpoint's, their scales are rounded to that
-    if manifest.build.get("kv_dtype") == "int8":
-        bound = max(bound, KV_INT8_BOUND)
+    if manifest.build.get("kv_dtype") == "int8" or manifest.build.get("quantize_embedding"):
+        bound = max(bound, INT8_BOUND)
     is_text = text != RANDOM
     certificate = Certificate(
         effort=effort,

@@ -27,6 +27,9 @@ Scheme = Annotated[
     ),
 ]
 KVDtype = Annotated[str | None, typer.Option("--kv-dtype", help="What the KV cache holds: auto (as computed) or int8.")]
+QuantizeEmbedding = Annotated[
+    bool | None, typer.Option("--quantize-embedding", help="On a CPU: keep the table of tokens in 8 bits too.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, or cuda for an NVIDIA GPU; default cpu.")]
 MaxModelLen = Annotated[int | None, typer.Option(help="Longest prompt plus output, in tokens.")]
 Arch = Annotated[str | None, typer.Option(help="A well-known shape instead of a model, e.g. llama-3.2-1b.")]
@@ -92,6 +95,7 @@ COMPILED: Group = {
     "dtype": Dtype,
     "scheme": Scheme,
     "kv_dtype": KVDtype,
+    "quantize_embedding": QuantizeEmbedding,
     "device": Device,
     "max_model_len": MaxModelLen,
 }

@@ -61,6 +61,7 @@ RELATIONS: Mapping[str, Callable[[Tensors], list[Sides]]] = {
         *_of_quantized(a),
         (a["residual"].shape, (*a["x"].shape[:-1], a["qweight"].shape[0])),
     ],
+    "quantized_embedding": lambda a: [(a["scales_V1"].shape, (a["qweight_VD"].shape[0], 1))],
     "experts": lambda a: [(a["gate_up_EGD"].shape, (None, 2 * a["down_EDF"].shape[2], None))],
     "gated_activation": lambda a: [(a["up"].shape, a["gate"].shape)],
     "moe": lambda a: [(a["gate_up_EGD"].shape[1:2], (2 * a["down_EDF"].shape[2],))],

@@ -80,6 +80,8 @@ def _check_agrees(path: Path, config: BuildConfig) -> None:
     kept = manifest.build.get("kv_dtype", "auto")
     if config.kv_dtype not in ("auto", kept):
         raise ConfigError(f"kv_dtype={config.kv_dtype!r}: the engine {path} was built with {kept!r}; build another")
+    if config.quantize_embedding and not manifest.build.get("quantize_embedding", False):
+        raise ConfigError(f"quantize_embedding=True: the engine {path} was built without it; build another")
     if config.unquantized and list(config.unquantized) != manifest.build.get("unquantized"):
         raise ConfigError(
             f"unquantized={config.unquantized!r}: the engine {path} was built with "

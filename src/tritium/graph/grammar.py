@@ -160,6 +160,7 @@ NORMS = ("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm")
 LINEARS = ("linear", "linear_activation", "linear_gated", "linear_add")
 RANKS: dict[str, dict[str, int]] = {
     "embedding": {"ids_T": 1, "weight_VD": 2},
+    "quantized_embedding": {"ids_T": 1, "qweight_VD": 2, "scales_V1": 2},
     "linear": {"weight_NK": 2, "bias": 1},
     "linear_activation": {"weight_NK": 2, "bias": 1},
     "linear_gated": {"weight_NK": 2, "bias": 1},

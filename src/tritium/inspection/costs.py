@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from tritium.engine.arena import ITEM_SIZES
 from tritium.engine.plan import Extent, Plan, Ref, Sizes, Step, Value
+from tritium.ops.quantized import SCALE_BYTES
 
 
 class Batch(NamedTuple):
@@ -35,6 +36,9 @@ def step_cost(plan: Plan, step: Step, batch: Batch) -> Cost:
         num_bytes += sum(_bytes(v, batch) for v in (_value(plan, step, "k_TKH"), _value(plan, step, "v_TKH")) if v)
     if step.op in ("embedding", "gather_rows"):  # of a table it reads the rows it needs
         num_bytes = 2 * sum(_bytes(plan.value(name), batch) for name in step.outputs)
+    if step.op == "quantized_embedding":  # of that table too: a byte an element, and a scale a row
+        out = plan.value(step.outputs[0])
+        num_bytes = _bytes(out, batch) + _elements(out, batch.sizes) + SCALE_BYTES * batch.sizes.tokens
     return Cost(num_bytes, _flops(plan, step, batch))
 
 

@@ -36,6 +36,7 @@ def _summary(report: Report) -> str:
     measured = f"; {report.batch}: {total * 1e3:,.1f} ms in all" if report.ceilings else ""
     kv_dtype = manifest.build.get("kv_dtype")
     formats = [manifest.dtype, manifest.scheme, f"KV cache in {kv_dtype}" if kv_dtype == "int8" else None]
+    formats += ["embedding in int8"] if manifest.build.get("quantize_embedding") else []
     described = ", ".join(filter(None, [manifest.model.get("architecture"), *formats]))
     return f"{described}, {len(report.steps)} steps{measured}"
 

@@ -62,6 +62,7 @@ KERNELS: tuple[Kernel, ...] = (
         _row("cpu", op, f"{module}:bind_{op}", f"{module}:{supports}", tactics=_TACTICS.get(op, ()), numerics=numerics)
         for op, module, supports, numerics in (
             ("embedding", "copies", "supports_embedding", "exact"),
+            ("quantized_embedding", "copies", "supports_quantized_embedding", "fp32, element by element"),
             ("rms_norm", "norms", "supports", "fp32, 4 vectors of 16 lanes"),
             ("layer_norm", "norms", "supports", "fp32, 4 vectors of 16 lanes"),
             ("add_rms_norm", "norms", "supports_add", "fp32, 4 vectors of 16 lanes"),
@@ -261,6 +262,7 @@ KERNELS: tuple[Kernel, ...] = (
         _row("eager", op, f"reference:{op}", numerics="the op's reference")
         for op in (
             "embedding",
+            "quantized_embedding",
             "embedding_part",
             "rms_norm",
             "layer_norm",

@@ -5,6 +5,7 @@ from tritium.ops.op import Op, Spelling
 
 embedding = target("embedding")
 linear = target("linear")
+quantized_embedding = target("quantized_embedding")
 quantized_linear = target("quantized_linear")
 quantized_linear_activation = target("quantized_linear_activation")
 quantized_linear_gated = target("quantized_linear_gated")
@@ -59,6 +60,7 @@ __all__ = [
     "moe",
     "op_named",
     "paged_attention",
+    "quantized_embedding",
     "quantized_linear",
     "quantized_linear_activation",
     "quantized_linear_add",

@@ -26,7 +26,7 @@ from tritium.ops.linears import EMBEDDING, GATHER_ROWS, LINEAR
 from tritium.ops.moe import MOE
 from tritium.ops.norms import LAYER_NORM, RMS_NORM
 from tritium.ops.op import Op
-from tritium.ops.quantized import QUANTIZED_OPS
+from tritium.ops.quantized import QUANTIZED_EMBEDDING, QUANTIZED_OPS
 from tritium.ops.quantized_norms import QUANTIZED_NORMS
 from tritium.ops.rope import ROPE, ROPE_COS_SIN
 from tritium.ops.varlen import VARLEN_ATTENTION
@@ -37,6 +37,7 @@ OPS: tuple[Op, ...] = (
     EMBEDDING,
     LINEAR,
     *QUANTIZED_OPS,
+    QUANTIZED_EMBEDDING,
     RMS_NORM,
     LAYER_NORM,
     ROPE_COS_SIN,

@@ -1,4 +1,5 @@
-"""quantized_linear, alone, with an activation or a residual: a linear of a weight kept in 8 or 4 bits. References.
+"""quantized_linear, alone, with an activation or a residual: a linear of a weight kept in 8 or 4 bits;
+quantized_embedding: rows of a table kept in 8. References.
 
 Sizes: N outputs, K inputs, G groups of K / G inputs each. A weight is `q * scale`, q a signed integer:
 
@@ -169,6 +170,18 @@ def quantized_linear_add(
     return quantized_linear(x, qweight, scales_NG, bias, int8_activations, dtype) + residual
 
 
+def quantized_embedding(
+    ids_T: torch.Tensor, qweight_VD: torch.Tensor, scales_V1: torch.Tensor, dtype: str
+) -> torch.Tensor:
+    """Rows of a table kept in int8, each times its scale in fp32, rounded to `dtype`: [T, D]."""
+    rows_TD = F.embedding(ids_T, qweight_VD).float() * F.embedding(ids_T, scales_V1)
+    return rows_TD.to(getattr(torch, dtype))
+
+
+def _embedding_shape(ids_T: torch.Tensor, qweight_VD: torch.Tensor, _: object, dtype: str) -> torch.Tensor:
+    return torch.empty((*ids_T.shape, qweight_VD.shape[1]), dtype=getattr(torch, dtype), device=ids_T.device)
+
+
 def _shape(x: torch.Tensor, qweight: torch.Tensor, _: object, __: object, ___: object, dtype: str = "") -> torch.Tensor:
     return torch.empty((*x.shape[:-1], qweight.shape[0]), dtype=_dtype_of(x, dtype), device=x.device)
 
@@ -195,4 +208,10 @@ QUANTIZED_OPS = tuple(
         (quantized_linear_gated, f"{_ARGS}, str kind", _gated_shape),
         (quantized_linear_add, f"{_ARGS}, Tensor residual", _shape_of_more),
     )
+)
+QUANTIZED_EMBEDDING = Op(
+    name="quantized_embedding",
+    schema="quantized_embedding(Tensor ids_T, Tensor qweight_VD, Tensor scales_V1, str dtype) -> Tensor",
+    reference=quantized_embedding,
+    fake=_embedding_shape,
 )

@@ -13,6 +13,7 @@ from tritium.passes.gather_rows import gather_sampled_rows
 from tritium.passes.insert_varlen import insert_varlen
 from tritium.passes.pipeline import FUSE, MERGE, NORMALISE, Optimised, Pass, Run
 from tritium.passes.quantize import quantize
+from tritium.passes.quantize_embedding import quantize_embedding
 from tritium.quant.schemes import scheme_named
 
 
@@ -24,11 +25,13 @@ def optimise_encoder(
     disabled: Sequence[str] = (),
     scheme: str | None = None,
     unquantized: Sequence[str] = (),
+    has_quantized_embedding: bool = False,
 ) -> Optimised:
     """Run the passes on a captured graph, in place.
 
     outputs: what the graph returns, in order. row_outputs: those that are computed for sampled rows only.
     scheme: how linears are quantised; unquantized: names of weights that are not.
+    has_quantized_embedding: keep the table of tokens in 8 bits.
     Raises `CaptureError` when the graph is outside the vocabulary or not token-local, `ConfigError` for a name in
     `disabled` that is no optional pass.
     """
@@ -42,6 +45,8 @@ def optimise_encoder(
     run(MERGE)
     if scheme is not None:
         run([Pass(name="quantize", run=partial(quantize, scheme=scheme_named(scheme), left_out=unquantized))])
+    if has_quantized_embedding:  # after quantize, whose weights a tied head shares with it
+        run([Pass(name="quantize_embedding", run=partial(quantize_embedding, left_out=unquantized))])
     run.matches["insert_varlen"] = insert_varlen(graph).num_matches
     run(FUSE)
     verify_form(graph)

@@ -34,6 +34,7 @@ from tritium.passes.merge_outputs import merge_outputs
 from tritium.passes.merge_parallel import merge_parallel
 from tritium.passes.merge_qkv import merge_qkv
 from tritium.passes.quantize import keep_stored, quantize
+from tritium.passes.quantize_embedding import quantize_embedding
 from tritium.passes.quantize_kv import quantize_kv
 from tritium.passes.quantize_norms import quantize_norms
 from tritium.passes.quantize_rows import quantize_linears, store_fp8
@@ -161,6 +162,7 @@ def optimise(
     foreign: Targets | None = None,
     scheme: str | None = None,
     unquantized: Sequence[str] = (),
+    has_quantized_embedding: bool = False,
     ranks: Ranks = Ranks(),
     stored: Mapping[str, WeightFormat] | None = None,
     kv_dtype: str = "auto",
@@ -170,6 +172,7 @@ def optimise(
     """Run the pipeline on a captured graph, in place. `after` is called with it after each pass (tests, dumps).
 
     foreign: the ops of plugins. scheme: how linears are quantised; unquantized: names of weights that are not.
+    has_quantized_embedding: keep the table of tokens in 8 bits.
     ranks: those that share the model, and which of them this graph is for.
     stored: weights that the checkpoint keeps quantised; without a scheme they stay so. kv_dtype: "int8" keeps keys and
     values in it.
@@ -204,6 +207,8 @@ def optimise(
         run([Pass(name="quantize", run=partial(quantize, **how))])
     if chosen is None and stored:
         run([Pass(name="keep_stored", run=partial(keep_stored, stored=stored))])
+    if has_quantized_embedding:  # after quantize, whose weights a tied head shares with it
+        run([Pass(name="quantize_embedding", run=partial(quantize_embedding, left_out=unquantized))])
     result, kv_groups = insert_kv(graph)
     run.matches["insert_kv"] = result.num_matches
     run(FUSE)

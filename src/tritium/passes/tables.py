@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from tritium.engine.plan import Plan, Ref, Step, Value
 from tritium.errors import ConfigError
 
+TABLES = {"embedding": "weight_VD", "quantized_embedding": "qweight_VD"}  # a step's argument, by its op
 SIGNS = {"aten.add.Tensor": 1, "aten.add.Scalar": 1, "aten.sub.Tensor": -1, "aten.sub.Scalar": -1}
 
 
@@ -15,8 +16,8 @@ def check_tables(plan: Plan, max_model_len: int) -> None:
     """
     made_by = {name: step for step in plan.steps for name in step.outputs}
     for step in plan.steps:
-        ids, table = step.args.get("ids_T"), step.args.get("weight_VD")
-        if step.op != "embedding" or not isinstance(ids, Ref) or not isinstance(table, Ref):
+        ids, table = step.args.get("ids_T"), step.args.get(TABLES.get(step.op, ""))
+        if not isinstance(ids, Ref) or not isinstance(table, Ref):
             continue
         rows, (of, shift) = int(plan.value(table.value).shape[0]), _shifted(plan, made_by, ids.value)
         name = _root(plan.by_name, table.value)

@@ -276,12 +276,24 @@ def _make_embedding(num_tokens: int, dtype: torch.dtype) -> Args:
     return {"ids_T": torch.randint(0, 97, (num_tokens,)), "weight_VD": torch.randn(97, 37).to(dtype)}
 
 
+def _make_quantized_embedding(num_tokens: int, dtype: torch.dtype) -> Args:
+    qweight = torch.randint(-127, 128, (97, 37)).to(torch.int8)
+    ids, scales = torch.randint(0, 97, (num_tokens,)), torch.rand(97, 1)
+    return {"ids_T": ids, "qweight_VD": qweight, "scales_V1": scales, "dtype": str(dtype)[6:]}
+
+
 def _make_gather(num_tokens: int, dtype: torch.dtype) -> Args:
     return {"x_TD": _view(13, 37, dtype), "rows_R": torch.randint(0, 13, (num_tokens,))}
 
 
 def _lookup(ids_T: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
     return weight_VD[ids_T]
+
+
+def _quantized_lookup(
+    ids_T: torch.Tensor, qweight_VD: torch.Tensor, scales_V1: torch.Tensor, dtype: str
+) -> torch.Tensor:
+    return qweight_VD[ids_T].double() * scales_V1[ids_T]
 
 
 def _gathered(x_TD: torch.Tensor, rows_R: torch.Tensor) -> torch.Tensor:
@@ -306,6 +318,13 @@ CASES: tuple[Case, ...] = (
     *(activation_case(kind, width) for kind in KINDS for width in (37, 1000)),
     *(gated_case(kind, width) for kind in KINDS for width in (37, 1000)),
     Case(name="embedding", op="embedding", make=_make_embedding, rows=("ids_T",), exact=_lookup),
+    Case(
+        name="quantized_embedding",
+        op="quantized_embedding",
+        make=_make_quantized_embedding,
+        rows=("ids_T",),
+        exact=_quantized_lookup,
+    ),
     Case(name="gather_rows", op="gather_rows", make=_make_gather, rows=("rows_R",), exact=_gathered),
     moe_case(5, 37, 45, 2, "silu", is_normed=True),
     moe_case(9, 64, 32, 3, "gelu_tanh", is_normed=False),

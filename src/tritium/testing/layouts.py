@@ -19,7 +19,7 @@ def draw_layout(data: st.DataObject, x: torch.Tensor) -> torch.Tensor:
     steps = [data.draw(st.sampled_from([1, 1, 1, 2])) for _ in dims]
     starts, ends = ([data.draw(st.sampled_from([0, 0, 1, 5, 16])) for _ in dims] for _ in range(2))
     sizes = [start + size * step + end for start, size, step, end in zip(starts, x.shape, steps, ends, strict=True)]
-    poison = torch.nan if x.is_floating_point() else NOWHERE
+    poison = torch.nan if x.is_floating_point() else max(NOWHERE, torch.iinfo(x.dtype).min)
     storage = torch.full([sizes[dim] for dim in order], poison, dtype=x.dtype)
     whole = storage.permute([order.index(dim) for dim in dims])
     view = whole[tuple(slice(a, a + n * s, s) for a, n, s in zip(starts, x.shape, steps, strict=True))]

@@ -1,4 +1,5 @@
-"""embedding, gather_rows and kv_store, compiled (csrc/copies.cpp): copies of bytes, whatever the dtype."""
+"""embedding, gather_rows and kv_store, compiled (csrc/copies.cpp): copies of bytes, whatever the dtype; and
+quantized_embedding, whose rows are int8."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,15 @@ class GatherRowsArgs(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "rows", "out")),
         *((name, ctypes.c_int64) for name in ("num_rows", "stride_row", "row_bytes", "num_source_rows")),
+    ]
+
+
+class QuantizedEmbeddingArgs(ctypes.Structure):
+    """csrc/copies.cpp QuantizedEmbeddingArgs."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weight", "scales", "ids", "out")),
+        *((name, ctypes.c_int64) for name in ("num_tokens", "stride_row", "row_size", "num_rows")),
     ]
 
 
@@ -46,6 +56,26 @@ def supports_gather_rows(args: Mapping[str, Any]) -> str | None:
 def bind_embedding(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.embedding(ids, weight) into outputs[0]. An id that the weight has no row for gives a row of NaN."""
     return _bind_gather(args["weight_VD"], args["ids_T"], outputs[0])
+
+
+def supports_quantized_embedding(args: Mapping[str, Any]) -> str | None:
+    """One list of ids in int64, a table in int8, scales in fp32, and a floating dtype to give."""
+    qweight, scales = args["qweight_VD"], args["scales_V1"]
+    if qweight.dtype != torch.int8 or scales.dtype != torch.float32:
+        return f"it has no code for a table in {str(qweight.dtype)[6:]} with scales in {str(scales.dtype)[6:]}"
+    if getattr(torch, args["dtype"], None) not in library.SUFFIXES:
+        return f"dtype is {args['dtype']}, which it has no code for"
+    return library.why_not() or _refuse_rows("ids_T", args["ids_T"])
+
+
+def bind_quantized_embedding(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.quantized_embedding into outputs[0]. An id that the table has no row for gives a row of NaN."""
+    reads, out = Reads(), dense_output(outputs[0])
+    qweight, scales = reads.adjacent(args["qweight_VD"]), reads.dense(args["scales_V1"])
+    ids = reads.dense(args["ids_T"])
+    shape = (ids.shape[0], qweight.stride(0), qweight.shape[1], qweight.shape[0])
+    struct = QuantizedEmbeddingArgs(*(t.data_ptr() for t in (qweight, scales, ids, out)), *shape)
+    return reads.before(library.thunk("quantized_embedding", out.dtype, struct, qweight, scales, ids, out))
 
 
 def bind_gather_rows(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:

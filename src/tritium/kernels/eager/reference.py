@@ -63,6 +63,7 @@ def kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
 
 
 embedding = _copying("embedding")
+quantized_embedding = _copying("quantized_embedding")
 embedding_part = _copying("embedding_part")
 rms_norm = _copying("rms_norm")
 layer_norm = _copying("layer_norm")

@@ -1,5 +1,5 @@
 // gather_rows (also the embedding lookup) and kv_store: copies of rows of bytes, whatever their dtype; kv_store_int8, which
-// quantises them. Strides are bytes.
+// quantises them, and quantized_embedding, whose rows are. Strides are bytes.
 #include "quantise_row.h"
 
 namespace {
@@ -10,6 +10,14 @@ struct GatherRowsArgs {
   const int64_t* rows;
   char* out;  // dense
   int64_t num_rows, stride_row, row_bytes, num_source_rows;
+};
+
+struct QuantizedEmbeddingArgs {
+  const int8_t* weight;
+  const float* scales;  // one a row
+  const int64_t* ids;
+  void* out;  // dense
+  int64_t num_tokens, stride_row, row_size, num_rows;
 };
 
 struct KVStoreArgs {
@@ -30,6 +38,25 @@ void gather_rows(const GatherRowsArgs& a) {
     // A row that is not there (a position past a learned table) is NaN in every float type: it ends its own request.
     if (source < 0 || source >= a.num_source_rows) std::memset(to, 0xff, size);
     else std::memcpy(to, a.x + source * a.stride_row, size);
+  });
+}
+
+// Bit for bit ops.quantized.quantized_embedding: one product in fp32 an element, then one rounding.
+template <class T> void quantized_embedding(const QuantizedEmbeddingArgs& a) {
+  for_rows(a.num_tokens, a.row_size, [&](int64_t token) {
+    const int64_t row = a.ids[token];
+    T* to = static_cast<T*>(a.out) + token * a.row_size;
+    if (row < 0 || row >= a.num_rows) {  // NaN, as in gather_rows
+      std::memset(to, 0xff, static_cast<size_t>(a.row_size) * sizeof(T));
+      return;
+    }
+    const int8_t* from = a.weight + row * a.stride_row;
+    const float scale = a.scales[row];
+    for_vectors(a.row_size, [&](int64_t i, int64_t n) {
+      i8x16 q = {};
+      std::memcpy(&q, from + i, static_cast<size_t>(n));
+      store(to + i, __builtin_convertvector(__builtin_convertvector(q, i32x16), f32x16) * scale, n);
+    });
   });
 }
 
@@ -67,4 +94,5 @@ template <class T> void kv_store_int8(const KVStoreArgs& a) {
 
 TRITIUM_EXPORT_ONE(gather_rows, GatherRowsArgs)
 TRITIUM_EXPORT_ONE(kv_store, KVStoreArgs)
+TRITIUM_EXPORT(quantized_embedding, QuantizedEmbeddingArgs)
 TRITIUM_EXPORT(kv_store_int8, KVStoreArgs)
