@@ -64,6 +64,14 @@ def test_a_shape_is_planned_without_weights_and_its_figures_add_up():
     assert found["num_tokens"] == (found["kv_blocks"] - 1) * found["config"]["block_size"]
 
 
+def test_a_table_in_8_bits_counts_a_byte_for_each_number_and_its_scales():
+    flags = ["--arch", "llama-3.2-1b", "--scheme", "w8a16", "--quantize-embedding", "--memory", str(8 << 30), "--json"]
+    result = CliRunner().invoke(app, ["plan", *flags])
+    assert result.exit_code == 0 and json.loads(result.stdout)["weights_bytes"] == pytest.approx(
+        1_235_814_400 + 128_256 * 2048, rel=5e-3
+    )
+
+
 def test_what_does_not_fit_is_one_line_with_the_numbers_and_exit_code_1():
     result = CliRunner().invoke(app, ["plan", "--arch", "llama-3.2-1b", "--memory", "1000000000"])
     assert result.exit_code == 1
