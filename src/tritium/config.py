@@ -107,7 +107,8 @@ class BuildConfig:
             raise ConfigError(
                 f"tune={self.tune!r} is for device='cpu': GPU kernels have their tactics by shape; say 'none'"
             )
-        check_choice("quantize_embedding", self.quantize_embedding, (False, True))
+        if not isinstance(self.quantize_embedding, bool):
+            raise ConfigError(f"quantize_embedding must be True or False, not {self.quantize_embedding!r}")
         if self.quantize_embedding and self.device != "cpu":
             raise ConfigError(
                 f"quantize_embedding=True is for device='cpu', not for {self.device!r}, which has no kernel for a "

@@ -78,10 +78,8 @@ def test_the_table_of_tokens_alone_may_be_in_8_bits_and_a_text_is_its_own(tmp_pa
     path, model = make_encoder(tmp_path / "model", "BertModel")
     engine, runner = open_runner(path, quantize_embedding=True)
     tables = {step.op: step.args for step in engine.plan.steps if "ids_T" in step.args}
-    assert (
-        "word" in tables["quantized_embedding"]["qweight_VD"].value
-        and "word" not in tables["embedding"]["weight_VD"].value
-    )
+    assert tables["quantized_embedding"]["qweight_VD"].value == "embed_tokens.weight.int8"
+    assert "embed_tokens" not in tables["embedding"]["weight_VD"].value
     requests = requests_for("BertModel", runner.info.num_token_types)
     for request, found in zip(requests, runner.compute(requests), strict=True):
         expected, _ = reference(model, request.token_ids, request.token_types)
