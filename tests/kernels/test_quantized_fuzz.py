@@ -1,4 +1,4 @@
-"""Quantised linears on drawn shapes, values and layouts: the op's bits, or fp32's error, and nothing beside x."""
+"""Quantised linears on drawn shapes, values and tactics: the op's bits, or fp32's error, and nothing beside x."""
 
 from typing import Any
 
@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from tritium import ops
 from tritium.kernels.cpu import library
+from tritium.kernels.select import valid_tactics
 from tritium.kernels.table import KERNELS
 from tritium.ops.quantized import dequantize_weight
 from tritium.quant.schemes import WeightFormat
 from tritium.quant.weights import quantize_weight, scales_of
-from tritium.testing.kernel_cases import run
+from tritium.testing.kernel_cases import run, specs_of
 
 pytestmark = pytest.mark.skipif(not library.available(), reason=library.why_not())
 KERNEL = next(kernel for kernel in KERNELS if kernel.name == "cpu.quantized_linear")
@@ -67,9 +68,11 @@ def check(data: st.DataObject) -> None:
     args = draw_problem(data)
     x, shape = args["x"], (args["x"].shape[0], args["qweight"].shape[0])
     try:
-        whole = run(KERNEL, args | {"int8_activations": True}, shape, x.dtype)
-        assert torch.equal(whole, ops.quantized_linear(**args, int8_activations=True))
-        floats = run(KERNEL, args | {"int8_activations": False}, shape, x.dtype)
+        integers, plain = args | {"int8_activations": True}, args | {"int8_activations": False}
+        tactics = [data.draw(st.sampled_from(valid_tactics(KERNEL, specs_of(one)))) for one in (integers, plain)]
+        whole = run(KERNEL, integers, shape, x.dtype, tactics[0])
+        assert torch.equal(whole, ops.quantized_linear(**integers)), tactics[0]
+        floats = run(KERNEL, plain, shape, x.dtype, tactics[1])
         last = run(KERNEL, args | {"int8_activations": False, "x": x[-1:]}, (1, shape[1]), x.dtype)
     finally:
         torch.set_num_threads(threads)

@@ -9,13 +9,14 @@ import torch
 from tritium import ops
 from tritium.errors import KernelError
 from tritium.kernels.cpu import library
-from tritium.kernels.kernel import Kernel, Tactic, TensorSpec, resolve
+from tritium.kernels.kernel import Kernel, Tactic, resolve
 from tritium.kernels.select import refuse_tactic, valid_tactics
 from tritium.kernels.table import KERNELS
 from tritium.ops.quantized import rows_with_scales
 from tritium.quant.schemes import INT8, WeightFormat
 from tritium.quant.weights import quantize_weight, scales_of
 from tritium.testing.isa_levels import HERE, LEVELS, compiled
+from tritium.testing.kernel_cases import specs_of
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 ROWS = {kernel.op: kernel for kernel in KERNELS if kernel.name.startswith("cpu.quantized_linear")}
@@ -52,14 +53,6 @@ def arguments(num_rows: int, num_out: int, num_in: int, kept: WeightFormat, dtyp
     }
 
 
-def specs(args: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments as they are known when kernels are chosen."""
-    return {
-        name: TensorSpec(dtype=value.dtype, shape=tuple(value.shape)) if isinstance(value, torch.Tensor) else value
-        for name, value in args.items()
-    }
-
-
 def packed(kernel: Kernel, args: Mapping[str, Any]) -> dict[str, Any]:
     return {**args, **{name: resolve(pack)(args[name]) for name, pack in kernel.pack.items()}}
 
@@ -90,7 +83,7 @@ def expected_tactics(kept: WeightFormat, num_in: int, *, is_int8: bool, dtype: t
 
 def check_bits(kept: WeightFormat, num_out: int, num_in: int, dtype: torch.dtype, counts: tuple[int, ...]) -> None:
     args = arguments(counts[-1], num_out, num_in, kept, dtype)
-    tactics = valid_tactics(PLAIN, specs(args))
+    tactics = valid_tactics(PLAIN, specs_of(args))
     assert paths(tactics) == expected_tactics(kept, num_in, is_int8=True, dtype=dtype)
     expected, bound = ops.quantized_linear(**args), packed(PLAIN, args)
     for num_threads in (1, 2):
@@ -148,7 +141,7 @@ def test_all_quantised_linears_have_the_tactics_and_int8_rows_do(level: str, wei
     )
     for op, more, num_out in cases:
         kernel, of_op = ROWS[op], {**args, **more}
-        tactics = valid_tactics(kernel, specs(of_op))
+        tactics = valid_tactics(kernel, specs_of(of_op))
         assert paths(tactics) == expected_tactics(weight_format, num_in, is_int8=True, dtype=torch.bfloat16)
         bound = packed(kernel, of_op)
         for num_rows in (1, 9, 17, 40):
@@ -163,7 +156,7 @@ def test_float_activations_are_offered_only_what_keeps_their_bits(
 ) -> None:
     num_in = (weight_format.group_size or 103) * 4
     args = arguments(290, 65, num_in, weight_format, dtype) | {"int8_activations": False}
-    tactics = valid_tactics(PLAIN, specs(args))
+    tactics = valid_tactics(PLAIN, specs_of(args))
     assert paths(tactics) == expected_tactics(weight_format, num_in, is_int8=False, dtype=dtype)
     bound = packed(PLAIN, args)
     for num_rows in (1, 16, 40, 290):
@@ -176,7 +169,7 @@ def test_what_cannot_run_is_refused_with_its_values_and_what_to_do(monkeypatch: 
         """That of choosing, which is that of binding."""
         args = arguments(3, 32, num_in, kept, torch.float32) | {"int8_activations": is_int8}
         chosen = {"path": "auto", "share": "panels"} | tactic
-        reason = str(refuse_tactic(PLAIN, specs(args), chosen))
+        reason = str(refuse_tactic(PLAIN, specs_of(args), chosen))
         with pytest.raises(KernelError) as error:
             compute(PLAIN, packed(PLAIN, args), 3, 32, chosen)
         assert str(error.value).startswith(

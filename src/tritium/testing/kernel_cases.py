@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from tritium.kernels.kernel import Kernel, Thunk, resolve
+from tritium.kernels.kernel import Kernel, Tactic, TensorSpec, Thunk, resolve
 
 Args = dict[str, Any]
 
@@ -35,19 +35,33 @@ def first_rows(case: Case, args: Args, start: int, end: int) -> Args:
     return {name: value[start:end] if name in case.rows else value for name, value in args.items()}
 
 
-def bind(kernel: Kernel, args: Mapping[str, Any], out: torch.Tensor) -> Thunk:
-    """The kernel's thunk, with its weights packed."""
+def specs_of(args: Mapping[str, Any]) -> Args:
+    """The arguments as they are known when a kernel and its tactic are chosen."""
+    return {
+        name: TensorSpec(dtype=value.dtype, shape=tuple(value.shape)) if isinstance(value, torch.Tensor) else value
+        for name, value in args.items()
+    }
+
+
+def bind(kernel: Kernel, args: Mapping[str, Any], out: torch.Tensor, tactic: Tactic | None = None) -> Thunk:
+    """The kernel's thunk, with its weights packed. tactic: None is the default."""
     packed = {name: resolve(target)(args[name]) for name, target in kernel.pack.items()}
-    return resolve(kernel.target)({**args, **packed}, [out])
+    return resolve(kernel.target)({**args, **packed}, [out], **(tactic or {}))
 
 
-def run(kernel: Kernel, args: Mapping[str, Any], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def run(
+    kernel: Kernel,
+    args: Mapping[str, Any],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    tactic: Tactic | None = None,
+) -> torch.Tensor:
     """The kernel's result: from a poisoned output whose surroundings stay untouched, equal when it is called again."""
     size, guard = torch.Size(shape).numel(), 64
     device = next(value.device for value in args.values() if isinstance(value, torch.Tensor))
     storage = torch.full((size + 2 * guard,), float("nan"), dtype=dtype, device=device)
     out = storage[guard : guard + size].view(shape)
-    thunk = bind(kernel, args, out)
+    thunk = bind(kernel, args, out, tactic)
     thunk()
     first = out.clone()
     out.fill_(float("nan"))
