@@ -6,11 +6,13 @@
 Calls take turns over copies of a weight, 400 MB of them, so that each reads its weight from memory; the best call in
 half a second counts. Beside it: the bandwidth at which a sum over the same pages reads them, measured in the
 same process right before, and bf16 on the same shape. --tactics: instead, every tactic that can run, one call of each
-in turn for a second: medians, and each one's time over the default's.
+in turn for a second: medians, and each one's time over the default's; with one thread, of CPU time, which other
+processes lengthen less.
 """
 
 import argparse
 import json
+import time
 from functools import partial
 from pathlib import Path
 
@@ -94,7 +96,8 @@ def tactics(num_out: int, num_in: int, name: str, counts: list[int]) -> list[dic
         x, out = torch.randn(count, num_in).to(torch.bfloat16), torch.empty(count, num_out, dtype=torch.bfloat16)
         args = plain | {"x": x, "scales_NG": packed_scales}
         calls = [[quantized.bind({**args, "qweight": one}, [out], **way) for one in copies] for way in ways]
-        seconds = median_seconds(calls)
+        clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+        seconds = median_seconds(calls, clock=clock)
         for way, taken in zip(ways, seconds, strict=True):
             row = {"format": name, "num_out": num_out, "num_in": num_in, "rows": count, **way, "ms": taken * 1e3}
             ratio = taken / seconds[0]

@@ -20,7 +20,11 @@ def best_seconds(calls: Sequence[Callable[[], object]], budget_s: float = 0.5) -
     return best
 
 
-def median_seconds(ways: Sequence[Sequence[Callable[[], object]]], budget_s: float = 1.0) -> list[float]:
+def median_seconds(
+    ways: Sequence[Sequence[Callable[[], object]]],
+    budget_s: float = 1.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
     """Of each of several ways to do the same, the median: one call of each in turn, so that a slow moment meets all.
 
     ways: the calls of each, as many of one as of another; every next call is on the next copy.
@@ -31,7 +35,7 @@ def median_seconds(ways: Sequence[Sequence[Callable[[], object]]], budget_s: flo
         in_order = range(len(ways))
         for number in in_order if len(taken[0]) % 2 == 0 else reversed(in_order):
             call = ways[number][next(copies)]
-            start = time.perf_counter()
+            start = clock()
             call()
-            taken[number].append(time.perf_counter() - start)
+            taken[number].append(clock() - start)
     return [statistics.median(of_one) for of_one in taken]
