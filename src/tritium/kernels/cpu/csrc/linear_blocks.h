@@ -20,7 +20,7 @@
 #include <omp.h>
 #include <unistd.h>
 
-#include "linear.h"
+#include "linear_outputs.h"
 
 namespace tritium {
 
@@ -93,7 +93,10 @@ template <class Tiles> class Blocks {
         const Run all{0, num_rows_};
 #pragma omp for schedule(static)
         for (int64_t g = 0; g < num_groups(all); ++g) pack(tiles, all, g, together);
-        multiply(tiles, all, part_of({0, num_panels_}, thread, num_threads), together, waiting);
+        const int64_t num_runs = runs_of(num_panels_, num_k_ * panel_bytes_);
+#pragma omp for schedule(dynamic, 1) nowait
+        for (int64_t i = 0; i < num_runs; ++i)
+          multiply(tiles, all, part_of({0, num_panels_}, i, num_runs), together, waiting);
       }
     }
   }

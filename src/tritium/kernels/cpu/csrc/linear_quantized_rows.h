@@ -63,6 +63,7 @@ template <int kBits> class Quantized {
     return static_cast<const char*>(a.x) + index * (a.has_rows ? 1 : typed.item_size);
   }
   const uint32_t* panel(int64_t p) const { return static_cast<const uint32_t*>(a.weight) + p * units_ * kPanel; }
+  int64_t panel_bytes() const { return units_ * kPanel * static_cast<int64_t>(sizeof(uint32_t)); }
   const int16_t* steps(int64_t p) const { return a.steps + p * a.num_groups * kPanel; }
   const float* units(int64_t p) const { return a.units + p * kPanel; }
 

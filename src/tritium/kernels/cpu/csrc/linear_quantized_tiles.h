@@ -50,29 +50,21 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
   void operator()() const {
 #pragma omp parallel if (this->is_parallel())
     {
-      const int64_t thread = omp_get_thread_num(), count = omp_get_num_threads();
       const bool by_rows = a.share_by == 1 && row_bytes_ <= block_;
-      const int64_t num_pairs = (num_tiles_ + 1) / 2;
-      const auto part = [&](bool is_shared, int64_t size, int64_t i) { return is_shared ? i * size / count : i == thread ? 0 : size; };
-      const int64_t begin = part(!by_rows, num_panels_, thread), end = part(!by_rows, num_panels_, thread + 1);
-      const int64_t tiles_begin = 2 * part(by_rows, num_pairs, thread);
-      const int64_t tiles_end = std::min(num_tiles_, 2 * part(by_rows, num_pairs, thread + 1));
-      const int64_t run_size = (std::min(run_tiles_, num_tiles_) + 1) / 2 * pair_size_;
-      const int64_t num_waiting = row_bytes_ > block_ ? std::max<int64_t>(1, end - begin) : 1;
-      const int64_t num_sums = is_one_block_ ? pair_size_ : num_waiting * run_size;
+      const int64_t size = by_rows ? (num_tiles_ + 1) / 2 : num_panels_;
+      const int64_t num_runs = by_rows ? omp_get_num_threads() : runs_of(num_panels_, this->panel_bytes());
       static thread_local Scratch memory;
-      char* buffer = memory.reserve(static_cast<size_t>(std::max(padded_ + 64, expanded_bytes_ + num_sums * 4)));
-      float* sums = reinterpret_cast<float*>(buffer + expanded_bytes_);
+      const int64_t num_bytes = expanded_bytes_ + 4 * num_sums(by_rows ? num_panels_ : (num_panels_ + num_runs - 1) / num_runs);
+      char* buffer = memory.reserve(static_cast<size_t>(std::max(padded_ + 64, num_bytes)));
 #pragma omp for schedule(static)
       for (int64_t m = 0; m < num_tiles_ * kTileRows; ++m) arrange(m, reinterpret_cast<int8_t*>(buffer));
       configure_steps(std::min(num_rows_, kTileRows));
-      for (int64_t t = tiles_begin; t < tiles_end; t += run_tiles_)
-        for (int64_t k = 0; k < row_bytes_; k += block_)
-          for (int64_t p = begin; p < end; ++p) {
-            float* to = sums + (is_one_block_ ? 0 : (p - begin) % num_waiting * run_size);
-            const int64_t last = std::min(tiles_end, t + run_tiles_);
-            is_direct_ ? multiply(p, p + 1 < end, k, t, last, to) : expand_and_multiply(p, k, t, last, buffer, to);
-          }
+#pragma omp for schedule(dynamic, 1) nowait
+      for (int64_t i = 0; i < num_runs; ++i) {
+        const int64_t begin = i * size / num_runs, end = (i + 1) * size / num_runs;
+        by_rows ? multiply_all(0, num_panels_, 2 * begin, std::min(num_tiles_, 2 * end), buffer)
+                : multiply_all(begin, end, 0, num_tiles_, buffer);
+      }
       _tile_release();
     }
   }
@@ -88,6 +80,24 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
     const int64_t group = a.num_in / a.num_groups;
     const bool is_fit = group % kStep == 0 && group >= kFewestInGroup && group <= kMostInGroup;
     return a.path == kGroups || (a.path == kAuto && is_fit);
+  }
+
+  // Of a run of tiles; numbers of 32 bits that wait for more of K, or for the end of their pair, with so many panels.
+  int64_t run_sums() const { return (std::min(run_tiles_, num_tiles_) + 1) / 2 * pair_size_; }
+  int64_t num_sums(int64_t num_panels) const {
+    return is_one_block_ ? pair_size_ : (row_bytes_ > block_ ? num_panels : 1) * run_sums();
+  }
+
+  // Panels from `begin` to `end`, tiles from `first` to `last`.
+  void multiply_all(int64_t begin, int64_t end, int64_t first, int64_t last, char* buffer) const {
+    float* sums = reinterpret_cast<float*>(buffer + expanded_bytes_);
+    for (int64_t t = first; t < last; t += run_tiles_)
+      for (int64_t k = 0; k < row_bytes_; k += block_)
+        for (int64_t p = begin; p < end; ++p) {
+          float* to = sums + (row_bytes_ > block_ ? (p - begin) * run_sums() : 0);
+          const int64_t tiles_end = std::min(last, t + run_tiles_);
+          is_direct_ ? multiply(p, p + 1 < end, k, t, tiles_end, to) : expand_and_multiply(p, k, t, tiles_end, buffer, to);
+        }
   }
 
   char* tile(int64_t t) const { return packed_ + t * kTileRows * row_bytes_; }

@@ -26,8 +26,10 @@ template <int kBits> class VectorQuantized : Quantized<kBits> {
           memory.reserve(static_cast<size_t>(std::max(kMostRows * kPanel * 4, padded_ + 64))));
 #pragma omp for schedule(static)
       for (int64_t m = 0; m < num_rows_; ++m) arrange(m, buffer);
-#pragma omp for schedule(static) nowait
-      for (int64_t p = 0; p < num_panels_; ++p) multiply(p, buffer);
+      const int64_t num_runs = runs_of(num_panels_, this->panel_bytes());
+#pragma omp for schedule(dynamic, 1) nowait
+      for (int64_t i = 0; i < num_runs; ++i)
+        for (int64_t p = i * num_panels_ / num_runs; p < (i + 1) * num_panels_ / num_runs; ++p) multiply(p, buffer);
     }
   }
 
