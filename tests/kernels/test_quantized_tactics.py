@@ -67,24 +67,20 @@ def compute(kernel: Kernel, args: Mapping[str, Any], num_rows: int, num_out: int
 
 
 def paths(tactics: list[Tactic]) -> list[str]:
-    return [f"{tactic['path']}/{tactic['share']}" for tactic in tactics]
+    return [str(tactic["path"]) for tactic in tactics]
 
 
-def expected_tactics(kept: WeightFormat, num_in: int, *, is_int8: bool, dtype: torch.dtype) -> list[str]:
+def expected_tactics(kept: WeightFormat, *, is_int8: bool) -> list[str]:
     """What there is to choose."""
-    if not library.has_tiles():
-        return ["auto/panels"]
-    by_path = ["vectors/panels", "tiles/panels"] if is_int8 else []
-    by_group = ["groups/panels"] if is_int8 and kept.group_size in (128, 512) else []
-    has_tiles = is_int8 or dtype == torch.bfloat16
-    by_rows = ["auto/rows"] if has_tiles and num_in <= (4096 if is_int8 else 2048) else []
-    return ["auto/panels", *by_path, *by_group, *by_rows]
+    if not library.has_tiles() or not is_int8:
+        return ["auto"]
+    return ["auto", "vectors", "tiles", *(["groups"] if kept.group_size in (128, 512) else [])]
 
 
 def check_bits(kept: WeightFormat, num_out: int, num_in: int, dtype: torch.dtype, counts: tuple[int, ...]) -> None:
     args = arguments(counts[-1], num_out, num_in, kept, dtype)
     tactics = valid_tactics(PLAIN, specs_of(args))
-    assert paths(tactics) == expected_tactics(kept, num_in, is_int8=True, dtype=dtype)
+    assert paths(tactics) == expected_tactics(kept, is_int8=True)
     expected, bound = ops.quantized_linear(**args), packed(PLAIN, args)
     for num_threads in (1, 2):
         torch.set_num_threads(num_threads)
@@ -142,39 +138,26 @@ def test_all_quantised_linears_have_the_tactics_and_int8_rows_do(level: str, wei
     for op, more, num_out in cases:
         kernel, of_op = ROWS[op], {**args, **more}
         tactics = valid_tactics(kernel, specs_of(of_op))
-        assert paths(tactics) == expected_tactics(weight_format, num_in, is_int8=True, dtype=torch.bfloat16)
+        assert paths(tactics) == expected_tactics(weight_format, is_int8=True)
         bound = packed(kernel, of_op)
         for num_rows in (1, 9, 17, 40):
             first, *others = (compute(kernel, bound, num_rows, num_out, tactic) for tactic in tactics)
             assert first.isfinite().all() and all(torch.equal(first, other) for other in others), f"{op}, {num_rows}"
 
 
-@EACH_FORMAT
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
-def test_float_activations_are_offered_only_what_keeps_their_bits(
-    level: str, weight_format: WeightFormat, dtype: torch.dtype
-) -> None:
-    num_in = (weight_format.group_size or 103) * 4
-    args = arguments(290, 65, num_in, weight_format, dtype) | {"int8_activations": False}
-    tactics = valid_tactics(PLAIN, specs_of(args))
-    assert paths(tactics) == expected_tactics(weight_format, num_in, is_int8=False, dtype=dtype)
-    bound = packed(PLAIN, args)
-    for num_rows in (1, 16, 40, 290):
-        first, *others = (compute(PLAIN, bound, num_rows, 65, tactic) for tactic in tactics)
-        assert first.isfinite().all() and all(torch.equal(first, other) for other in others), f"{num_rows} rows"
+def test_float_activations_are_offered_no_other_path() -> None:
+    args = arguments(3, 65, 512, WeightFormat("int4", 128), torch.bfloat16) | {"int8_activations": False}
+    assert paths(valid_tactics(PLAIN, specs_of(args))) == expected_tactics(FORMATS[0], is_int8=False)
 
 
 def test_what_cannot_run_is_refused_with_its_values_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def refusal(kept: WeightFormat, num_in: int = 256, *, is_int8: bool = True, **tactic: str) -> str:
         """That of choosing, which is that of binding."""
         args = arguments(3, 32, num_in, kept, torch.float32) | {"int8_activations": is_int8}
-        chosen = {"path": "auto", "share": "panels"} | tactic
-        reason = str(refuse_tactic(PLAIN, specs_of(args), chosen))
+        reason = str(refuse_tactic(PLAIN, specs_of(args), tactic))
         with pytest.raises(KernelError) as error:
-            compute(PLAIN, packed(PLAIN, args), 3, 32, chosen)
-        assert str(error.value).startswith(
-            f"a quantised linear with path={chosen['path']!r}, share={chosen['share']!r}"
-        )
+            compute(PLAIN, packed(PLAIN, args), 3, 32, tactic)
+        assert str(error.value).startswith(f"a quantised linear with path={tactic['path']!r}: ")
         assert str(error.value).endswith("; leave the tactic out")
         return reason if reason in str(error.value) else f"{reason} / {error.value}"
 
@@ -188,8 +171,6 @@ def test_what_cannot_run_is_refused_with_its_values_and_what_to_do(monkeypatch: 
     assert "8 bits are not in groups" in refusal(INT8, path="groups")
     assert "groups are of 32, not 4 bits in groups of a multiple of 64 up to 512" in refusal(small, path="groups")
     assert "groups are of 1024" in refusal(large, 2048, path="groups")
-    assert "on vectors, threads share panels alone" in refusal(INT8, is_int8=False, share="rows")
-    assert "sums of 8192 inputs would wait in memory" in refusal(INT8, 8192, share="rows")
     monkeypatch.setattr(library, "has_tiles", lambda: False)
-    for tactic in ({"path": "tiles"}, {"path": "vectors"}, {"share": "rows"}):
+    for tactic in ({"path": "tiles"}, {"path": "vectors"}):
         assert "there are no AMX tiles in this process, and nothing to choose" in refusal(INT8, **tactic)

@@ -82,15 +82,13 @@ def test_paths_are_offered_where_there_are_tiles_and_keep_every_bit_of_the_logit
     of_gated = next(c for c in tuned.tactics.choices if "quantized_linear_gated" in c.site)
     assert [(count, tactic["path"]) for count, tactic in of_gated.tactics] == [(n, path) for path, n in PATHS.items()]
     assert answers(tuned) == plain
-    by_rows = with_times(tuned, cache, lambda count, c: 1.0 if c.tactic.get("share") == "rows" else 2.0)
-    assert answers(by_rows) == plain
 
 
 @pytest.mark.parametrize(
     ("tactic", "reason"),
     [
         ({"path": "sideways"}, "path='sideways': cpu.quantized_linear_gated has no such tactic"),
-        ({"path": "tiles", "share": "panels"}, "path='tiles', share='panels': there are no AMX tiles in this process"),
+        ({"path": "tiles"}, "path='tiles': there are no AMX tiles in this process"),
     ],
 )
 def test_a_tactic_that_cannot_run_here_is_named_and_the_defaults_are_used(

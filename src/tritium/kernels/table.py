@@ -21,13 +21,7 @@ _LINEAR: tuple[dict[str, str | int], ...] = tuple(
 _TACTICS: dict[str, tuple[dict[str, int], ...]] = {
     "paged_attention": ({"item_rows": 64}, {"item_rows": 16}, {"item_rows": 32}, {"item_rows": 128})
 }
-_QUANTIZED: tuple[dict[str, str], ...] = tuple(
-    {"path": path, "share": share}
-    for path, share in (
-        *(("auto", "panels"), ("vectors", "panels"), ("tiles", "panels"), ("groups", "panels")),
-        ("auto", "rows"),
-    )
-)
+_QUANTIZED: tuple[dict[str, str], ...] = tuple({"path": path} for path in ("auto", "vectors", "tiles", "groups"))
 _PACK = {"qweight": "packing:pack_weight", "scales_NG": "packing:pack_scales"}
 _NEEDS: dict[str, dict[str, Any]] = {"fp8": {"min_capability": (8, 9)}, "int8": {"min_capability": (7, 5)}}
 

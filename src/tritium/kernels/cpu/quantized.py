@@ -17,8 +17,7 @@ from tritium.ops.activations import KINDS
 from tritium.ops.quantized import steps_of
 
 PATHS = ("auto", "vectors", "tiles", "groups")  # csrc/linear_quantized_rows.h Path
-SHARED = ("panels", "rows")
-MAX_IN_GROUP, TILE_BYTES, MAX_BLOCK_BYTES = 512, 64, 4096  # csrc/linear_quantized_tiles.h, of a row of activations
+MAX_IN_GROUP, TILE_BYTES = 512, 64  # csrc/linear_quantized_tiles.h
 MAX_INPUTS = 1 << 16  # 255 * 127 times this fits 32 bits
 GROUP_MULTIPLE = 32
 
@@ -34,7 +33,6 @@ class QuantizedLinearArgs(ctypes.Structure):
         ("residual", ctypes.c_void_p),
         ("has_rows", ctypes.c_int64),
         ("path", ctypes.c_int32),
-        ("share_by", ctypes.c_int32),
     ]
 
 
@@ -92,27 +90,22 @@ def supports_tactic(args: Mapping[str, Any], tactic: Mapping[str, Scalar]) -> st
     """There is something to choose on AMX alone, and other paths where sums are exact: the bits stay."""
     num_in = args["qweight"].shape[1] * (2 if args["qweight"].dtype == torch.uint8 else 1)
     group_size = num_in // args["scales_NG"].shape[1] if args["qweight"].dtype == torch.uint8 else None
-    return _refuse_tactic(args, num_in, group_size, str(tactic["path"]), str(tactic["share"]))
+    return _refuse_path(args, group_size, str(tactic["path"]))
 
 
-def _refuse_tactic(args: Mapping[str, Any], num_in: int, group_size: int | None, path: str, share: str) -> str | None:
+def _refuse_path(args: Mapping[str, Any], group_size: int | None, path: str) -> str | None:
     """group_size: of 4 bits."""
-    if path not in PATHS or share not in SHARED:
-        return f"a path is one of {', '.join(PATHS)}, and threads share {' or '.join(SHARED)}"
-    if (path, share) == (PATHS[0], SHARED[0]):
+    if path not in PATHS:
+        return f"a path is one of {', '.join(PATHS)}"
+    if path == PATHS[0]:
         return None
     if not library.has_tiles():
         return "there are no AMX tiles in this process, and nothing to choose"
-    is_int8, small_groups = args["int8_activations"], group_size is None or group_size <= MAX_IN_GROUP
-    if path != "auto" and not is_int8:
+    if not args["int8_activations"]:
         return "activations are not int8, and another path would give other bits"
-    if path == "groups" and (group_size is None or group_size % TILE_BYTES or not small_groups):
+    if path == "groups" and (group_size is None or group_size % TILE_BYTES or group_size > MAX_IN_GROUP):
         kept = "8 bits are not in groups" if group_size is None else f"groups are of {group_size}"
         return f"{kept}, not 4 bits in groups of a multiple of {TILE_BYTES} up to {MAX_IN_GROUP}"
-    if share == "rows" and not (is_int8 or (args["x"].dtype == torch.bfloat16 and small_groups)):
-        return "on vectors, threads share panels alone"
-    if share == "rows" and num_in * (1 if is_int8 else 2) > MAX_BLOCK_BYTES:
-        return f"sums of {num_in} inputs would wait in memory, for every panel"
     return None
 
 
@@ -179,22 +172,19 @@ def _num_panels(num_out: int, *, is_gated: bool) -> int:
     return -(-(num_out // 2) // (outputs // 2)) if is_gated else -(-num_out // outputs)
 
 
-def bind(
-    args: Mapping[str, Any], outputs: Sequence[torch.Tensor], *, path: str = "auto", share: str = "panels"
-) -> Thunk:
+def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], *, path: str = "auto") -> Thunk:
     """ops.quantized_linear, or one of `quantized_linear_...`, into outputs[0], which is dense.
 
     path: how sums of int8 activations are made: on vectors, on tiles, on tiles group by group, or as the number of rows
-    has it. share: what threads share on tiles, one of `SHARED`. Neither changes a bit; `KernelError` for what
-    `supports_tactic` refuses.
+    has it; none changes a bit. `KernelError` for what `supports_tactic` refuses.
     """
     reads, out, weight, scales = Reads(), dense_output(outputs[0]), args["qweight"], args["scales_NG"]
     x, rows = reads.rows(args["x"])
     bias = None if args.get("bias") is None else reads.dense(args["bias"])
     steps = scales.steps
     group_size = None if steps is None else weight.num_in // steps.shape[1]
-    if reason := _refuse_tactic(args, weight.num_in, group_size, path, share):
-        raise KernelError(f"a quantised linear with path={path!r}, share={share!r}: {reason}; leave the tactic out")
+    if reason := _refuse_path(args, group_size, path):
+        raise KernelError(f"a quantised linear with path={path!r}: {reason}; leave the tactic out")
     struct = QuantizedLinearArgs(
         *(x.data_ptr(), weight.data.data_ptr(), None if bias is None else bias.data_ptr(), scales.units.data_ptr()),
         *(None if steps is None else steps.data_ptr(), out.data_ptr()),
@@ -204,7 +194,7 @@ def bind(
         *(args["int8_activations"], weight.is_gated),
     )
     struct.has_rows = x.dtype == torch.int8
-    struct.path, struct.share_by = PATHS.index(path), SHARED.index(share)
+    struct.path = PATHS.index(path)
     kept = (x, weight.data, scales.units, out, *(t for t in (steps, bias) if t is not None))
     if "residual" in args:
         residual = reads.dense(args["residual"])

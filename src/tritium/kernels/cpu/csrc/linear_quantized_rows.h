@@ -18,7 +18,7 @@ struct QuantizedLinearArgs {
   int32_t bits, int8_activations, is_gated;
   const void* residual;  // [rows, num_out], dense, added to the rounded result; null: none
   int64_t has_rows;      // rows of x are int8 already, each with its scale behind it
-  int32_t path, share_by;  // a `Path`; what threads share on tiles: 0 the panels, 1 the rows, where K is one block
+  int32_t path;          // a `Path`
 };
 // How sums of int8 activations are made, all with the same bits; with others the machine has one path, whatever stands here.
 enum Path : int32_t { kAuto, kVectors, kTiles, kGroups };

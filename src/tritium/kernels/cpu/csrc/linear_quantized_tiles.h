@@ -50,21 +50,16 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
   void operator()() const {
 #pragma omp parallel if (this->is_parallel())
     {
-      const bool by_rows = a.share_by == 1 && row_bytes_ <= block_;
-      const int64_t size = by_rows ? (num_tiles_ + 1) / 2 : num_panels_;
-      const int64_t num_runs = by_rows ? omp_get_num_threads() : runs_of(num_panels_, this->panel_bytes());
+      const int64_t num_runs = runs_of(num_panels_, this->panel_bytes());
+      const int64_t num_bytes = expanded_bytes_ + 4 * num_sums((num_panels_ + num_runs - 1) / num_runs);
       static thread_local Scratch memory;
-      const int64_t num_bytes = expanded_bytes_ + 4 * num_sums(by_rows ? num_panels_ : (num_panels_ + num_runs - 1) / num_runs);
       char* buffer = memory.reserve(static_cast<size_t>(std::max(padded_ + 64, num_bytes)));
 #pragma omp for schedule(static)
       for (int64_t m = 0; m < num_tiles_ * kTileRows; ++m) arrange(m, reinterpret_cast<int8_t*>(buffer));
       configure_steps(std::min(num_rows_, kTileRows));
 #pragma omp for schedule(dynamic, 1) nowait
-      for (int64_t i = 0; i < num_runs; ++i) {
-        const int64_t begin = i * size / num_runs, end = (i + 1) * size / num_runs;
-        by_rows ? multiply_all(0, num_panels_, 2 * begin, std::min(num_tiles_, 2 * end), buffer)
-                : multiply_all(begin, end, 0, num_tiles_, buffer);
-      }
+      for (int64_t i = 0; i < num_runs; ++i)
+        multiply_all(i * num_panels_ / num_runs, (i + 1) * num_panels_ / num_runs, buffer);
       _tile_release();
     }
   }
@@ -88,15 +83,15 @@ template <int kBits> class TiledQuantized : Quantized<kBits> {
     return is_one_block_ ? pair_size_ : (row_bytes_ > block_ ? num_panels : 1) * run_sums();
   }
 
-  // Panels from `begin` to `end`, tiles from `first` to `last`.
-  void multiply_all(int64_t begin, int64_t end, int64_t first, int64_t last, char* buffer) const {
+  // All rows of the panels from `begin` to `end`.
+  void multiply_all(int64_t begin, int64_t end, char* buffer) const {
     float* sums = reinterpret_cast<float*>(buffer + expanded_bytes_);
-    for (int64_t t = first; t < last; t += run_tiles_)
+    for (int64_t t = 0; t < num_tiles_; t += run_tiles_)
       for (int64_t k = 0; k < row_bytes_; k += block_)
         for (int64_t p = begin; p < end; ++p) {
           float* to = sums + (row_bytes_ > block_ ? (p - begin) * run_sums() : 0);
-          const int64_t tiles_end = std::min(last, t + run_tiles_);
-          is_direct_ ? multiply(p, p + 1 < end, k, t, tiles_end, to) : expand_and_multiply(p, k, t, tiles_end, buffer, to);
+          const int64_t last = std::min(num_tiles_, t + run_tiles_);
+          is_direct_ ? multiply(p, p + 1 < end, k, t, last, to) : expand_and_multiply(p, k, t, last, buffer, to);
         }
   }
 
