@@ -11,6 +11,14 @@ from tritium.kernels.table import KERNELS
 from tritium.testing.isa_levels import LEVELS, compiled
 from tritium.testing.kernel_cases import CASES, run
 
+# In bf16 by AMX or dot products, where there are:
+OWN_BITS = ("cpu.linear", "cpu.varlen_attention", "cpu.moe", "cpu.experts")
+    "cpu.linear",
+    "cpu.varlen_attention",
+    "cpu.moe",
+    "cpu.experts",
+)  # in bf16: AMX or dot products, where there are
+
 
 @pytest.fixture(scope="module")
 def older() -> ctypes.CDLL:
@@ -25,9 +33,7 @@ def test_an_older_instruction_set_gives_the_same_bits(
     num_compared = 0
     for case in CASES:
         for kernel in KERNELS:
-            # by AMX or dot products: test_linear.py, test_varlen_attention.py
-            has_own_bits = kernel.name in ("cpu.linear", "cpu.varlen_attention") and dtype == torch.bfloat16
-            if kernel.backend != "cpu" or kernel.op != case.op or has_own_bits:
+            if kernel.backend != "cpu" or kernel.op != case.op:
                 continue
             args = case.make(9, dtype)
             out_shape = resolve("tritium.ops:target")(case.op)(**args)
@@ -35,6 +41,7 @@ def test_an_older_instruction_set_gives_the_same_bits(
             with monkeypatch.context() as patch:
                 patch.setattr(library, "_load", lambda: (older, ""))
                 other = run(kernel, args, tuple(out_shape.shape), out_shape.dtype)
-            assert torch.equal(native, other), f"{kernel.name} {case.name}: {(native - other).abs().max()}"
+            largest = 2**-6 * native.abs().max() if dtype == torch.bfloat16 and kernel.name in OWN_BITS else 0
+            assert (native - other).abs().max() <= largest, f"{kernel.name} {case.name}: {(native - other).abs().max()}"
             num_compared += 1
     assert num_compared >= sum(kernel.backend == "cpu" for kernel in KERNELS)
