@@ -13,11 +13,6 @@ from tritium.testing.kernel_cases import CASES, run
 
 # In bf16 by AMX or dot products, where there are:
 OWN_BITS = ("cpu.linear", "cpu.varlen_attention", "cpu.moe", "cpu.experts")
-    "cpu.linear",
-    "cpu.varlen_attention",
-    "cpu.moe",
-    "cpu.experts",
-)  # in bf16: AMX or dot products, where there are
 
 
 @pytest.fixture(scope="module")
