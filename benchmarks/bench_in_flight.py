@@ -190,7 +190,7 @@ def first_tokens_equal(llm: LLM, model: nn.Module, prompt: list[int]) -> bool:
 
 def profile(llm: LLM, run: Callable[[], float]) -> dict[str, float]:
     """Seconds by op while `run` runs; "total" is all of it, host and sampling included."""
-    executor = llm._thread.running_loop._executor
+    executor = llm._thread.running_loop.executor
     seconds: Counter[str] = Counter()
     bind = executor._binder.bind
 

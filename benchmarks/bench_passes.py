@@ -33,7 +33,7 @@ import torch
 
 from tritium import models
 from tritium.compiler import build
-from tritium.config import SCHEMES
+from tritium.config import SCHEMES, BuildConfig
 from tritium.engine.engine import Engine
 from tritium.engine.environment import environment
 from tritium.engine.plan import Plan
@@ -62,8 +62,8 @@ def cut(name: str, dtype: str, num_layers: int) -> ModelConfig:
 
 def engine_of(config: ModelConfig, disabled: tuple[str, ...], directory: Path, scheme: str | None = None) -> Engine:
     """Built without the passes `disabled`; weights are generated when it is run, or built for a scheme."""
-    kept = {"disabled_passes": disabled, "max_model_len": 2048, "scheme": scheme}
-    return build(config, output_dir=directory, weights="dummy", **kept)
+    config_of_build = BuildConfig(disabled_passes=disabled, max_model_len=2048, scheme=scheme)
+    return build(config, config_of_build, output_dir=directory, weights="dummy")
 
 
 def launches(engine: Engine) -> int:

@@ -20,11 +20,11 @@ import torch
 
 from in_turn import best_seconds, median_seconds
 from tritium.kernels.cpu import linear, quantized
-from tritium.kernels.kernel import TensorSpec
 from tritium.kernels.select import valid_tactics
 from tritium.kernels.table import KERNELS
 from tritium.quant.schemes import SCHEMES, WeightFormat
 from tritium.quant.weights import quantize_weight, scales_of
+from tritium.testing.kernel_cases import specs_of
 
 SHAPES = ((8192, 2048), (2048, 8192), (2048, 2048))  # N, K
 BYTES_IN_TURN = 400_000_000
@@ -86,11 +86,8 @@ def tactics(num_out: int, num_in: int, name: str, counts: list[int]) -> list[dic
     first = quantized.pack_weight(qweight)
     copies = [first, *(quantized.pack_weight(qweight) for _ in range(BYTES_IN_TURN // first.data.nbytes))]
     plain = {"bias": None, "int8_activations": int8_activations}
-    known = {"x": TensorSpec(dtype=torch.bfloat16, shape=(None, num_in))} | {
-        key: TensorSpec(dtype=tensor.dtype, shape=tuple(tensor.shape))
-        for key, tensor in (("qweight", qweight), ("scales_NG", scales))
-    }
-    ways = valid_tactics(next(row for row in KERNELS if row.name == "cpu.quantized_linear"), plain | known)
+    known = {"x": torch.empty(1, num_in, dtype=torch.bfloat16), "qweight": qweight, "scales_NG": scales}
+    ways = valid_tactics(next(row for row in KERNELS if row.name == "cpu.quantized_linear"), specs_of(plain | known))
     found: list[dict[str, object]] = []
     for count in counts:
         x, out = torch.randn(count, num_in).to(torch.bfloat16), torch.empty(count, num_out, dtype=torch.bfloat16)

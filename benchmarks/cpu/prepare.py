@@ -115,8 +115,8 @@ def main() -> None:
                     print(f"{shape}: {out.name}", flush=True)
                     try:
                         CONVERTERS[engine](model, form, out, args.folder)
-                    except BaseException:
-                        shutil.rmtree(out, ignore_errors=True)
+                    except BaseException:  # also when interrupted: half of it would be taken for all of it
+                        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
                         raise
 
 

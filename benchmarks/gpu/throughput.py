@@ -100,7 +100,7 @@ def requests(row: Row, count: int, output_len: int, vocab_size: int, seed: int) 
 def run_all(loop: EngineLoop, batch: list[Request]) -> tuple[float, float, list[StepOutput]]:
     """Seconds from the first submit to the last output, of these in which the host waited for the GPU; outputs."""
     outputs: list[StepOutput] = []
-    executor = loop._executor
+    executor = loop.executor
     assert isinstance(executor, GpuExecutor)
     start, waited = time.perf_counter(), executor.seconds_waited
     for request in batch:
@@ -170,7 +170,7 @@ def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
     start = time.perf_counter()
     loop = make_loop(engine, config, None)
     torch.cuda.synchronize()
-    predicted = loop._executor.footprint.total_bytes  # type: ignore[attr-defined]
+    predicted = loop.executor.footprint.total_bytes
     load_seconds = time.perf_counter() - start
     vocab_size = engine.plan.vocab_size
     start = time.perf_counter()

@@ -48,7 +48,7 @@ class EngineLoop:
         """
         self.scheduler = scheduler
         self._seeds = random.Random(seed)
-        self._executor = executor
+        self.executor = executor
         self._updates = updates
         self._tokenizer = tokenizer
         self._streams: dict[str, RequestStream] = {}
@@ -110,7 +110,7 @@ class EngineLoop:
             self.scheduler.update(batch, [])
             return ended
         try:
-            tokens = self._executor.execute(batch)
+            tokens = self.executor.execute(batch)
             if len(tokens) != batch.num_sampled:
                 raise RuntimeError(f"the executor returned {len(tokens)} tokens for {batch.num_sampled} sequences")
         except Exception as error:  # whatever a step raises must not end the loop
