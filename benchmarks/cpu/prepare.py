@@ -25,6 +25,7 @@ OPENVINO_FLAGS = {
     "int8": ["--weight-format", "int8"],
     "int4": ["--weight-format", "int4", "--sym", "--ratio", "1.0", "--group-size", "128"],
 }
+WORDS = [f"w{i}" for i in range(VOCAB_SIZE)]
 
 
 def ours(model: Path, form: str, out: Path, folder: Path) -> None:
@@ -36,8 +37,8 @@ def llama(model: Path, form: str, out: Path, folder: Path) -> None:
     source = model.parent / "llama-BF16.gguf"
     if not source.exists():
         config = json.loads((model / "config.json").read_text())
-        fields = {"tokenizer.ggml.model": "no_vocab", "llama.vocab_size": VOCAB_SIZE}  # token ids only
-        write_gguf(source, model, "BF16", fields=fields | {"llama.rope.dimension_count": config["head_dim"]})
+        fields = {"tokenizer.ggml.model": "llama", "llama.rope.dimension_count": config["head_dim"]}
+        write_gguf(source, model, "BF16", fields=fields, tokens=WORDS)  # its server does not do without a vocabulary
     if form == "BF16":
         return
     code = (
@@ -69,7 +70,7 @@ def tokenized(model: Path) -> Path:
     for name in ("config.json", "model.safetensors"):
         if not (place / name).exists():
             (place / name).symlink_to(model / name)
-    vocabulary = {f"w{i}": i for i in range(VOCAB_SIZE)}
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
     special = [
         {"id": i, "content": f"w{i}", "special": True}
         | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)

@@ -1,7 +1,7 @@
 """GGUF files of tiny Llamas, written by the `gguf` package (of the test extra)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,13 @@ NAMES = {
 
 
 def write_gguf(
-    path: Path, model_dir: Path, kind: str, *, fields: Mapping[str, Any] | None = None, rope_factors: bool = False
+    path: Path,
+    model_dir: Path,
+    kind: str,
+    *,
+    fields: Mapping[str, Any] | None = None,
+    tokens: Sequence[str] = ("<unk>", "<s>", "</s>"),
+    rope_factors: bool = False,
 ) -> Path:
     """The Llama of a directory as a file, its matrices in `kind` (ggml's name of a type). Returns `path`.
 
@@ -55,7 +61,7 @@ def write_gguf(
             writer.add_float32(name, value)
         else:
             writer.add_uint32(name, value)
-    writer.add_array("tokenizer.ggml.tokens", ["<unk>", "<s>", "</s>"])
+    writer.add_array("tokenizer.ggml.tokens", tokens)
     number = gguf.GGMLQuantizationType[kind]
     for index, (name, tensor) in enumerate(load_file(model_dir / "model.safetensors").items()):
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])

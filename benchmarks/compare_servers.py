@@ -1,14 +1,16 @@
-"""Tritium, vLLM and TensorRT-LLM through the same client: each one's own OpenAI server, in an environment of its own.
+"""Tritium and other engines through the same client: each one's own OpenAI server, in an environment of its own.
 
-    python benchmarks/gpu/compare.py --engine vllm --bin ~/vllm/bin --model DIR --out FILE
-    python benchmarks/gpu/compare.py --engine tensorrt-llm --bin ~/trtllm/bin --model DIR --out FILE
-    python benchmarks/gpu/compare.py --engine tritium --bin .venv/bin --model DIR --out FILE
+    python benchmarks/compare_servers.py --engine vllm --bin ~/vllm/bin --model DIR --out FILE
+    python benchmarks/compare_servers.py --engine llama.cpp --bin ~/llama.cpp/build/bin --model GGUF --out FILE
+    python benchmarks/compare_servers.py --engine tritium --bin .venv/bin --model DIR --out FILE
 
 --bin: where the engine's command lies; --server-args: more of its flags, e.g. what its documentation tunes for the
-workload. The client sends --num-requests prompts of distinct random token ids at once, asks for exactly --output-len
-tokens each (`ignore_eos`), greedily, and counts from the first request sent to the last answer received. The server is
-started --starts times; each start answers the workload once for warmth and once for the result. What a server answered
-is asserted: the number of tokens, of every request. Comparing is alternating these runs and taking the ratio.
+workload. The client sends prompts of distinct random token ids, all at once, asks for exactly --output-len tokens each
+(`ignore_eos`), greedily, and counts from the first request sent to the last answer received. The server is started
+--starts times; each start answers the workload once for warmth and once for the result, for each of --num-requests.
+What a server answered is asserted: the number of tokens, of every request. Starts are added to those that FILE has:
+comparing is alternating these runs and taking the ratio of starts of one number. build_llama_server.py in cpu/ makes
+llama.cpp's program.
 """
 
 import argparse
@@ -28,6 +30,7 @@ COMMANDS = {
     "tritium": ("tritium", "serve", "{model}", "--port", "{port}"),
     "vllm": ("vllm", "serve", "{model}", "--port", "{port}", "--no-enable-prefix-caching"),
     "tensorrt-llm": ("trtllm-serve", "serve", "{model}", "--port", "{port}"),
+    "llama.cpp": ("llama-server", "--model", "{model}", "--port", "{port}", "--offline"),
 }
 
 
@@ -97,36 +100,38 @@ async def ready(port: int, server: subprocess.Popen[bytes]) -> str:
     sys.exit(f"the server did not answer within {START_SECONDS} s")
 
 
-async def measure(args: argparse.Namespace, start: int) -> dict[str, Any]:
-    """One start of the server."""
+async def measure(args: argparse.Namespace, number: int) -> list[dict[str, Any]]:
+    """One start of the server: a result for each number of requests."""
     line = command(args.engine, args.bin, args.model, args.port, shlex.split(args.server_args))
-    draw, lengths = random.Random(start), [args.input_len] * args.num_requests
-    log_path = args.out.with_suffix(f".{start}.log")
+    draw, lengths, results = random.Random(number), range(args.input_len), []
+    log_path = args.out.with_suffix(f".{args.engine}.{number}.log")
     with log_path.open("wb") as log, subprocess.Popen(line, stdout=log, stderr=log) as server:
         try:
             name = await ready(args.port, server)
-            runs = []
-            for _ in range(2):
-                prompts = [[draw.randrange(args.vocab_size) for _ in range(length)] for length in lengths]
-                runs.append(await run_all(args.port, name, prompts, args.output_len, args.connections))
+            for count in args.num_requests:
+                for _ in range(2):
+                    prompts = [[draw.randrange(2, args.vocab_size) for _ in lengths] for _ in range(count)]
+                    seconds, tokens = await run_all(args.port, name, prompts, args.output_len, args.connections)
+                rate = {"seconds": seconds, "output_tokens_per_second": tokens / seconds}
+                results.append({"num_requests": count} | rate)
         finally:
             server.terminate()
             try:
                 server.wait(60)
             except subprocess.TimeoutExpired:
                 server.kill()
-    _, (elapsed, tokens) = runs
-    return {"command": line, "seconds": elapsed, "output_tokens_per_second": tokens / elapsed}
+    kept = {name: getattr(args, name) for name in ("engine", "model", "input_len", "output_len")}
+    return [kept | {"start": number, "command": line} | result for result in results]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", required=True, choices=list(COMMANDS))
     parser.add_argument("--bin", type=Path, required=True)
-    parser.add_argument("--model", required=True, help="what the server is given: a directory or a hub id")
+    parser.add_argument("--model", required=True, help="what the server is given: a directory, a file or a hub id")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--server-args", default="", help="one string, split as a shell does")
-    parser.add_argument("--num-requests", type=int, default=2048)
+    parser.add_argument("--num-requests", type=int, nargs="+", default=[2048])
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--vocab-size", type=int, default=128_000, help="token ids are drawn below it")
@@ -134,15 +139,16 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=1)
     parser.add_argument("--port", type=int, default=8765)
     args = parser.parse_args()
-    kept = ("engine", "model", "num_requests", "input_len", "output_len")
-    result: dict[str, Any] = {name: getattr(args, name) for name in kept} | {"starts": []}
-    for start in range(args.starts):
-        result["starts"].append(asyncio.run(measure(args, start)))
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-        print(
-            "{}: {output_tokens_per_second:,.0f} output tokens/s".format(args.engine, **result["starts"][-1]),
-            flush=True,
-        )
+    found = json.loads(args.out.read_text()) if args.out.exists() else []
+    first = max((result["start"] + 1 for result in found if result["engine"] == args.engine), default=0)
+    for number in range(first, first + args.starts):
+        for result in asyncio.run(measure(args, number)):
+            found.append(result)
+            args.out.write_text(json.dumps(found, indent=1) + "\n")
+            print(
+                "{engine}, {num_requests} requests: {output_tokens_per_second:,.1f} output tokens/s".format(**result),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
