@@ -19,7 +19,7 @@ from tritium.text.tokenizer import Tokenizer
 from tritium.weights.recipes import Recipe, evaluate
 from tritium.weights.source import WeightSource
 
-# Mean KL in nats that an engine may have. The demo model's is 1.7e-4 in bf16, 4e-12 in fp32 (2026-11-27, dev/LOG-2026-11-27.md).
+# Mean KL in nats that an engine may have. The demo model: 1.7e-4 in bf16, 4e-12 in fp32 (dev/LOG-2026-11-27.md).
 BOUNDS = {"float32": 1e-7, "bfloat16": 1e-3, "float16": 1e-3}
 SCHEME_BOUNDS = {"w8a8": 1e-2, "w8a16": 1e-2, "fp8": 1e-2, "w4a16_g128": 5e-2, "w4a8_g32": 5e-2, "w4a8_g128": 5e-2}
 INT8_BOUND = 1e-2  # of a KV cache or an embedding in 8 bits
