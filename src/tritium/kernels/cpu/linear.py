@@ -14,7 +14,7 @@ from tritium.kernels.kernel import Thunk
 from tritium.ops.activations import KINDS
 
 TILE_INPUTS = 32  # csrc/linear.h kTileK
-SHARED = ("auto", "rows", "panels")  # auto: rows from 64 a thread on
+SHARED = ("auto", "rows", "panels")  # rows: blocks of rows and panels; auto: rows from 64 a thread on
 
 
 class LinearArgs(ctypes.Structure):

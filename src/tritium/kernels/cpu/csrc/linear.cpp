@@ -106,7 +106,7 @@ template <class T> class VectorTiles : public Linear<T> {
 // Tiles of 32 rows: [K / 32, 2, 16, 32], each [16, 32] a tile.
 class AmxTiles : public Linear<bf16> {
  public:
-  static constexpr int64_t kGroupRows = kGroup, kStepK = kTileK, kPieceK = 256;
+  static constexpr int64_t kGroupRows = kGroup, kStepK = kTileK, kPieceK = 512;
   using Linear::Linear;
   AmxTiles(const AmxTiles&) = default;
   ~AmxTiles() { if (configured_ != 0) _tile_release(); }

@@ -29,6 +29,7 @@ constexpr bool kHasDot = true;
 constexpr bool kHasDot = false;
 #endif
 
+inline int64_t parts_of(int64_t size, int64_t most) { return (size + most - 1) / most; }
 inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 template <class T> constexpr bool kIsBf16 = std::is_same<T, bf16>::value;
 template <class T> inline int64_t padded_k(int64_t k) { return kIsBf16<T> ? round_up(k, kTileK) : k; }

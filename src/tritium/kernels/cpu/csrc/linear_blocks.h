@@ -1,12 +1,13 @@
 // The loops around a linear's tiles, the same for vector units and AMX: which rows, outputs and pieces of K come next.
 //
-// A tile is a group of rows times a panel of outputs over a piece of K. The rows of a block are packed once; its
-// activations, or the piece of K that is in turn, stay in the core's L2 while panels pass by, and every piece of a panel is
+// A tile is a group of rows times a panel of outputs over a piece of K. Rows go in blocks and are packed once; a block's
+// activations, or the part of K that is in turn, stay in a core's L2 while panels pass by, and every piece of a panel is
 // used for all groups of the block while it is there. Where the whole of K does not fit, sums wait in memory, panel by
 // panel. None of this changes a bit: a sum takes its pieces of K in order.
 //
-// Threads share the rows if there are enough: each then packs its own, into its own L2. Else they share the panels. A
-// `Sharing` says otherwise: what is faster depends on the machine, so the tuner tries it.
+// Threads take runs of panels. If there are enough rows, each has a block of its own, whose runs it takes first, and then
+// what others have left of theirs; else all take runs of one block. A `Sharing` says otherwise: what is faster depends on
+// the machine, so the tuner tries it.
 //
 // `Tiles` is what computes, one copy for each thread:
 //   kGroupRows                         most rows of a group
@@ -26,8 +27,8 @@ namespace tritium {
 
 constexpr int64_t kFewestRows = 336;        // of a block at most, however long they are: a panel's piece then serves enough of them
 constexpr int64_t kMostBlockRows = 1024;    // however short they are
-constexpr int64_t kRowsPerThread = 64;      // from here on threads share the rows
-constexpr int64_t kWaitingBytes = 8 << 20;  // of sums
+constexpr int64_t kRowsPerThread = 64;      // from here on threads have blocks of their own
+constexpr int64_t kWaitingBytes = 8 << 20;  // of sums, for each thread
 
 // Half of a core's L2 is for activations, the rest for pieces of panels and sums.
 inline int64_t activation_bytes() {
@@ -50,7 +51,6 @@ struct Run {
 inline Run part_of(Run all, int64_t i, int64_t n) {
   return {all.begin + i * all.size() / n, all.begin + (i + 1) * all.size() / n};
 }
-inline int64_t parts_of(int64_t size, int64_t most) { return (size + most - 1) / most; }
 
 // Calls f for pieces of about `most`, equal ones but for the last, and each but the last a multiple of `step` long.
 template <class F> inline void for_pieces(Run all, int64_t most, int64_t step, F f) {
@@ -68,68 +68,82 @@ template <class Tiles> class Blocks {
       : tiles_(tiles), weights_(static_cast<const char*>(weights)), num_rows_(num_rows), num_panels_(num_panels),
         num_k_(num_k), panel_bytes_(panel_bytes) {}
 
-  // shared: memory of the calling thread.
-  void operator()(bool is_parallel, Sharing sharing, Scratch& shared) const {
-    const bool has_many = num_rows_ >= (is_parallel ? omp_get_max_threads() : 1) * kRowsPerThread;
-    const bool by_rows = sharing.by == 1 || (sharing.by == 0 && has_many);
-    char* together = by_rows ? nullptr : reserve_rows(num_rows_, shared);
-#pragma omp parallel if (is_parallel)
-    {
-      static thread_local Scratch own, waiting;
-      Tiles tiles = tiles_;
-      const int64_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
-      if (by_rows) {
-        const Run mine = part_of({0, num_rows_}, thread, num_threads);
-        const int64_t fitting = std::clamp(activation_bytes() / tiles.row_bytes(), kFewestRows, kMostBlockRows);
-        const int64_t most_rows = sharing.block_rows > 0 ? sharing.block_rows : fitting;
-        const int64_t num_blocks = parts_of(mine.size(), most_rows);
-        for (int64_t i = 0; i < num_blocks; ++i) {
-          const Run rows = part_of(mine, i, num_blocks);
-          char* packed = reserve_rows(rows.size(), own);
-          for (int64_t g = 0; g < num_groups(rows); ++g) pack(tiles, rows, g, packed);
-          multiply(tiles, rows, {0, num_panels_}, packed, waiting);
-        }
-      } else {
-        const Run all{0, num_rows_};
-#pragma omp for schedule(static)
-        for (int64_t g = 0; g < num_groups(all); ++g) pack(tiles, all, g, together);
-        const int64_t num_runs = runs_of(num_panels_, num_k_ * panel_bytes_);
-#pragma omp for schedule(dynamic, 1) nowait
-        for (int64_t i = 0; i < num_runs; ++i)
-          multiply(tiles, all, part_of({0, num_panels_}, i, num_runs), together, waiting);
-      }
-    }
+  // memory: of the calling thread.
+  void operator()(bool is_parallel, Sharing sharing, Scratch& memory) const {
+    const int64_t num_threads = is_parallel ? omp_get_max_threads() : 1;
+    const bool has_many = num_rows_ >= num_threads * kRowsPerThread;
+    if (sharing.by == 2 || (sharing.by == 0 && !has_many)) return share({0, num_rows_}, 1, num_threads, memory);
+    const int64_t fitting = std::clamp(activation_bytes() / tiles_.row_bytes(), kFewestRows, kMostBlockRows);
+    const int64_t most_rows = num_threads * (sharing.block_rows > 0 ? sharing.block_rows : fitting);
+    for_pieces({0, num_rows_}, most_rows, 1, [&](Run rows) { share(rows, num_threads, num_threads, memory); });
   }
 
  private:
-  static int64_t num_groups(Run rows) { return parts_of(rows.size(), Tiles::kGroupRows); }
+  static constexpr int64_t kGroupRows = Tiles::kGroupRows;
+  static int64_t num_groups(Run rows) { return parts_of(rows.size(), kGroupRows); }
   static Run group(Run rows, int64_t g) { return {Tiles::start(rows.size(), g), Tiles::start(rows.size(), g + 1)}; }
 
-  char* reserve_rows(int64_t count, Scratch& memory) const {
-    return memory.reserve(static_cast<size_t>(round_up(count, Tiles::kGroupRows) * tiles_.row_bytes()));
+  // `all` rows in so many blocks, of whole groups but for the last one's end.
+  void share(Run all, int64_t most_blocks, int64_t num_threads, Scratch& memory) const {
+    const int64_t num_groups = this->num_groups(all), num_blocks = std::min(most_blocks, num_groups);
+    const auto block = [=](int64_t b) {
+      const Run groups = part_of({0, num_groups}, b, num_blocks);
+      return Run{all.begin + groups.begin * kGroupRows, std::min(all.begin + groups.end * kGroupRows, all.end)};
+    };
+    const int64_t row_bytes = tiles_.row_bytes(), block_bytes = parts_of(num_groups, num_blocks) * kGroupRows * row_bytes;
+    const int64_t panel_sums = all.size() * kPanel, sum_bytes = static_cast<int64_t>(sizeof(float));
+    const bool fits = std::min(block_bytes, all.size() * row_bytes) <= activation_bytes();
+    const int64_t most_k = fits ? num_k_ : activation_bytes() * num_k_ / block_bytes;
+    const int64_t waiting_panels = std::max<int64_t>(1, num_threads * kWaitingBytes / (panel_sums * sum_bytes));
+    const int64_t most_panels = fits ? num_panels_ : std::min(waiting_panels, num_panels_);
+
+    // Runs taken of each block while the same panels and K are in turn; packed rows; sums.
+    const int64_t num_turns = parts_of(num_panels_, most_panels) * parts_of(num_k_, std::max(most_k, Tiles::kStepK));
+    const int64_t taken_bytes = round_up(num_turns * num_blocks * static_cast<int64_t>(sizeof(int64_t)), kLine);
+    const int64_t packed_bytes = num_groups * kGroupRows * row_bytes, waiting_bytes = fits ? 0 : most_panels * panel_sums * sum_bytes;
+    char* const taken = memory.reserve(static_cast<size_t>(taken_bytes + packed_bytes + waiting_bytes));
+    char* const packed = taken + taken_bytes;
+    float* const waiting = reinterpret_cast<float*>(packed + packed_bytes);
+    std::memset(taken, 0, static_cast<size_t>(taken_bytes));
+    const auto packed_rows = [=](Run rows) { return packed + (rows.begin - all.begin) * row_bytes; };
+#pragma omp parallel if (num_threads > 1)
+    {
+      static thread_local Scratch own;
+      float* const sums = reinterpret_cast<float*>(own.reserve(static_cast<size_t>(block_bytes / row_bytes * kPanel * sum_bytes)));
+      Tiles tiles = tiles_;
+#pragma omp for schedule(static)
+      for (int64_t g = 0; g < num_groups; ++g) {
+        const int64_t b = ((g + 1) * num_blocks - 1) / num_groups;
+        pack(tiles, block(b), g - b * num_groups / num_blocks, packed_rows(block(b)));
+      }
+      const int64_t first = omp_get_thread_num() * num_blocks / omp_get_num_threads();
+      int64_t* next = reinterpret_cast<int64_t*>(taken);
+      for_pieces({0, num_panels_}, most_panels, 1, [&](Run panels) {
+        for_pieces({0, num_k_}, most_k, Tiles::kStepK, [&](Run k) {
+          const int64_t num_runs = runs_of(panels.size(), k.size() * panel_bytes_);
+          for (int64_t i = 0; i < num_blocks; ++i) {
+            const int64_t b = (first + i) % num_blocks;
+            const Run rows = block(b);
+            for (int64_t r; (r = __atomic_fetch_add(next + b, 1, __ATOMIC_RELAXED)) < num_runs;) {
+              const Run run = part_of(panels, r, num_runs);
+              for (int64_t p = run.begin; p < run.end; ++p) {
+                float* const wait = waiting + (p - panels.begin) * panel_sums + (rows.begin - all.begin) * kPanel;
+                multiply(tiles, rows, p, k, packed_rows(rows), fits ? sums : wait);
+              }
+            }
+          }
+          next += num_blocks;
+          if (!fits) {
+#pragma omp barrier
+          }
+        });
+      });
+    }
   }
 
   void pack(const Tiles& tiles, Run rows, int64_t g, char* packed) const {
     const Run part = group(rows, g);
     tiles.pack({rows.begin + part.begin, rows.begin + part.end}, packed + part.begin * tiles.row_bytes());
-  }
-
-  void multiply(Tiles& tiles, Run rows, Run panels, const char* packed, Scratch& waiting) const {
-    const int64_t row_bytes = tiles.row_bytes(), panel_sums = rows.size() * kPanel;
-    const auto reserve = [&](int64_t count) {
-      return reinterpret_cast<float*>(waiting.reserve(static_cast<size_t>(count * panel_sums) * sizeof(float)));
-    };
-    const bool fits = rows.size() * row_bytes <= activation_bytes();
-    const int64_t most_k = fits ? num_k_ : activation_bytes() / rows.size() * num_k_ / row_bytes;
-    const int64_t waiting_panels = kWaitingBytes / (panel_sums * static_cast<int64_t>(sizeof(float)));
-    const int64_t most_panels = fits ? panels.size() : std::max<int64_t>(1, waiting_panels);
-    float* sums = reserve(fits ? 1 : std::min(most_panels, panels.size()));
-    for (int64_t first = panels.begin, end; first < panels.end; first = end) {
-      end = std::min(first + most_panels, panels.end);
-      for_pieces({0, num_k_}, most_k, Tiles::kStepK, [&](Run k) {
-        for (int64_t p = first; p < end; ++p) multiply(tiles, rows, p, k, packed, sums + (fits ? 0 : p - first) * panel_sums);
-      });
-    }
   }
 
   // What `k` holds of a panel, piece by piece, for all groups of the block.
