@@ -29,7 +29,10 @@ class Peer:
 PEERS: dict[str, Peer] = {
     "ours": Peer(
         script="ours.py",
-        formats=("bfloat16", "w8a8", "w8a16", "w4a8_g32", "w4a8_g128", "w4a16_g128"),
+        formats=(
+            *("bfloat16", "w8a8", "w8a16", "w4a8_g32", "w4a8_g128", "w4a16_g128"),
+            *("w8a8+embedding", "w4a8_g32+embedding"),  # which is in 8 bits too
+        ),
     ),
     "llama.cpp": Peer(
         script="peer_llama.py",

@@ -29,8 +29,9 @@ WORDS = [f"w{i}" for i in range(VOCAB_SIZE)]
 
 
 def ours(model: Path, form: str, out: Path, folder: Path) -> None:
-    scheme = next((scheme for scheme in SCHEMES if scheme == form), None)  # none: bfloat16
-    build(model, output_dir=out, dtype="bfloat16", scheme=scheme)
+    name, _, more = form.partition("+")
+    scheme = next((scheme for scheme in SCHEMES if scheme == name), None)  # none: bfloat16
+    build(model, output_dir=out, dtype="bfloat16", scheme=scheme, quantize_embedding=more == "embedding")
 
 
 def llama(model: Path, form: str, out: Path, folder: Path) -> None:
