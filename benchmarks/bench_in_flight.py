@@ -190,9 +190,9 @@ def first_tokens_equal(llm: LLM, model: nn.Module, prompt: list[int]) -> bool:
 
 def profile(llm: LLM, run: Callable[[], float]) -> dict[str, float]:
     """Seconds by op while `run` runs; "total" is all of it, host and sampling included."""
-    executor = llm._thread.running_loop.executor
+    steps = llm._thread.running_loop.executor.steps
     seconds: Counter[str] = Counter()
-    bind = executor._binder.bind
+    bind = steps.binder.bind
 
     def timed_bind(step: Step, kernel: Kernel, *sizes_and_tactic: Any) -> Callable[[], None]:
         return partial(timed, step.op, bind(step, kernel, *sizes_and_tactic))
@@ -202,9 +202,8 @@ def profile(llm: LLM, run: Callable[[], float]) -> dict[str, float]:
         thunk()
         seconds[op] += time.perf_counter() - start
 
-    executor._binder.bind = timed_bind
-    executor._token_thunks.clear()
-    executor._row_thunks.clear()
+    steps.binder.bind = timed_bind
+    steps.forget()
     total = run()
     return {"total": total, **seconds}
 

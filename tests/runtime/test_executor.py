@@ -134,7 +134,7 @@ def test_only_bitwise_engines_pay_for_row_multiples(llama, no_library):
     buckets = {}
     for name, engine in (("bitwise", llama), ("fast", fast)):
         executor = Run(engine).recorder.executor
-        buckets[name] = set(executor._token_thunks)
+        buckets[name] = executor.steps.token_counts
     assert buckets == {"bitwise": {32}, "fast": {1}}
     expected = [output.token_ids for output in Run(llama).generate(prompts_of())]
     assert [output.token_ids for output in Run(fast).generate(prompts_of())] == expected
@@ -160,7 +160,7 @@ def test_nan_ends_its_own_request_and_poisons_neither_neighbours_nor_reused_bloc
 def test_a_kernel_that_raises_ends_its_step_and_the_engine_goes_on(llama):
     run = Run(llama)
     expected = [output.token_ids for output in run.generate(prompts_of())]
-    thunks = run.recorder.executor._bound_tokens(1)
+    thunks = run.recorder.executor.steps.tokens(1)
 
     def broken():
         raise FloatingPointError("in the kernel")

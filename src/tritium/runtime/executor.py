@@ -18,13 +18,14 @@ import torch
 
 from tritium.config import RuntimeConfig, available_memory, available_threads
 from tritium.engine.engine import Engine
-from tritium.engine.plan import Phase, Sizes
+from tritium.engine.plan import Sizes
 from tritium.engine.tactics import Tactics
 from tritium.errors import EngineError, OutOfMemory
 from tritium.kernels.communicator import Communicator
 from tritium.kernels.kernel import LaunchContext, Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
 from tritium.runtime.binding import Binder
+from tritium.runtime.bound_steps import BoundSteps
 from tritium.runtime.buckets import bucket
 from tritium.runtime.footprint import footprint
 from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
@@ -101,7 +102,7 @@ class Executor:
             block_size=config.block_size,
             num_groups=len(groups),
         )
-        self._binder = Binder(
+        binder = Binder(
             plan,
             offsets=layout.offsets,
             arena_bytes=layout.arena_bytes,
@@ -110,13 +111,16 @@ class Executor:
             kv_cache=KVCache(groups, self.memory.num_blocks, config.block_size),
             context=LaunchContext(communicator=communicator),
         )
+        self.steps = BoundSteps(
+            plan,
+            binder,
+            _null_step if is_null else self._bind_step,
+            largest=layout.largest,
+            fewest_tokens=bucket(1, self._multiples["tokens"]),
+            fewest_rows=bucket(1, self._multiples["rows"]),
+        )
         self._sampler = Sampler(plan.vocab_size, config.max_num_seqs, is_null=is_null)
         self._scorer = PromptScorer(plan.vocab_size, config.max_num_seqs)
-        self._token_thunks: dict[int, list[Thunk]] = {}
-        self._row_thunks: dict[int, tuple[list[Thunk], torch.Tensor]] = {}
-        if not is_null:  # what cannot be bound should fail now, and packing is not the first request's to wait for
-            self._bound_tokens(self._smallest("tokens").tokens)
-            self._bound_rows(self._smallest("rows").rows)
 
     def execute(self, batch: ScheduledBatch) -> list[SampledToken | RowError]:
         """Run the batch; one entry per sampled sequence, in order: its token, or why it has none."""
@@ -136,17 +140,17 @@ class Executor:
 
     def launch(self, step: PreparedStep) -> None:
         """Run every step of the plan; those over sampled rows if there are any, for prompts to be scored too."""
-        for thunk in self._bound_tokens(step.token_bucket):
+        for thunk in self.steps.tokens(step.token_bucket):
             thunk()
         if step.scored and not self._is_null:
             self._score_prompts(step)
         if step.layout.num_rows:
-            for thunk in self._bound_rows(step.row_bucket)[0]:
+            for thunk in self.steps.rows(step.row_bucket)[0]:
                 thunk()
 
     def thunks(self, step: PreparedStep) -> list[Thunk]:
         """What `launch` calls, one per step of the plan, those over rows too."""
-        return [*self._bound_tokens(step.token_bucket), *self._bound_rows(step.row_bucket)[0]]
+        return [*self.steps.tokens(step.token_bucket), *self.steps.rows(step.row_bucket)[0]]
 
     def _score_prompts(self, step: PreparedStep) -> None:
         sampled_rows = self._builder.inputs.arrays["sampled_rows"]
@@ -155,7 +159,7 @@ class Executor:
         def compute(rows: np.ndarray) -> torch.Tensor:
             row_bucket = bucket(len(rows), self._multiples["rows"])
             sampled_rows[: len(rows)], sampled_rows[len(rows) : row_bucket] = rows, 0
-            thunks, logits = self._bound_rows(row_bucket)
+            thunks, logits = self.steps.rows(row_bucket)
             for thunk in thunks:
                 thunk()
             return logits[: len(rows)]
@@ -167,15 +171,15 @@ class Executor:
         """Choose the tokens of the batch just launched."""
         if not step.layout.num_rows:
             return []
-        return self._sampler.sample(self._bound_rows(step.row_bucket)[1], step.layout)
+        return self._sampler.sample(self.steps.rows(step.row_bucket)[1], step.layout)
 
     def logits(self, step: PreparedStep) -> torch.Tensor:
         """[sampled rows, V]: the logits of the batch just launched; valid until the next launch."""
-        return self._bound_rows(step.row_bucket)[1][: step.layout.num_rows]
+        return self.steps.rows(step.row_bucket)[1][: step.layout.num_rows]
 
     def fill_cache(self) -> None:
         """Give the whole KV cache memory and numbers, for timing."""
-        self._binder.fill_cache()
+        self.steps.binder.fill_cache()
 
     def stage(self, source: WeightSource) -> StagedWeights:
         """Begin to bind other weights, `source`'s, beside the ones in use; see `StagedWeights.advance`.
@@ -188,48 +192,11 @@ class Executor:
                 f"new weights take {needed:,} bytes beside the old ones until they are exchanged, {available:,} are "
                 "available: stop the engine, refit it on disk (tritium refit) and start it again"
             )
-        binder = self._binder.with_weights(LoadedWeights(self._engine, source))
-        pieces = [
-            partial(self._bind_step, binder, index, self._smallest(step.phase))
-            for index, step in enumerate(self._plan.steps)
-        ]
-        return StagedWeights(binder, pieces)
+        return self.steps.stage(LoadedWeights(self._engine, source))
 
     def swap(self, staged: StagedWeights) -> None:
         """Run with the staged weights from the next launch on; the old ones are freed. Only when all are bound."""
-        bound = list(zip(self._plan.steps, staged.thunks, strict=True))
-        thunks = {phase: [thunk for step, thunk in bound if step.phase == phase] for phase in ("tokens", "rows")}
-        smallest = self._smallest("rows")
-        output = staged.binder.tensor(self._plan.output, smallest)
-        self._binder = staged.binder
-        self._token_thunks = {self._smallest("tokens").tokens: thunks["tokens"]}
-        self._row_thunks = {smallest.rows: (thunks["rows"], output)}
-
-    def _bound_tokens(self, tokens: int) -> list[Thunk]:
-        if tokens not in self._token_thunks:
-            self._token_thunks[tokens] = self._bind("tokens", self._sizes("tokens", tokens))
-        return self._token_thunks[tokens]
-
-    def _bound_rows(self, rows: int) -> tuple[list[Thunk], torch.Tensor]:
-        if rows not in self._row_thunks:
-            sizes = self._sizes("rows", rows)
-            self._row_thunks[rows] = (self._bind("rows", sizes), self._binder.tensor(self._plan.output, sizes))
-        return self._row_thunks[rows]
-
-    def _sizes(self, phase: Phase, count: int) -> Sizes:
-        """What a phase's steps are bound for: `count` tokens or rows, and the largest of all else."""
-        if phase == "tokens":
-            return Sizes(tokens=count, sequences=self._largest.sequences, rows=self._largest.rows)
-        return Sizes(tokens=self._largest.tokens, sequences=self._largest.sequences, rows=count)
-
-    def _smallest(self, phase: Phase) -> Sizes:
-        return self._sizes(phase, bucket(1, self._multiples[phase]))
-
-    def _bind(self, phase: Phase, sizes: Sizes) -> list[Thunk]:
-        indices = [index for index, step in enumerate(self._plan.steps) if step.phase == phase]
-        if self._is_null:
-            return [_null_thunk() for _ in indices]
-        return [self._bind_step(self._binder, index, sizes) for index in indices]
+        self.steps.swap(staged)
 
     def _bind_step(self, binder: Binder, index: int, sizes: Sizes) -> Thunk:
         step, kernel = self._plan.steps[index], self._kernels[index]
@@ -254,7 +221,7 @@ def _check_ranks(engine: Engine, communicator: Communicator | None) -> None:
         )
 
 
-def _null_thunk() -> Thunk:
+def _null_step(binder: Binder, index: int, sizes: Sizes) -> Thunk:
     """Costs what the launch of a compiled kernel costs: one ctypes call with one pointer."""
     function = ctypes.CDLL(None).labs
     function.restype = None

@@ -12,18 +12,18 @@ and is not known to the host yet is -1 - slot; the GPU puts in the slot's last t
 import logging
 import time
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
-from tritium.engine.plan import Phase, Sizes
+from tritium.engine.plan import Sizes
 from tritium.errors import OutOfMemory
 from tritium.kernels.kernel import LaunchContext, Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
 from tritium.runtime.binding import Binder
+from tritium.runtime.bound_steps import BoundSteps
 from tritium.runtime.footprint import gpu_footprint
 from tritium.runtime.gpu.buckets import gpu_bucket
 from tritium.runtime.gpu.device import check_capability, gpu_for
@@ -109,7 +109,7 @@ class GpuExecutor:
         try:
             self._inputs = DeviceInputs({**self._builder.inputs.tensors, **self._sampler.host}, self.device)
             self._sampler.attach(self._inputs.tensors)
-            self._binder = Binder(
+            binder = Binder(
                 plan,
                 offsets=self.footprint.offsets,
                 arena_bytes=self.footprint.arena_bytes,
@@ -121,13 +121,10 @@ class GpuExecutor:
             )
             self._results = [torch.zeros(self._most_rows, dtype=torch.int64).pin_memory() for _ in range(_NUM_RESULTS)]
             self._turn = 0
-            self._token_thunks: dict[int, list[Thunk]] = {}
-            self._row_thunks: dict[int, tuple[list[Thunk], torch.Tensor]] = {}
             self._graphs: dict[int, torch.cuda.CUDAGraph | None] = {}  # None: met once
             self._has_graphs = has_graphs
             self._pool = torch.cuda.graph_pool_handle()
-            self._bound_tokens(1)
-            self._bound_rows(1)
+            self._steps = BoundSteps(plan, binder, self._bind_step, largest=self._largest)
         except (torch.cuda.OutOfMemoryError, OutOfMemory) as error:
             raise self._out_of_memory("loading the model") from error
 
@@ -208,7 +205,7 @@ class GpuExecutor:
 
     def logits(self, step: LaunchedStep) -> torch.Tensor:
         """[sampled rows, V] of the step launched last, on the device; valid until the next launch."""
-        return self._bound_rows(gpu_bucket(step.layout.num_rows, self._most_rows))[1][: step.layout.num_rows]
+        return self._steps.rows(gpu_bucket(step.layout.num_rows, self._most_rows))[1][: step.layout.num_rows]
 
     def stage(self, source: WeightSource) -> StagedWeights:
         """Begin to bind other weights, `source`'s, beside the ones in use; see `StagedWeights.advance`.
@@ -224,12 +221,7 @@ class GpuExecutor:
                 f"{megabytes(free_bytes)} of the GPU's memory are free: give less kv_cache_memory, or stop the engine, "
                 "refit it on disk (tritium refit) and start it again"
             )
-        binder = self._binder.with_weights(LoadedWeights(self._engine, source, device=self.device))
-        pieces = [
-            partial(binder.bind, step, kernel, self._sizes(step.phase, 1))
-            for step, kernel in zip(self._plan.steps, self._kernels, strict=True)
-        ]
-        return StagedWeights(binder, pieces)
+        return self._steps.stage(LoadedWeights(self._engine, source, device=self.device))
 
     def swap(self, staged: StagedWeights) -> None:
         """Run with the staged weights from the next launch on; the old ones are freed. Only when all are bound.
@@ -237,19 +229,15 @@ class GpuExecutor:
         Graphs hold the addresses of the old weights: they are captured anew as their sizes are met.
         """
         torch.cuda.synchronize(self.device)
-        bound = list(zip(self._plan.steps, staged.thunks, strict=True))
-        thunks = {phase: [thunk for step, thunk in bound if step.phase == phase] for phase in ("tokens", "rows")}
-        self._binder = staged.binder
         self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
-        self._token_thunks = {1: thunks["tokens"]}
-        self._row_thunks = {1: (thunks["rows"], self._binder.tensor(self._plan.output, self._sizes("rows", 1)))}
+        self._steps.swap(staged)
 
     def _start_results(self, layout: BatchLayout, rows: int) -> LaunchedStep:
         event, logits, is_plain = torch.cuda.Event(), None, None
         self._turn = (self._turn + 1) % _NUM_RESULTS
         result = self._results[self._turn][: layout.num_rows]
         if layout.num_rows:
-            logits = self._bound_rows(rows)[1][: layout.num_rows]
+            logits = self._steps.rows(rows)[1][: layout.num_rows]
             can_sample = self._sampler.can_sample(layout)
             if can_sample or self._is_bitwise:
                 self._sampler.sample(logits, layout, result)
@@ -270,17 +258,17 @@ class GpuExecutor:
             padded[: len(rows)] = rows
             device_rows[: len(padded)] = torch.from_numpy(padded).to(self.device)
             self._run(0, len(padded))
-            return self._bound_rows(len(padded))[1][: len(rows)].cpu()
+            return self._steps.rows(len(padded))[1][: len(rows)].cpu()
 
         self._scorer.score(scored, compute)
         device_rows.copy_(sampled)
 
     def _run(self, tokens: int, rows: int) -> None:
         """The steps over tokens, then those over rows; 0: not these."""
-        for thunk in self._bound_tokens(tokens) if tokens else ():
+        for thunk in self._steps.tokens(tokens) if tokens else ():
             thunk()
         if rows:
-            for thunk in self._bound_rows(rows)[0]:
+            for thunk in self._steps.rows(rows)[0]:
                 thunk()
 
     def _run_graph(self, size: int) -> None:
@@ -300,23 +288,5 @@ class GpuExecutor:
             self._run(size, size)
         self._graphs[size] = graph
 
-    def _bound_tokens(self, tokens: int) -> list[Thunk]:
-        if tokens not in self._token_thunks:
-            self._token_thunks[tokens] = self._bind("tokens", self._sizes("tokens", tokens))
-        return self._token_thunks[tokens]
-
-    def _bound_rows(self, rows: int) -> tuple[list[Thunk], torch.Tensor]:
-        if rows not in self._row_thunks:
-            sizes = self._sizes("rows", rows)
-            self._row_thunks[rows] = (self._bind("rows", sizes), self._binder.tensor(self._plan.output, sizes))
-        return self._row_thunks[rows]
-
-    def _sizes(self, phase: Phase, count: int) -> Sizes:
-        """What a phase's steps are bound for: `count` tokens or rows, and the largest of all else."""
-        if phase == "tokens":
-            return Sizes(tokens=count, sequences=self._largest.sequences, rows=self._largest.rows)
-        return Sizes(tokens=self._largest.tokens, sequences=self._largest.sequences, rows=count)
-
-    def _bind(self, phase: Phase, sizes: Sizes) -> list[Thunk]:
-        pairs = zip(self._plan.steps, self._kernels, strict=True)
-        return [self._binder.bind(step, kernel, sizes) for step, kernel in pairs if step.phase == phase]
+    def _bind_step(self, binder: Binder, index: int, sizes: Sizes) -> Thunk:
+        return binder.bind(self._plan.steps[index], self._kernels[index], sizes)
