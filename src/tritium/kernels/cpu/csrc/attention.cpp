@@ -13,8 +13,8 @@
 // cache in int8 gives keys as its integers, and each score is then multiplied by its key's scale; values are multiplied by
 // theirs, in fp32, before they are added.
 //
-// Memory. Keys at or past an item's last position and keys before its first row's window are never read: their slots
-// may hold NaN, and their block table entries anything.
+// Memory. Keys at or past an item's last position and keys before its first row's window are never used: their slots
+// may hold NaN, and their block table entries anything. (On AMX slots beside a seen key in its block are read.)
 #include <omp.h>
 
 #include "attention_amx.h"
@@ -76,7 +76,7 @@ template <class T, class C, class Tiles> class Batch {  // C: what the cache hol
     const int64_t token = a.cu_seqlens_q[s] + begin, position = a.context_lens[s] - query_len + begin;
     const int64_t H = a.head_size, rows_per_head = num_tokens * group_, num_rows = rows_per_head * num_kv_heads;
     const int64_t row_size = kRowSize<C>(H), plane = a.block_size * row_size;
-    Tiles tile(H, a.num_kv_heads * plane, std::max(a.item_rows, group_), memory);
+    Tiles tile({H, a.num_kv_heads * plane, a.block_size, rows_per_head, std::max(a.item_rows, group_)}, memory);
     // Rows are numbered by kv head, then token, then query head of its group.
     const auto element = [&](int64_t row, int64_t stride_token, int64_t stride_head) {
       const int64_t h = row / rows_per_head, t = row % rows_per_head / group_, g = row % group_;
@@ -121,7 +121,7 @@ template <class T, class C, class Tiles> class Batch {  // C: what the cache hol
         tile.next();
         if (h + 1 < num_kv_heads) find_keys(base, h + 1);
         else if (base + kTile < key_end) find_keys(base + kTile, 0);
-        tile.load(low - base, high - base, rows_per_head);
+        tile.load(low - base, high - base);
         tile.attend(h * rows_per_head + row_begin, h * rows_per_head + row_end, keys_of, bias_of, a.scale, a.softcap);
       }
     }

@@ -1,10 +1,11 @@
 // One tile of 64 keys against the rows of a work item on AMX, in bf16: what attention_tile.h's Tile does there.
 //
-//   keys_     [H / 2, 64] pairs, as they are for dot products: a row of B tiles
+//   keys_     [H / 2, 64] pairs, as they are for dot products: a row of B tiles. Where a kv head has one row, none: 16 keys
+//             as they lie in the cache are an A tile, and the query's pairs, one a row, a B tile
 //   values_   [64 / 2, H] pairs of keys, in the place of staged_; zeros where the item has no key
 //   up to 32 rows at once: scores_ [32, 64] in fp32, then probabilities_ [2, 32, 64] in bf16
 //
-// Numbers. A score is one chain over H in steps of 32. The softmax is Tile's. A probability becomes two numbers of bf16, the
+// Numbers. A score is one chain over H in steps of 32, whichever of the two is A: products commute. The softmax is Tile's. A probability becomes two numbers of bf16, the
 // nearest one and what is left: rounded to one alone it would cost more than the output's own rounding does, and these
 // products are the smaller part of the time. The tile's share of the output is one chain over its 64 keys in steps of 32, the
 // first numbers before the second, continued from the output so far. A cache in int8 gives values as its integers: a
@@ -22,35 +23,36 @@ namespace tritium {
 template <class C> class AmxTile : public Tile<bf16, C> {
   using Base = Tile<bf16, C>;
   using Base::size_, Base::stride_, Base::keys_, Base::query_, Base::output_, Base::scores_, Base::state_, Base::staged_,
-      Base::present_, Base::coming_, Base::value_offset_, Base::key_scales_;
+      Base::present_, Base::coming_, Base::value_offset_, Base::key_scales_, Base::rows_per_head_;
   static constexpr bool kIsInt8 = std::is_same<C, int8_t>::value;
   static constexpr int64_t kScoreStride = kTile * 4;  // bytes
 
  public:
-  AmxTile(int64_t head_size, int64_t value_offset, int64_t max_rows, Scratch& memory)
-      : Base(head_size, value_offset, max_rows, memory, 2 * kGroup), values_(reinterpret_cast<uint32_t*>(staged_)),
-        probabilities_(reinterpret_cast<bf16*>(scores_ + kGroup * kTile)) {}
+  AmxTile(const TileShape& shape, Scratch& memory)
+      : Base(shape, memory, 2 * kGroup), is_one_(shape.rows_per_head == 1),
+        is_direct_(!kIsInt8 && size_ == stride_ && shape.block_size % kTileRows == 0),
+        values_(reinterpret_cast<uint32_t*>(staged_)), probabilities_(reinterpret_cast<bf16*>(scores_ + kGroup * kTile)) {}
   AmxTile(const AmxTile&) = delete;
   ~AmxTile() { if (configured_ != 0) _tile_release(); }
 
-  void load(int64_t begin, int64_t end, int64_t) {
-    this->load_keys(begin, end);
+  void load(int64_t begin, int64_t end) {
     all_ = {static_cast<int>(begin), static_cast<int>(end)};
-    is_finite_ = pack_values(all_);
+    is_one_ ? find_key_rows() : this->load_keys(begin, end);
+    pack_values(all_);
   }
 
   template <class F, class G> void attend(int64_t begin, int64_t end, F range, G bias, float scale, float softcap) {
     for (int64_t row = begin; row < end; row += kGroup) {
       const int64_t count = std::min(kGroup, end - row);
       configure(count);
-      multiply_keys(row, count > kTileRows);
+      is_one_ ? multiply_key_rows(row) : multiply_keys(row, count > kTileRows);
       bool see_all = true;
       for (int64_t r = 0; r < count; ++r) {
         const Range seen = range(row + r);
         see_all &= seen.begin <= all_.begin && seen.end >= all_.end;
         probabilities(row, r, seen, bias(row + r), scale, softcap);
       }
-      if (see_all || is_finite_) {
+      if (see_all || is_finite()) {
         add_values(row, 0, count > kTileRows);
         continue;
       }
@@ -65,7 +67,66 @@ template <class C> class AmxTile : public Tile<bf16, C> {
 
  private:
   void configure(int64_t count) {
-    if (configured_ != count) configure_tiles(configured_ = count);
+    if (configured_ == count) return;
+    configured_ = count;
+    if (!is_one_) return configure_tiles(count);
+    // Sums of outputs in tiles 0 and 1, of scores in 2 and 3, probabilities in 4, the query in 5, keys or values in 6 and 7.
+    constexpr uint8_t rows[8] = {1, 1, 16, 16, 1, 16, 16, 16}, bytes[8] = {64, 64, 4, 4, 64, 4, 64, 64};
+    TileConfig config;
+    for (int tile = 0; tile < 8; ++tile) config.bytes_per_row[tile] = bytes[tile], config.rows[tile] = rows[tile];
+    asm volatile("" : : "r"(&config) : "memory");
+    _tile_loadconfig(&config);
+  }
+
+  // Where 16 keys at a time lie side by side: in the cache itself, or widened or padded.
+  void find_key_rows() {
+    for (int g = 0; g < kTile / kTileRows; ++g) {
+      const int64_t first = std::max<int64_t>(all_.begin, g * kTileRows), end = std::min<int64_t>(all_.end, (g + 1) * kTileRows);
+      key_rows_[g] = nullptr;
+      if (first >= end) continue;
+      if (is_direct_) {
+        key_rows_[g] = reinterpret_cast<const bf16*>(present_[first]) - (first - g * kTileRows) * size_;
+        continue;
+      }
+      bf16* staged = reinterpret_cast<bf16*>(keys_) + g * kTileRows * stride_;
+      key_rows_[g] = staged;
+      for (int64_t key = first; key < end; ++key) {
+        if constexpr (kIsInt8) std::memcpy(&key_scales_[key], present_[key] + size_, sizeof(float));
+        this->stage(present_[key], staged + (key - g * kTileRows) * stride_);
+      }
+    }
+  }
+
+  // scores_ of one row; those of 16 keys that it does not see are left as they are.
+  void multiply_key_rows(int64_t row) const {
+    asm volatile("" : : : "memory");
+    for (int g = 0; g < kTile / kTileRows; g += 2) {
+      const bf16 *low = key_rows_[g], *high = key_rows_[g + 1];
+      _tile_zero(2);
+      _tile_zero(3);
+      for (int64_t unit = 0; unit < stride_ / 2; unit += kLanes) {
+        prefetch_keys(g, unit);
+        _tile_loadd(5, query_ + row * stride_ + unit, 4);
+        if (low != nullptr) {
+          _tile_loadd(6, low + 2 * unit, stride_ * 2);
+          _tile_dpbf16ps(2, 6, 5);
+        }
+        if (high != nullptr) {
+          _tile_loadd(7, high + 2 * unit, stride_ * 2);
+          _tile_dpbf16ps(3, 7, 5);
+        }
+      }
+      _tile_stored(2, scores_ + g * kTileRows, 4);
+      _tile_stored(3, scores_ + (g + 1) * kTileRows, 4);
+    }
+    asm volatile("" : : : "memory");
+  }
+
+  // Of 32 keys, the lines of the coming tile that hold what `unit` is of this one.
+  void prefetch_keys(int g, int64_t unit) const {
+    if (kIsInt8 && 2 * unit % kLine != 0) return;
+    for (int key = g * kTileRows; key < (g + 2) * kTileRows; ++key)
+      __builtin_prefetch(coming_[key] + 2 * unit, 0, 2);
   }
 
   // scores_ of up to 32 rows.
@@ -153,36 +214,45 @@ template <class C> class AmxTile : public Tile<bf16, C> {
     asm volatile("" : : : "memory");
   }
 
-  // values_ of the keys in `seen`, and of an int8 cache their scales; zeros for the others. True when all are finite.
-  bool pack_values(Range seen) {
-    u16x32 low = {}, high = {};
-    for (int i = 0; i < 32; ++i) low[i] = static_cast<uint16_t>(i / 2 + i % 2 * 32), high[i] = static_cast<uint16_t>(low[i] + 16);
-    const __m512i first = bit_cast<__m512i>(low), second = bit_cast<__m512i>(high), exponent = _mm512_set1_epi16(0x7f80);
-    __mmask32 is_infinite = 0;
+  // values_ of the keys in `seen`, and of an int8 cache their scales; zeros for the others.
+  void pack_values(Range seen) {
+    is_finite_ = -1;
     bf16* rows = reinterpret_cast<bf16*>(values_ + kTile / 2 * stride_);  // two, padded
     for (int key = 0; key < kTile; key += 2) {
-      const bf16* pair[2];
-      for (int i = 0; i < 2; ++i) pair[i] = value_row(key + i, seen, rows + i * stride_);
-      for (int64_t h = 0; h < stride_; h += 2 * kLanes) {
-        const __m512i even = part(pair[0], h), odd = part(pair[1], h);
-        is_infinite |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(even, exponent), exponent) |
-                       _mm512_cmpeq_epi16_mask(_mm512_and_si512(odd, exponent), exponent);
-        uint32_t* to = values_ + key / 2 * stride_ + h;
-        _mm512_store_si512(to, _mm512_permutex2var_epi16(even, first, odd));
-        _mm512_store_si512(to + kLanes, _mm512_permutex2var_epi16(even, second, odd));
-      }
+      const bf16* even = value_row(key, seen, rows);
+      pack_pair(even, value_row(key + 1, seen, rows + stride_), values_ + key / 2 * stride_);
     }
-    return is_infinite == 0;
   }
 
-  static __m512i part(const bf16* row, int64_t h) {
-    return row == nullptr ? _mm512_setzero_si512() : _mm512_loadu_si512(row + h);
+  // Two rows of V as pairs.
+  void pack_pair(const bf16* even_row, const bf16* odd_row, uint32_t* to) const {
+    u16x32 low = {}, high = {};
+    for (int i = 0; i < 32; ++i) low[i] = static_cast<uint16_t>(i / 2 + i % 2 * 32), high[i] = static_cast<uint16_t>(low[i] + 16);
+    const __m512i first = bit_cast<__m512i>(low), second = bit_cast<__m512i>(high);
+    for (int64_t h = 0; h < stride_; h += 2 * kLanes, to += 2 * kLanes) {
+      const __m512i even = _mm512_loadu_si512(even_row + h), odd = _mm512_loadu_si512(odd_row + h);
+      _mm512_store_si512(to, _mm512_permutex2var_epi16(even, first, odd));
+      _mm512_store_si512(to + kLanes, _mm512_permutex2var_epi16(even, second, odd));
+    }
   }
 
-  // A row of V that can be read in whole vectors: its own place, or `padded`; null when it is not seen.
+  // Whether all of values_ are; found out where somebody asks.
+  bool is_finite() {
+    if (is_finite_ >= 0) return is_finite_ != 0;
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    __mmask32 is_infinite = 0;
+    for (int64_t i = 0; i < kTile / 2 * stride_; i += kLanes)
+      is_infinite |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(_mm512_load_si512(values_ + i), exponent), exponent);
+    return (is_finite_ = is_infinite == 0) != 0;
+  }
+
+  // A row of V that can be read in whole vectors: its own place, or `padded`; zeros when it is not seen.
   const bf16* value_row(int key, Range seen, bf16* padded) {
     if constexpr (kIsInt8) value_scales_[key] = 0.0f;
-    if (key < seen.begin || key >= seen.end) return nullptr;
+    if (key < seen.begin || key >= seen.end) {
+      std::memset(padded, 0, static_cast<size_t>(stride_) * sizeof(bf16));
+      return padded;
+    }
     const C* from = present_[key] + value_offset_;
     const int64_t line = kLine / static_cast<int64_t>(sizeof(C));
     for (int64_t h = 0; h < size_; h += line) __builtin_prefetch(coming_[key] + value_offset_ + h, 0, 2);
@@ -192,11 +262,13 @@ template <class C> class AmxTile : public Tile<bf16, C> {
     return padded;
   }
 
+  const bool is_one_, is_direct_;  // row of a head; 16 keys can be read where they lie
   uint32_t* values_;
   bf16* probabilities_;
+  const bf16* key_rows_[kTile / kTileRows] = {};
   float value_scales_[kTile] = {};  // of a cache in int8
   Range all_{};                     // keys of the present tile
-  bool is_finite_ = true;
+  int is_finite_ = -1;              // -1: not known yet
   int64_t configured_ = 0;  // rows that the tiles are set up for
 };
 

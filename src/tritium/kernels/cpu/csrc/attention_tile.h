@@ -163,6 +163,9 @@ template <class C> constexpr int64_t kRowSize(int64_t head_size) {
   return std::is_same<C, int8_t>::value ? head_size + static_cast<int64_t>(sizeof(float)) : head_size;
 }
 
+// What a tile is made for. rows_per_head: rows that share a kv head; max_rows: of all heads that go together.
+struct TileShape { int64_t head_size, value_offset, block_size, rows_per_head, max_rows; };
+
 template <class T, class C = T> class Tile {
   static constexpr bool kIsInt8 = std::is_same<C, int8_t>::value;
   static constexpr bool kIsBf16 = std::is_same<T, bf16>::value, kPairs = kIsBf16 && kHasPairs;
@@ -172,11 +175,11 @@ template <class T, class C = T> class Tile {
   static constexpr int64_t kPerUnit = sizeof(float) / sizeof(Staged);
 
  public:
-  // Scratch for `max_rows` rows of size H; every row starts empty. rows_together: as many have room for their scores.
-  Tile(int64_t head_size, int64_t value_offset, int64_t max_rows, Scratch& memory, int64_t rows_together = kRows)
-      : size_(head_size), value_offset_(value_offset), stride_((head_size + 31) / 32 * 32),
-        num_units_((head_size + kPerUnit - 1) / kPerUnit) {
-    const int64_t floats = stride_ * (2 * kTile + 2 * max_rows) + rows_together * kTile + 2 * max_rows;
+  // rows_together: as many have room for their scores.
+  Tile(const TileShape& shape, Scratch& memory, int64_t rows_together = kRows)
+      : size_(shape.head_size), value_offset_(shape.value_offset), rows_per_head_(shape.rows_per_head),
+        stride_((size_ + 31) / 32 * 32), num_units_((size_ + kPerUnit - 1) / kPerUnit) {
+    const int64_t max_rows = shape.max_rows, floats = stride_ * (2 * kTile + 2 * max_rows) + rows_together * kTile + 2 * max_rows;
     float* p = reinterpret_cast<float*>(memory.reserve(static_cast<size_t>(floats) * sizeof(float)));
     const auto take = [&p](int64_t count) { float* taken = p; p += count; return taken; };
     keys_ = reinterpret_cast<Unit*>(take(stride_ * kTile)), staged_ = take(stride_ * kTile);
@@ -205,9 +208,9 @@ template <class T, class C = T> class Tile {
   }
 
   // Takes in the keys [begin, end) of the present tile, whose addresses were set; no other slot is read.
-  void load(int64_t begin, int64_t end, int64_t num_rows) {
+  void load(int64_t begin, int64_t end) {
     load_keys(begin, end);
-    load_values(begin, end, num_rows);
+    load_values(begin, end);
   }
 
   // Rows [begin, end), each of which sees the keys range(row), at least one, with bias(row) added to their scores. Where
@@ -269,9 +272,9 @@ template <class T, class C = T> class Tile {
     }
   }
 
-  void load_values(int64_t begin, int64_t end, int64_t num_rows) {
+  void load_values(int64_t begin, int64_t end) {
     // The cache's own rows of V serve as they are if they are whole vectors and are widened once, or need no widening.
-    const bool is_cheap = std::is_same<C, float>::value || (std::is_same<C, bf16>::value && num_rows <= kRows);
+    const bool is_cheap = std::is_same<C, float>::value || (std::is_same<C, bf16>::value && rows_per_head_ <= kRows);
     direct_ = size_ % (kWide * kPerUnit) == 0 && is_cheap;
     if (direct_) return;
     for (int64_t key = begin; key < end; ++key) {
@@ -341,7 +344,7 @@ template <class T, class C = T> class Tile {
     });
   }
 
-  const int64_t size_, value_offset_, stride_, num_units_;
+  const int64_t size_, value_offset_, rows_per_head_, stride_, num_units_;
   Unit *keys_, *query_;
   float *staged_, *output_, *scores_;
   RowState* state_;

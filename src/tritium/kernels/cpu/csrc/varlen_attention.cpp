@@ -89,7 +89,8 @@ template <class T> class Sequences {
   void attend(int64_t s, int64_t kv_head, int64_t begin, int64_t num_tokens, int64_t length, Scratch& memory) const {
     const int64_t start = a.cu_seqlens_q[s], num_rows = num_tokens * group_;
     const T* keys = static_cast<const T*>(a.k) + start * a.k_stride_token + kv_head * a.k_stride_head;
-    Tile<T> tile(a.head_size, static_cast<const T*>(a.v) - static_cast<const T*>(a.k), std::max(kItemRows, group_), memory);
+    const int64_t value_offset = static_cast<const T*>(a.v) - static_cast<const T*>(a.k);
+    Tile<T> tile({a.head_size, value_offset, 1, num_rows, std::max(kItemRows, group_)}, memory);
     for (int64_t r = 0; r < num_rows; ++r) tile.set_query(r, query(start + begin, kv_head, r));
     const auto find_keys = [&](int64_t base) {
       for (int64_t key = base; key < std::min(base + kTile, length); ++key)
@@ -100,7 +101,7 @@ template <class T> class Sequences {
       const int end = static_cast<int>(std::min(length - base, int64_t{kTile}));
       tile.next();
       if (base + kTile < length) find_keys(base + kTile);
-      tile.load(0, end, num_rows);
+      tile.load(0, end);
       const auto keys_of = [end](int64_t) { return Range{0, end}; };
       tile.attend(0, num_rows, keys_of, [](int64_t) { return Bias{0.0f, 0}; }, a.scale, a.softcap);
     }
