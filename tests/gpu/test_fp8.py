@@ -150,3 +150,25 @@ def test_attention_over_an_fp8_cache_is_right_and_blind_to_what_is_not_seen(
         for i, context in enumerate(contexts[:10]):
             want = problem.dense(i, (1, context), torch.float32)
             assert (out[i].cpu().float() - want[0]).norm() <= 0.004 * want.norm()  # bf16's rounding of the result
+
+
+@pytest.mark.parametrize("window", [0, 20])
+@pytest.mark.parametrize("shape", [(8, 8, 256), (32, 8, 128)], ids=str)
+def test_more_sequences_than_the_gpu_holds_at_once_are_right(shape: tuple[int, int, int], window: int) -> None:
+    from tritium.kernels.gpu import attention
+    from tritium.kernels.kernel import LaunchContext
+
+    sms = torch.cuda.get_device_properties(0).multi_processor_count
+    contexts = [1 + i * 37 % 90 for i in range(4 * sms)]
+    assert len(contexts) * shape[1] > 2 * sms * 12  # warps of 6 blocks
+    problem = Problem.draw(contexts, *shape, torch.bfloat16, window=window)
+    for part in (problem.k, problem.v):
+        part[:] = [x.to(FP8).to(torch.bfloat16) for x in part]
+    args = problem.args([(i, (1, context)) for i, context in enumerate(contexts)], block_size=16)
+    args["cache_layer"] = args["cache_layer"].to(FP8)
+    args = {name: a.cuda() if isinstance(a, torch.Tensor) else a for name, a in args.items()}
+    out = torch.full_like(args["q_TNH"], float("nan"))
+    attention.bind(args, [out], LaunchContext(num_decodes=len(contexts)))()
+    wanted = torch.cat([problem.dense(i, (1, context), torch.float32) for i, context in enumerate(contexts)])
+    error = (out.cpu().float() - wanted).flatten(1).norm(dim=1)
+    assert (error <= 0.004 * wanted.flatten(1).norm(dim=1)).all()

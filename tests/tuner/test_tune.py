@@ -194,3 +194,12 @@ def test_a_second_build_finds_every_time_in_the_cache(tmp_path, cache, few):
     assert second.tactics.num_measured == 0 and second.tactics.num_cached == first.tactics.num_measured
     assert second.tactics.choices == first.tactics.choices
     assert second.manifest.files["plan.json"] == first.manifest.files["plan.json"]
+
+
+def test_an_engine_for_a_gpu_is_refused_and_nothing_is_written(tmp_path, cache):
+    model = PlainLlama(size=128, num_heads=4)
+    engine = build(model, output_dir=tmp_path / "e", max_model_len=128, device="cuda")
+    result = CliRunner().invoke(app, ["tune", str(engine.path)])
+    assert result.exit_code != 0 and not (engine.path / "tactics.json").exists()
+    said = " ".join(result.output.split())
+    assert "built for an NVIDIA GPU" in said and "--device cpu" in said

@@ -9,7 +9,8 @@ class BatchDraft:
     """budget: tokens that may still be added; the caller keeps to it."""
 
     def __init__(self, budget: int) -> None:
-        self.budget = budget
+        self.budget = self._whole = budget
+        self._num_sampled = 0
         self.preempted: list[Request] = []
         self._sequences: dict[Request, ScheduledSequence] = {}
 
@@ -17,20 +18,21 @@ class BatchDraft:
         """Take one sequence; of each request only one."""
         self._sequences[sequence.request] = sequence
         self.budget -= sequence.num_tokens
+        self._num_sampled += sequence.is_sampled
 
     def drop(self, request: Request) -> None:
         """It was preempted, perhaps after it had its place in this batch."""
         self.preempted.append(request)
         if (sequence := self._sequences.pop(request, None)) is not None:
             self.budget += sequence.num_tokens
+            self._num_sampled -= sequence.is_sampled
 
     def seal(self, finished: Iterable[Request], *, displaced: Iterable[Request] = ()) -> ScheduledBatch:
         """The batch, together with the requests that finished, or were preempted, since the one before."""
-        sequences = tuple(self._sequences.values())
         return ScheduledBatch(
-            sequences=sequences,
+            sequences=tuple(self._sequences.values()),
             preempted=(*displaced, *self.preempted),
             finished=tuple(finished),
-            num_tokens=sum(sequence.num_tokens for sequence in sequences),
-            num_sampled=sum(sequence.is_sampled for sequence in sequences),
+            num_tokens=self._whole - self.budget,
+            num_sampled=self._num_sampled,
         )

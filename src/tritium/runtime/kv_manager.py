@@ -85,8 +85,10 @@ class KVManager:
 
     def publish(self, request: Request) -> None:
         """Name the blocks that have become full and computed, so that others can hit them."""
+        if not request.can_publish:
+            return
         num_full = request.num_computed_tokens // self.block_size
-        if not request.can_publish or num_full <= request.num_published_blocks:
+        if num_full <= request.num_published_blocks:
             return
         digests = request.block_digests
         self.cache.extend(digests, request.token_ids, request.cache_salt, num_full)

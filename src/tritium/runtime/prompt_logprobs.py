@@ -29,7 +29,7 @@ def scored_parts(batch: ScheduledBatch) -> list[ScoredPart]:
     parts = []
     row = 0
     for request, start, num_tokens, _ in batch.sequences:
-        if len(request.prompt_logprobs) not in (0, request.num_prompt_tokens):
+        if request.prompt_logprobs and len(request.prompt_logprobs) != request.num_prompt_tokens:
             first = max(start, len(request.prompt_logprobs) - 1)
             targets = request.token_ids[first + 1 : min(start + num_tokens + 1, request.num_prompt_tokens)]
             if targets:

@@ -162,6 +162,9 @@ class Request:
         """Take one sampled token as the next output."""
         self.token_ids.append(token.token_id)
         self.output_token_ids.append(token.token_id)
+        self._note_logprob(token)
+
+    def _note_logprob(self, token: SampledToken) -> None:
         if self.params.logprobs is not None and token.token_id != PENDING:
             self.output_logprobs.append(token)
             self.cumulative_logprob += token.logprob
@@ -178,9 +181,9 @@ class Request:
             self.output_token_ids.pop()
 
     def resolve_pending(self, token: SampledToken) -> None:
-        """The pending output is this token."""
-        self.drop_pending()
-        self.append_output(token)
+        """The pending output is this token; there must be one."""
+        self.token_ids[-1] = self.output_token_ids[-1] = token.token_id
+        self._note_logprob(token)
 
 
 class ScheduledSequence(NamedTuple):

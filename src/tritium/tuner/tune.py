@@ -18,6 +18,7 @@ from tritium.config import EFFORTS, Effort, check_choice
 from tritium.engine.engine import Engine
 from tritium.engine.serialise import replace_text
 from tritium.engine.tactics import TACTICS_NAME, Choice, Tactic, Tactics
+from tritium.errors import EngineError
 from tritium.runtime.step_times import StepTimer
 from tritium.tuner.sites import Candidate, Site, sites, time_key
 from tritium.tuner.timing_cache import TimingCache
@@ -56,8 +57,15 @@ def tune(
 
     effort: "none" measures nothing and chooses among what is in the cache. denied: names of kernels, or of tactics as
         `kernel:name=value`, beside those that the cache denies. progress(done, all, estimated seconds left).
+
+    Raises `EngineError` for an engine that was built for a GPU.
     """
     check_choice("effort", effort, EFFORTS)
+    if engine.manifest.backend == "cuda":
+        raise EngineError(
+            f"{engine.path} was built for an NVIDIA GPU, and the tuner measures a CPU's kernels: a GPU's are chosen "
+            "without it; run the engine as it is, or tune one that was built with --device cpu"
+        )
     wanted = sites(engine.plan, engine.plugins, denied={*denied, *cache.denied}, is_thorough=effort == "full")
     counts = _counts(engine, effort)
     is_encoder = engine.manifest.kind == "encoder"

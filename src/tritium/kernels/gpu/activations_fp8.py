@@ -14,6 +14,7 @@ from tritium.kernels.kernel import Thunk
 
 _KINDS = ("silu", "gelu", "gelu_tanh", "relu", "quick_gelu")
 _LOADS = 4  # of eight numbers a thread
+_PAIR_LOADS = 5  # the same of GPT-J's pair: 512 threads for its 20,480 numbers, 8 to 10 % faster than 640 (H200)
 _MOST_THREADS = 1024
 
 
@@ -44,12 +45,12 @@ def bind(
     kind: str,
     *,
     first: torch.Tensor | None = None,
-    loads: int = _LOADS,
 ) -> Thunk:
     """Rows and scales into outputs. other: what the activation is multiplied by, if it is a matrix; else a bias. first:
     rows that stand as they are before the activation's."""
     num_rows, width = outputs[0].shape
     is_gated = other is not None and other.dim() == 2
+    loads = _LOADS if first is None else _PAIR_LOADS
     threads = min(_MOST_THREADS, -(-width // (8 * loads * 32)) * 32)
     constants = {
         "IS_BF16": x.dtype == torch.bfloat16,
