@@ -95,10 +95,12 @@ template <class T> class VectorTiles : public Linear<T> {
     pack_group(from, rows.size(), a.num_more, padded_ - this->own(), units);
   }
 
-  void multiply(const Piece& piece, const char* x, int64_t count, float* sums, Ahead ahead) const {
+  template <class Beside>
+  void multiply(const Piece& piece, const char* x, int64_t count, float* sums, Ahead ahead, Beside beside) const {
     add_block(static_cast<int>(count), reinterpret_cast<const T*>(piece.weights),
               reinterpret_cast<const A*>(x) + piece.k.begin * count / kPerUnit<T>, piece.k.size(), piece.k.begin == 0,
               ahead, sums);
+    beside(0, 1);
   }
 };
 
@@ -122,10 +124,11 @@ class AmxTiles : public Linear<bf16> {
     }
   }
 
-  void multiply(const Piece& piece, const char* x, int64_t count, float* sums, Ahead ahead) {
+  template <class Beside>
+  void multiply(const Piece& piece, const char* x, int64_t count, float* sums, Ahead ahead, Beside beside) {
     if (configured_ != count) configure_tiles(configured_ = count);
-    amx_group(reinterpret_cast<const bf16*>(piece.weights), reinterpret_cast<const bf16*>(x) + piece.k.begin * kGroup,
-              piece.k.size(), count > kTileRows, piece.k.begin == 0, sums, ahead);
+    amx_group<true>(reinterpret_cast<const bf16*>(piece.weights), reinterpret_cast<const bf16*>(x) + piece.k.begin * kGroup,
+                    piece.k.size(), count > kTileRows, piece.k.begin == 0, sums, ahead, beside);
   }
 
  private:

@@ -80,10 +80,12 @@ inline void store_sums(void* sums, bool is_tall) {
 // sums [num_rows, kPanel] of one group and one panel, continued over num_k more of K, or begun.
 //
 // Loads stand before products: in hours when a core does a product in 17 ns (7 in others; a neighbour is suspected), it does
-// not load a tile meanwhile, and each change from loads to products and back costs 8 ns. Activations pass by: as a stream they
-// leave the piece of the panel in L1.
+// not load a tile meanwhile, and each change from loads to products and back costs 8 ns. Activations that pass by as a stream
+// (kStreams) leave the piece of the panel in L1. beside(step, num_steps): other work, done between products.
+struct Nothing { void operator()(int64_t, int64_t) const {} };
+template <bool kStreams = false, class Beside = Nothing>
 inline void amx_group(const bf16* panel, const bf16* x, int64_t num_k, bool is_tall, bool is_first, float* sums,
-                      Ahead ahead) {
+                      Ahead ahead, Beside beside = {}) {
   constexpr int64_t kStep = kTileK * kPanel, kTile = kTileRows * kTileK;
   constexpr int64_t kStride = kPanel * 2 * sizeof(bf16);
   const int64_t num_steps = num_k / kTileK, next_sums = parts_of(2 * kTileSums, num_steps);
@@ -94,10 +96,16 @@ inline void amx_group(const bf16* panel, const bf16* x, int64_t num_k, bool is_t
       __builtin_prefetch(ahead.from + step * kTileK * ahead.per_k + i, 0, 2);
     const char* after = reinterpret_cast<const char*>(sums) + 2 * kTileSums + step * next_sums;
     for (int64_t i = 0; i < next_sums; i += kLine) __builtin_prefetch(after + i, 1);
+    beside(step, num_steps);
     _tile_loadd(6, w, kStride);
     _tile_loadd(7, w + 32, kStride);
-    _tile_stream_loadd(4, a, 64);
-    if (is_tall) _tile_stream_loadd(5, a + kTile, 64);
+    if constexpr (kStreams) {
+      _tile_stream_loadd(4, a, 64);
+      if (is_tall) _tile_stream_loadd(5, a + kTile, 64);
+    } else {
+      _tile_loadd(4, a, 64);
+      if (is_tall) _tile_loadd(5, a + kTile, 64);
+    }
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     if (is_tall) {
