@@ -45,13 +45,13 @@ inline void integer_tiles(const uint32_t* panel, const char* x0, const char* x1,
   for (int64_t step = 0; step < num_steps; ++step) {
     const uint32_t* w = panel + step * 16 * kPanel;
     for (int64_t i = 0; i < lines; ++i, next += 64) __builtin_prefetch(next, 0, 2);
-    _tile_loadd(6, w, kStride);
-    _tile_loadd(4, x0 + step * kTileBytes, 64);
-    _tile_dpbsud(0, 4, 6);
+    _tile_loadd(6, w, kStride);  // loads before products: linear_amx.h
     _tile_loadd(7, w + 16, kStride);
+    _tile_loadd(4, x0 + step * kTileBytes, 64);
+    if (x1 != nullptr) _tile_loadd(5, x1 + step * kTileBytes, 64);
+    _tile_dpbsud(0, 4, 6);
     _tile_dpbsud(1, 4, 7);
     if (x1 != nullptr) {
-      _tile_loadd(5, x1 + step * kTileBytes, 64);
       _tile_dpbsud(2, 5, 6);
       _tile_dpbsud(3, 5, 7);
     }
@@ -148,12 +148,12 @@ inline void add_steps(const char* x0, const char* x1, char* kept, int64_t num_ke
     if (step + 1 < num_steps) expand(step + 1, following);
     asm volatile("" : : : "memory");  // GCC 12's intrinsics do not admit to reading
     _tile_loadd(6, w, 64);
-    _tile_loadd(4, x0, 64);
-    TRITIUM_DOT(0, 4, 6, _tile_dpbssd);
     _tile_loadd(7, w + kTileBytes, 64);
+    _tile_loadd(4, x0, 64);
+    if (x1 != nullptr) _tile_loadd(5, x1, 64);
+    TRITIUM_DOT(0, 4, 6, _tile_dpbssd);
     TRITIUM_DOT(1, 4, 7, _tile_dpbsud);
     if (x1 != nullptr) {
-      _tile_loadd(5, x1, 64);
       TRITIUM_DOT(2, 5, 6, _tile_dpbssd);
       TRITIUM_DOT(3, 5, 7, _tile_dpbsud);
       x1 += kTileBytes;
