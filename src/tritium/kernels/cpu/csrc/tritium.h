@@ -184,10 +184,14 @@ inline f32x16 exp16(f32x16 x) {
   f32x16 p = splat(1.3981999e-3f);
   for (const float c : {8.3334519e-3f, 4.1665795e-2f, 1.6666666e-1f, 0.5f}) p = fma(p, r, splat(c));
   p = fma(p * r, r, r) + 1.0f;
+#ifdef __AVX512F__
+  const f32x16 result = bit_cast<f32x16>(_mm512_scalef_ps(bit_cast<__m512>(p), bit_cast<__m512>(n)));  // p 2^n
+#else
   i32x16 k = bit_cast<i32x16>(shifted) - bit_cast<int32_t>(12582912.0f);
-  i32x16 half = k >> 1;  // two steps: 2^k itself may be subnormal or too large
+  i32x16 half = k >> 1;  // two steps, of which one rounds: 2^k itself may be subnormal or too large
   f32x16 low = bit_cast<f32x16>((half + 127) << 23), high = bit_cast<f32x16>((k - half + 127) << 23);
-  f32x16 result = p * low * high;
+  const f32x16 result = p * low * high;
+#endif
   return x != x ? x : result;
 }
 
