@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from tritium.kernels.gpu.tactics import PAGED_ATTENTION
 from tritium.testing.attention_problems import Problem, num_leading_singles
 
 pytestmark = pytest.mark.gpu
@@ -24,6 +25,7 @@ def compute(args: dict[str, Any], device: torch.device, *, is_fixed: bool = Fals
         num_decodes=num_decodes,
         num_prefills=num_sequences - num_decodes,
         num_prefill_tokens=num_tokens - num_decodes,
+        num_prefill_keys=sum(args["context_lens_S"][num_decodes:num_sequences].tolist()),
         longest_prefill=max(args["context_lens_S"][num_decodes:num_sequences].tolist(), default=0),
     )
     out = torch.full_like(args["q_TNH"], 77.0)
@@ -80,6 +82,13 @@ def test_both_forms_of_decode_agree_with_the_textbook(
     problem = Problem.draw([c for _, (_, c) in chunks], *shape, torch.float16)
     tactic = DecodeTactic(form=form, tile=32, num_warps=4, num_stages=2)
     check(problem, device, chunks, block_size=16, decode=tactic)
+
+
+@pytest.mark.parametrize("tactic", PAGED_ATTENTION[3:], ids=str)
+def test_every_split_and_the_other_kernel_for_prompts_are_right(tactic: dict[str, Any], device: torch.device) -> None:
+    shape = (8, 2, 128) if HAS_GPU else (4, 2, 32)
+    problem = Problem.draw([c for _, c in MIXED], *shape, torch.float16)
+    check(problem, device, list(enumerate(MIXED)), block_size=16, **tactic)
 
 
 def test_more_sequences_than_are_split_are_right_too(device: torch.device) -> None:

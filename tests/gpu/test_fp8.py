@@ -152,9 +152,12 @@ def test_attention_over_an_fp8_cache_is_right_and_blind_to_what_is_not_seen(
             assert (out[i].cpu().float() - want[0]).norm() <= 0.004 * want.norm()  # bf16's rounding of the result
 
 
+@pytest.mark.parametrize("tactic", [{}, {"blocks": 4}, {"blocks": 6}, {"split_below": 10**6}], ids=str)
 @pytest.mark.parametrize("window", [0, 20])
 @pytest.mark.parametrize("shape", [(8, 8, 256), (32, 8, 128)], ids=str)
-def test_more_sequences_than_the_gpu_holds_at_once_are_right(shape: tuple[int, int, int], window: int) -> None:
+def test_more_sequences_than_the_gpu_holds_at_once_are_right(
+    shape: tuple[int, int, int], window: int, tactic: dict[str, int]
+) -> None:
     from tritium.kernels.gpu import attention
     from tritium.kernels.kernel import LaunchContext
 
@@ -168,7 +171,7 @@ def test_more_sequences_than_the_gpu_holds_at_once_are_right(shape: tuple[int, i
     args["cache_layer"] = args["cache_layer"].to(FP8)
     args = {name: a.cuda() if isinstance(a, torch.Tensor) else a for name, a in args.items()}
     out = torch.full_like(args["q_TNH"], float("nan"))
-    attention.bind(args, [out], LaunchContext(num_decodes=len(contexts)))()
+    attention.bind(args, [out], LaunchContext(num_decodes=len(contexts)), **tactic)()
     wanted = torch.cat([problem.dense(i, (1, context), torch.float32) for i, context in enumerate(contexts)])
     error = (out.cpu().float() - wanted).flatten(1).norm(dim=1)
     assert (error <= 0.004 * wanted.flatten(1).norm(dim=1)).all()

@@ -54,6 +54,17 @@ def test_times_travel_by_export_and_merge_and_those_of_other_machines_are_kept_a
     assert again.get("a") == 1.0
 
 
+def test_a_machines_gpu_is_exported_and_counted_with_it(tmp_path):
+    for environment, seconds in ((HERE, 1.0), (THERE, 2.0), ({"hardware": "a third"}, 3.0)):
+        cache = TimingCache(environment, tmp_path / "t")
+        cache.put("a", seconds)
+        cache.save()
+    both = TimingCache(HERE, tmp_path / "t", beside=[THERE])
+    assert both.get("a") == 1.0
+    assert both.export(tmp_path / "exported") == 2
+    assert both.merge(tmp_path / "t") == (2, 1)
+
+
 def test_the_newer_time_of_two_counts(tmp_path):
     for seconds in (1.0, 2.0):
         cache = TimingCache(HERE, tmp_path / "t")

@@ -1,4 +1,4 @@
-"""`tritium tune`: measure kernels and tactics for an engine on this machine; keep, share and merge the times."""
+"""`tritium tune`: measure kernels and tactics for an engine on this machine, or its GPU; keep, share and merge the times."""
 
 import math
 import sys
@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from tritium.cli.report import print_json, say
 from tritium.config import Effort
 from tritium.engine.engine import Engine
-from tritium.engine.environment import environment
+from tritium.engine.environment import environment, gpu_environment
 from tritium.engine.tactics import Tactics
 from tritium.errors import ConfigError
 from tritium.tuner.timing_cache import TimingCache
-from tritium.tuner.tune import Progress, tune_engine
+from tritium.tuner.tune import Progress, environment_of, tune_engine
 
 
 def run(
@@ -32,7 +33,11 @@ def run(
     """Do what was asked for, in this order: import, deny, tune, export."""
     if engine is None and export_to is None and import_from is None:
         raise ConfigError("name an engine to tune, or use --import or --export")
-    cache = TimingCache(environment(num_threads))
+    loaded = None if engine is None else Engine.load(engine, plugins=plugins)
+    if loaded is None:
+        cache = TimingCache(environment(num_threads), beside=[gpu_environment()] if torch.cuda.is_available() else [])
+    else:
+        cache = TimingCache(environment_of(loaded, num_threads))
     result: dict[str, Any] = {"timings": str(cache.path), "environment": cache.environment}
     if import_from is not None:
         here, elsewhere = cache.merge(import_from)
@@ -42,10 +47,8 @@ def run(
         cache.deny(deny)
         result["denied"] = list(cache.denied)
         _say(f"denied on this machine: {', '.join(cache.denied)}", is_json)
-    if engine is not None:
-        tuned = tune_engine(
-            Engine.load(engine, plugins=plugins), effort, cache, num_threads=num_threads, progress=_progress(is_json)
-        )
+    if loaded is not None:
+        tuned = tune_engine(loaded, effort, cache, num_threads=num_threads, progress=_progress(is_json))
         assert tuned.tactics is not None
         result |= {"engine": str(engine), **msgspec.to_builtins(tuned.tactics)}
         if not is_json:

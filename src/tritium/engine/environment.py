@@ -1,7 +1,9 @@
-"""What measured times depend on beside the engine: the machine and the versions of what runs on it."""
+"""What measured times depend on beside the engine: the machine, or the GPU, and the versions of what runs on it."""
 
+import ctypes
 import functools
 import hashlib
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -10,6 +12,8 @@ import tritium
 from tritium.config import available_threads, cpu_level
 
 _KERNELS = Path(__file__).parents[1] / "kernels"
+_SOURCES = (".py", ".cpp", ".h")
+_GPU_SOURCES = (".py", ".cu", ".cuh")
 _MATTERS = ("model name", "cpu family", "model\t", "stepping", "flags", "Features")
 
 
@@ -20,7 +24,24 @@ def environment(num_threads: int | None = None) -> dict[str, str]:
         "threads": str(num_threads or available_threads()),
         "tritium": tritium.__version__,
         "torch": str(torch.__version__),
-        "kernels": _kernels(),
+        "kernels": _kernels(_KERNELS, _SOURCES),
+    }
+
+
+def gpu_environment() -> dict[str, str]:
+    """The same of the current CUDA device, which must be there: its name and capability, its driver, the versions."""
+    major, minor = torch.cuda.get_device_capability()
+    try:
+        triton = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        triton = "unknown"
+    return {
+        "hardware": f"{torch.cuda.get_device_name()} of compute capability {major}.{minor}",
+        "driver": _driver(),
+        "tritium": tritium.__version__,
+        "torch": str(torch.__version__),
+        "triton": triton,
+        "kernels": _kernels(_KERNELS / "gpu", _GPU_SOURCES),
     }
 
 
@@ -42,11 +63,21 @@ def _hardware() -> str:
     return f"{name} {hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:8]}"
 
 
+def _driver() -> str:
+    """The driver's version where the system says it, else the CUDA version that it knows."""
+    try:
+        return Path("/sys/module/nvidia/version").read_text().strip()
+    except OSError:
+        number = ctypes.c_int()
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+        return f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"
+
+
 @functools.cache
-def _kernels() -> str:
+def _kernels(directory: Path, suffixes: tuple[str, ...]) -> str:
     """A hash of the kernels' source: other code takes another time."""
     digest = hashlib.sha256()
-    for path in sorted(_KERNELS.rglob("*")):
-        if path.suffix in (".py", ".cpp", ".h"):
+    for path in sorted(directory.rglob("*")):
+        if path.suffix in suffixes:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -42,14 +42,15 @@ class LaunchContext:
 
     Whoever launches writes it before each step; thunks read it when they are called. num_decodes: sequences of one
     token, which come first in the batch (while a graph is captured: as many as it may ever have). num_prefills,
-    num_prefill_tokens, longest_prefill: the other sequences, how many tokens they have in this step, and the longest
-    context of one, this step's tokens included. communicator: connects the ranks that share the model; None when there
-    is one.
+    num_prefill_tokens, num_prefill_keys, longest_prefill: the other sequences, how many tokens they have in this step,
+    how many their contexts have together, this step's included, and the longest of these. communicator: connects the
+    ranks that share the model; None when there is one.
     """
 
     num_decodes: int = 0
     num_prefills: int = 0
     num_prefill_tokens: int = 0
+    num_prefill_keys: int = 0
     longest_prefill: int = 0
     communicator: Communicator | None = None
 
@@ -62,7 +63,7 @@ class Kernel:
     row_multiple: a row's bits do not depend on its neighbours as long as the number of rows is a multiple of this; the
         executor pads up to it.
     tactics: sets of keyword arguments that its bind function takes, the default first; empty: it takes none. All of
-        them that `supports_tactic` does not refuse give the same bits.
+        them that `supports_tactic` does not refuse give the same bits, if `is_invariant`.
     takes_context: its bind function wants the `LaunchContext`.
     is_invariant: a row's bits do not depend on its neighbours (but for `row_multiple`).
     min_capability: the compute capability that a GPU must have.

@@ -31,7 +31,7 @@ def choose(
     rows.sort(key=lambda kernel: kernel.name != preferred or kernel.backend == "eager")
     refusals = []
     for kernel in rows:
-        reason = _refusal(kernel, args, available) or (_variance(kernel) if is_bitwise else None)
+        reason = _refusal(kernel, args, available) or (variance(kernel) if is_bitwise else None)
         if reason is None:
             return kernel
         refusals.append(f"  {kernel.name}: {reason}")
@@ -71,7 +71,8 @@ def _refusal(kernel: Kernel, args: Mapping[str, Any], available: Set[str]) -> st
     return resolve(kernel.supports)(args) if kernel.supports else None
 
 
-def _variance(kernel: Kernel) -> str | None:
+def variance(kernel: Kernel) -> str | None:
+    """Why it cannot run where a row's bits must not depend on its neighbours; None: it can."""
     is_invariant = kernel.is_invariant and kernel.row_multiple == 1
     return None if is_invariant else "a row's bits depend on the batch, and invariance='bitwise' was asked for"
 

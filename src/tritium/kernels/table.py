@@ -10,6 +10,7 @@ from typing import Any
 from tritium.kernels.eager import torch_ops
 from tritium.kernels.eager.aten import ALLOWED, bind_name
 from tritium.kernels.eager.linear import TILE_ROWS
+from tritium.kernels.gpu import tactics as gpu
 from tritium.kernels.kernel import Backend, Kernel
 from tritium.ops.fused_rows import ROW_BASES, ROW_FORMATS
 from tritium.ops.torch_ops import TORCH_OPS
@@ -22,6 +23,7 @@ _TACTICS: dict[str, tuple[dict[str, int], ...]] = {
     "paged_attention": ({"item_rows": 64}, {"item_rows": 16}, {"item_rows": 32}, {"item_rows": 128})
 }
 _QUANTIZED: tuple[dict[str, str], ...] = tuple({"path": path} for path in ("auto", "vectors", "tiles", "groups"))
+_GPU_TACTICS = {"paged_attention": gpu.PAGED_ATTENTION, "linear_int8": gpu.INT8}
 _PACK = {"qweight": "packing:pack_weight", "scales_NG": "packing:pack_scales"}
 _NEEDS: dict[str, dict[str, Any]] = {"fp8": {"min_capability": (8, 9)}, "int8": {"min_capability": (7, 5)}}
 
@@ -85,6 +87,8 @@ KERNELS: tuple[Kernel, ...] = (
             takes_context=op == "paged_attention",
             numerics=numerics,
             is_invariant=op not in ("linear", "linear_fp8", "paged_attention"),
+            tactics=_GPU_TACTICS.get(op, ()),
+            supports_tactic="tactics:fits_paged_attention" if op == "paged_attention" else "",
             **_NEEDS.get(op.rpartition("_")[2], {}),
         )
         for op, module, bind, supports, numerics in (
@@ -132,6 +136,7 @@ KERNELS: tuple[Kernel, ...] = (
         "quantized:bind",
         "supports:quantized_linear",
         pack=_PACK,
+        tactics=gpu.QUANTIZED,
         numerics="fp32, split by the number of rows",
         is_invariant=False,
     ),
@@ -167,6 +172,17 @@ KERNELS: tuple[Kernel, ...] = (
                 {},
             ),
         )
+    ),
+    _row(
+        "gpu",
+        "paged_attention",
+        "attention_varlen:bind",
+        "supports:varlen_attention",
+        variant="_varlen",
+        takes_context=True,
+        numerics="fp32, split by the number of sequences; prompts: FlashAttention's",
+        is_invariant=False,
+        min_capability=(8, 0),
     ),
     *(
         _row(

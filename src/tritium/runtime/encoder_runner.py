@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
+from tritium.engine.environment import environment
 from tritium.engine.plan import Sizes
 from tritium.engine.tactics import Tactics
 from tritium.errors import EngineError
@@ -36,7 +37,7 @@ class EncoderRunner:
         self.max_model_len = min(config.max_model_len or engine.manifest.max_model_len, engine.manifest.max_model_len)
         self.max_tokens = max(config.max_num_batched_tokens, self.max_model_len)
         self.max_requests = config.max_num_seqs
-        tuned = tactics or usable_tactics(engine, config.num_threads)
+        tuned = tactics or usable_tactics(engine, environment(config.num_threads))
         kernels = choose_kernels(engine.plan, tuned=tuned.kernels if tuned else None)
         multiple = common_multiple(kernel.row_multiple for kernel in kernels)
         most = common_multiple((16, multiple))  # torch's kernels are given more rows than a small batch has

@@ -18,6 +18,7 @@ import torch
 
 from tritium.config import RuntimeConfig, available_memory, available_threads
 from tritium.engine.engine import Engine
+from tritium.engine.environment import environment
 from tritium.engine.plan import Sizes
 from tritium.engine.tactics import Tactics
 from tritium.errors import EngineError, OutOfMemory
@@ -25,7 +26,7 @@ from tritium.kernels.communicator import Communicator
 from tritium.kernels.kernel import LaunchContext, Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
 from tritium.runtime.binding import Binder
-from tritium.runtime.bound_steps import BoundSteps
+from tritium.runtime.bound_steps import BoundSteps, bind_tuned
 from tritium.runtime.buckets import bucket
 from tritium.runtime.footprint import footprint
 from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
@@ -80,7 +81,7 @@ class Executor:
         self._engine = engine
         self._plan = plan
         self._is_null = is_null
-        self._tactics = tactics or usable_tactics(engine, config.num_threads)
+        self._tactics = tactics or usable_tactics(engine, environment(config.num_threads))
         tuned = self._tactics.kernels if self._tactics else None
         self._kernels = choose_kernels(plan, engine.plugins, tuned=tuned)
         layout = footprint(
@@ -199,10 +200,7 @@ class Executor:
         self.steps.swap(staged)
 
     def _bind_step(self, binder: Binder, index: int, sizes: Sizes) -> Thunk:
-        step, kernel = self._plan.steps[index], self._kernels[index]
-        count = sizes.tokens if step.phase == "tokens" else sizes.rows
-        tactic = self._tactics.tactic(index, kernel.name, count) if self._tactics else None
-        return binder.bind(step, kernel, sizes, tactic)
+        return bind_tuned(self._plan, self._kernels, self._tactics, binder, index, sizes)
 
 
 def _check_ranks(engine: Engine, communicator: Communicator | None) -> None:

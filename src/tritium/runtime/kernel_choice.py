@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from tritium.engine.engine import Engine
-from tritium.engine.environment import differences, environment
+from tritium.engine.environment import differences
 from tritium.engine.plan import Arg, Extent, Plan, Ref, Step, Value
 from tritium.engine.tactics import Tactics
 from tritium.errors import EngineError
 from tritium.kernels.cpu import library
 from tritium.kernels.kernel import Kernel, Tactic, TensorSpec
 from tritium.kernels.plugin import Plugin, kernel_rows
-from tritium.kernels.select import choose, refuse_tactic, valid_kernels, valid_tactics
+from tritium.kernels.select import choose, refuse_tactic, valid_kernels, valid_tactics, variance
 from tritium.kernels.table import KERNELS
 
 logger = logging.getLogger("tritium")
@@ -67,20 +67,35 @@ def choose_kernels(
     ]
 
 
-def candidates(plan: Plan, step: Step, plugins: Sequence[Plugin] = ()) -> list[tuple[Kernel, list[Tactic]]]:
-    """Every kernel that can run a step here, by which tactics; the one that is used when nothing is tuned first."""
+def candidates(
+    plan: Plan,
+    step: Step,
+    plugins: Sequence[Plugin] = (),
+    device: str = "cpu",
+    *,
+    is_bitwise: bool = False,
+    capability: tuple[int, int] | None = None,
+) -> list[tuple[Kernel, list[Tactic]]]:
+    """Every kernel that can run a step here, by which tactics; the one that is used when nothing is tuned first.
+
+    is_bitwise: as for `choose_kernels`. capability: the GPU's; None: any.
+    """
     specs = _specs(step, plan.by_name)
-    rows = valid_kernels(step.op, specs, available=available_backends(), extra=kernel_rows(plugins))
+    rows = valid_kernels(step.op, specs, available=available_backends(device), extra=kernel_rows(plugins))
+    if device == "cuda":
+        rows = [row for row in rows if capability is None or row.min_capability <= capability]
+        if is_bitwise:
+            rows = [row for row in rows if variance(row) is None]
     return [(row, valid_tactics(row, specs)) for row in rows]
 
 
-def usable_tactics(engine: Engine, num_threads: int | None) -> Tactics | None:
-    """The engine's tactics, when they were measured on a machine and with versions like these, and all of them can run
-    here; else says why not."""
+def usable_tactics(engine: Engine, here: dict[str, str]) -> Tactics | None:
+    """The engine's tactics, when they were measured in an environment like `here`, and all of them can run in it; else
+    says why not."""
     tactics = engine.tactics
     if tactics is None:
         return None
-    if different := differences(tactics.environment, environment(num_threads)):
+    if different := differences(tactics.environment, here):
         logger.warning(
             "%s was tuned elsewhere (%s): defaults are used; `tritium tune %s` measures here",
             engine.path,

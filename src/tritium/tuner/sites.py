@@ -36,10 +36,20 @@ class Site:
     candidates: tuple[Candidate, ...]
 
 
-def sites(plan: Plan, plugins: Sequence[Plugin], *, denied: Collection[str] = (), is_thorough: bool) -> list[Site]:
+def sites(
+    plan: Plan,
+    plugins: Sequence[Plugin],
+    device: str = "cpu",
+    *,
+    denied: Collection[str] = (),
+    is_thorough: bool,
+    is_bitwise: bool = False,
+    capability: tuple[int, int] | None = None,
+) -> list[Site]:
     """Every site with more than one candidate. Raises `ConfigError` when everything is denied that can run a step.
 
-    is_thorough: count torch's reference kernels too, where a compiled one can run.
+    is_thorough: count torch's reference kernels too, where a compiled one can run; on a GPU never. is_bitwise,
+    capability: what a GPU's candidates must keep and may need, see `candidates`.
     """
     groups: dict[str, list[int]] = {}
     for index, step in enumerate(plan.steps):
@@ -47,8 +57,8 @@ def sites(plan: Plan, plugins: Sequence[Plugin], *, denied: Collection[str] = ()
     found = []
     for key, indices in groups.items():
         step = plan.steps[indices[0]]
-        rows = candidates(plan, step, plugins)
-        if not is_thorough:
+        rows = candidates(plan, step, plugins, device, is_bitwise=is_bitwise, capability=capability)
+        if not is_thorough or device == "cuda":
             rows = [pair for pair in rows if pair[0].backend != "eager"] or rows
         every = [Candidate(row, tactic) for row, tactics in rows for tactic in tactics]
         allowed = tuple(c for c in every if c.kernel.name not in denied and c.name not in denied)

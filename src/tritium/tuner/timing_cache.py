@@ -34,10 +34,14 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
 class TimingCache:
     """Times for one environment, and all others in the file, which are kept and never used."""
 
-    def __init__(self, environment: dict[str, str], path: Path | None = None) -> None:
-        """path: None takes the user's cache. Raises `ConfigError` when it is no file of timings."""
+    def __init__(
+        self, environment: dict[str, str], path: Path | None = None, *, beside: Iterable[dict[str, str]] = ()
+    ) -> None:
+        """path: None takes the user's cache. beside: further environments of this machine (its GPU's), whose times are
+        exported and counted with these. Raises `ConfigError` when it is no file of timings."""
         self.path = path or cache_dir() / "timings.json"
         self.environment = environment
+        self._here = [environment, *beside]
         self._file = _read(self.path)
         self._new: dict[str, float] = {}
 
@@ -66,18 +70,18 @@ class TimingCache:
         self._update([], list(names))
 
     def export(self, path: Path) -> int:
-        """Write this environment's times to a file of their own; returns how many."""
-        mine = [e for e in self._file.environments if e.environment == self.environment]
+        """Write this machine's times to a file of their own; returns how many."""
+        mine = [e for e in self._file.environments if e.environment in self._here]
         path.write_bytes(_encode(_File(environments=mine)))
         return sum(len(e.seconds) for e in mine)
 
     def merge(self, path: Path) -> tuple[int, int]:
-        """Take the times of another file; returns how many of them are for this environment, and for others."""
+        """Take the times of another file; returns how many of them are for this machine, and for others."""
         if not path.is_file():
             raise ConfigError(f"{path}: there is no such file of timings; `tritium tune --export FILE` writes one")
         other = _read(path)
         self._update(list(other.environments), other.denied)
-        here = sum(len(e.seconds) for e in other.environments if e.environment == self.environment)
+        here = sum(len(e.seconds) for e in other.environments if e.environment in self._here)
         return here, sum(len(e.seconds) for e in other.environments) - here
 
     def _update(self, added: list[Environment], denied: list[str]) -> None:

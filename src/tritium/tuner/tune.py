@@ -1,9 +1,10 @@
-"""The tuner: measure what has not been measured on this machine, and choose per site.
+"""The tuner: measure what has not been measured on this machine, or on its GPU, and choose per site.
 
 A measurement runs the engine itself, a batch of the wanted size through all steps in order, and times each step: inputs
 are as warm as in real use, weights as cold, and whatever the steps do to each other is in it. All sites are measured at
 once, each with one of its candidates, in as many rounds as the site with most candidates needs; a time is the median
-over the site's layers and the repetitions, after warm-up.
+over the site's layers and the repetitions, after warm-up. On a GPU two measurements of the same differ by a few per
+cent, so that what stands first, what nothing tuned would run, is left only for what is faster by more than that.
 """
 
 import math
@@ -16,16 +17,24 @@ import msgspec
 
 from tritium.config import EFFORTS, Effort, check_choice
 from tritium.engine.engine import Engine
+from tritium.engine.environment import environment, gpu_environment
 from tritium.engine.serialise import replace_text
 from tritium.engine.tactics import TACTICS_NAME, Choice, Tactic, Tactics
-from tritium.errors import EngineError
+from tritium.kernels.kernel import resolve
+from tritium.runtime.gpu.device import capability_for, gpu_for
 from tritium.runtime.step_times import StepTimer
 from tritium.tuner.sites import Candidate, Site, sites, time_key
 from tritium.tuner.timing_cache import TimingCache
 
 COUNTS: Mapping[str, tuple[int, ...]] = {"quick": (1, 16, 256), "full": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)}
 REPEATS: Mapping[str, int] = {"quick": 3, "full": 9}
+GPU_COUNTS: Mapping[str, tuple[int, ...]] = {
+    "quick": (1, 16, 64, 256, 2048),
+    "full": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
+}
 LARGEST_DECODE = 64  # a batch of more tokens than this is one prompt, of fewer as many decoding sequences
+GPU_LARGEST_DECODE = 256
+GPU_MARGIN = 1.03  # times that a default's time may be another's
 Progress = Callable[[int, int, float], None]
 
 
@@ -58,18 +67,22 @@ def tune(
     effort: "none" measures nothing and chooses among what is in the cache. denied: names of kernels, or of tactics as
         `kernel:name=value`, beside those that the cache denies. progress(done, all, estimated seconds left).
 
-    Raises `EngineError` for an engine that was built for a GPU.
+    Raises `EngineError` for an engine that was built for a GPU where there is none.
     """
     check_choice("effort", effort, EFFORTS)
-    if engine.manifest.backend == "cuda":
-        raise EngineError(
-            f"{engine.path} was built for an NVIDIA GPU, and the tuner measures a CPU's kernels: a GPU's are chosen "
-            "without it; run the engine as it is, or tune one that was built with --device cpu"
-        )
-    wanted = sites(engine.plan, engine.plugins, denied={*denied, *cache.denied}, is_thorough=effort == "full")
+    is_gpu = engine.manifest.backend == "cuda"
+    wanted = sites(
+        engine.plan,
+        engine.plugins,
+        engine.manifest.backend,
+        denied={*denied, *cache.denied},
+        is_thorough=effort == "full",
+        is_bitwise=engine.manifest.invariance == "bitwise",
+        capability=capability_for(engine) if is_gpu else None,
+    )
     counts = _counts(engine, effort)
-    is_encoder = engine.manifest.kind == "encoder"
-    measured = {count: [s for s in wanted if _is_measured(s, count, is_encoder=is_encoder)] for count in counts}
+    most_rows = 1 if engine.manifest.kind == "encoder" else _largest_decode(engine)
+    measured = {count: [s for s in wanted if _is_measured(s, count, most_rows)] for count in counts}
     missing = {
         count: {s: [c for c in s.candidates if cache.get(time_key(s, count, c)) is None] for s in of_count}
         for count, of_count in measured.items()
@@ -79,7 +92,8 @@ def tune(
     if effort != "none" and num_missing:
         _measure(engine, missing, cache, REPEATS[effort], num_threads, progress)
         cache.save()
-    choices = [_choose(site, [c for c in counts if site in measured[c]], cache) for site in wanted]
+    margin = GPU_MARGIN if is_gpu else 1.0
+    choices = [_choose(site, [c for c in counts if site in measured[c]], cache, margin) for site in wanted]
     return Tactics(
         environment=cache.environment,
         effort=effort,
@@ -89,17 +103,30 @@ def tune(
     )
 
 
+def environment_of(engine: Engine, num_threads: int | None) -> dict[str, str]:
+    """Where times for this engine are taken. Raises `EngineError` for one that was built for a GPU, without one."""
+    if engine.manifest.backend != "cuda":
+        return environment(num_threads)
+    gpu_for(engine)
+    return gpu_environment()
+
+
+def _largest_decode(engine: Engine) -> int:
+    return GPU_LARGEST_DECODE if engine.manifest.backend == "cuda" else LARGEST_DECODE
+
+
 def _counts(engine: Engine, effort: Effort) -> list[int]:
     """Sizes of batches that this engine can be given."""
     longest = engine.manifest.max_model_len
     if engine.manifest.kind != "encoder":
-        longest = max(LARGEST_DECODE, longest - 2)
-    return [count for count in COUNTS.get(effort, COUNTS["full"]) if count <= longest]
+        longest = max(_largest_decode(engine), longest - 2)
+    counts = GPU_COUNTS if engine.manifest.backend == "cuda" else COUNTS
+    return [count for count in counts.get(effort, counts["full"]) if count <= longest]
 
 
-def _is_measured(site: Site, count: int, *, is_encoder: bool) -> bool:
+def _is_measured(site: Site, count: int, most_rows: int) -> bool:
     """Steps over sampled rows are measured by decodes: a prompt has one row, and so has an encoder's text."""
-    return site.phase == "tokens" or count <= (1 if is_encoder else LARGEST_DECODE)
+    return site.phase == "tokens" or count <= most_rows
 
 
 def _measure(
@@ -117,19 +144,36 @@ def _measure(
     ]
     work = [count + 16 for count, _ in rounds]  # a pass costs something whatever its size
     start, done = time.perf_counter(), 0
+    times = _timing(engine, list(missing), num_threads)
     for number, (count, chosen) in enumerate(rounds):
         if progress is not None:
             left = (time.perf_counter() - start) / done * (sum(work) - done) if done else math.nan
             progress(number, len(rounds), left)
-        timer = StepTimer(engine, num_threads=num_threads, tactics=_forced(chosen, cache.environment))
-        is_decode = count <= LARGEST_DECODE and engine.manifest.kind != "encoder"
-        samples = timer.decode(count, _context(engine), repeats) if is_decode else timer.prefill(count, repeats)
+        samples = times(count, _forced(chosen, cache.environment), repeats)
         for site, candidate in chosen.items():
             seconds = statistics.median(samples[step] for step in site.steps)
-            cache.put(time_key(site, count, candidate), seconds)
+            if math.isfinite(seconds):
+                cache.put(time_key(site, count, candidate), seconds)
         done += work[number]
     if progress is not None:
         progress(len(rounds), len(rounds), 0.0)
+
+
+def _timing(engine: Engine, counts: list[int], num_threads: int | None) -> Callable[[int, Tactics, int], list[float]]:
+    """What times a batch of so many tokens by the given tactics, so many times: the seconds of each step."""
+    if engine.manifest.backend == "cuda":  # loaded only here: where there is no GPU there may be no Triton
+        timer = resolve("tritium.runtime.gpu.step_times:GpuStepTimer")
+        times: Callable[[int, Tactics, int], list[float]] = timer(
+            engine, counts, largest_decode=GPU_LARGEST_DECODE
+        ).times
+        return times
+
+    def times_on_cpu(count: int, tactics: Tactics, repeats: int) -> list[float]:
+        timer = StepTimer(engine, num_threads=num_threads, tactics=tactics)
+        is_decode = count <= LARGEST_DECODE and engine.manifest.kind != "encoder"
+        return timer.decode(count, _context(engine), repeats) if is_decode else timer.prefill(count, repeats)
+
+    return times_on_cpu
 
 
 def _context(engine: Engine) -> int:
@@ -146,20 +190,36 @@ def _forced(chosen: Mapping[Site, Candidate], environment: dict[str, str]) -> Ta
     return Tactics(environment=environment, effort="measuring", choices=tuple(choices))
 
 
-def _choose(site: Site, counts: list[int], cache: TimingCache) -> Choice | None:
-    """The kernel with the least product of times over all sizes, each with its best tactic; None: nothing is known."""
+def _choose(site: Site, counts: list[int], cache: TimingCache, margin: float) -> Choice | None:
+    """The kernel with the least product of times over all sizes, each with its best tactic; None: nothing is known.
+
+    margin: by how much another must be faster than the first kernel, or than a kernel's first tactic.
+    """
+    defaults: dict[str, Tactic] = {}
+    for candidate in site.candidates:
+        defaults.setdefault(candidate.kernel.name, candidate.tactic)
+    first = next(iter(defaults))
     by_kernel: dict[str, dict[int, tuple[float, Tactic]]] = defaultdict(dict)
     for candidate in site.candidates:
         for count in counts:
             seconds = cache.get(time_key(site, count, candidate))
             best = by_kernel[candidate.kernel.name]
-            if seconds is not None and (count not in best or seconds < best[count][0]):
+            if seconds is None:
+                continue
+            is_new = count not in best
+            allowance = 1.0 if is_new or best[count][1] != defaults[candidate.kernel.name] else margin
+            if is_new or seconds * allowance < best[count][0]:
                 best[count] = (seconds, candidate.tactic)
     most = max(map(len, by_kernel.values()), default=0)
     known = {kernel: best for kernel, best in by_kernel.items() if best and len(best) == most}
     if not known:
         return None
-    kernel = min(known, key=lambda name: sum(math.log(max(seconds, 1e-9)) for seconds, _ in known[name].values()))
+
+    def cost(name: str) -> float:
+        times = [seconds * (1.0 if name == first else margin) for seconds, _ in known[name].values()]
+        return sum(math.log(max(seconds, 1e-9)) for seconds in times)
+
+    kernel = min(known, key=cost)
     chosen = sorted(
         ((count, seconds, tactic) for count, (seconds, tactic) in known[kernel].items()), key=lambda row: row[0]
     )

@@ -54,13 +54,14 @@ def decode_tactic(group: int, head_size: int, q_dtype: torch.dtype, kv_dtype: to
     return DecodeTactic(form="dot", tile=64, num_warps=2 if kv_dtype == FP8 else 4, num_stages=3)
 
 
-def fp8_tactic(head_size: int, *, is_full: bool = False) -> DecodeTactic:
-    """As `decode_tactic`, of the kernel in CUDA C++. is_full: there is work for more than 4 blocks an SM.
+def fp8_tactic(head_size: int, *, is_full: bool = False, blocks: int = 0) -> DecodeTactic:
+    """As `decode_tactic`, of the kernel in CUDA C++. is_full: there is work for more than 4 blocks an SM. blocks: that
+    many.
 
     Heads of 128 then gain 1 to 6 % by 6 blocks of fewer registers. With 64 sequences they lose 11 %, and heads of 256,
     whose sums need the registers, lose 12 % in any case.
     """
-    num_stages = 6 if is_full and head_size == 128 else 4
+    num_stages = blocks or (6 if is_full and head_size == 128 else 4)
     return DecodeTactic(form="fp8", tile=4096 // head_size, num_warps=2, num_stages=num_stages)
 
 
@@ -104,9 +105,15 @@ def bind(
     context: LaunchContext,
     decode: DecodeTactic | None = None,
     prefill: PrefillTactic | None = None,
+    *,
+    chunks: Callable[[], bool] | None = None,
+    blocks: int = 0,
+    split_below: int = _SPLIT_BELOW,
+    prompts: str = "",
 ) -> Thunk:
     """ops.paged_attention into outputs[0]; rows past num_tokens stay as they are. prefill: keeps chunks in Triton.
 
+    chunks: another kernel for them, False where it cannot. blocks, split_below, prompts: a tactic's, see tactics.py.
     q and out may be strided in tokens and heads, the cache in blocks. Reads only keys that a query of the step sees.
     """
     q, cache, table, out = args["q_TNH"], args["cache_layer"], args["block_table_SB"], outputs[0]
@@ -121,8 +128,10 @@ def bind(
     num_kv_heads, page = cache.shape[2:4]
     group = num_heads // num_kv_heads
     is_fp8 = fits_fp8_kernel(args)
-    full = decode or fp8_tactic(head_size, is_full=True)  # where there are many sequences
-    decode = decode or (fp8_tactic(head_size) if is_fp8 else decode_tactic(group, head_size, q.dtype, cache.dtype))
+    full = decode or fp8_tactic(head_size, is_full=True, blocks=blocks)  # where there are many sequences
+    decode = decode or (
+        fp8_tactic(head_size, blocks=blocks) if is_fp8 else decode_tactic(group, head_size, q.dtype, cache.dtype)
+    )
     long, short = (
         prefill or prefill_tactic(head_size, q.dtype, cache.dtype, is_short=is_short) for is_short in (False, True)
     )
@@ -145,10 +154,11 @@ def bind(
         decode_shape |= {"GROUP": group, "COLUMNS": columns, "IS_HALF": is_half, "PRECISION": precision}
     decode_kernel = decode_dot_kernel if decode.form == "dot" else decode_vector_kernel
     prefill_shape = {**shape, "GROUP": group, "IS_HALF": is_half, "PRECISION": precision}
-    most_split = min(table.shape[0], _SPLIT_BELOW // num_kv_heads)
+    most_split = min(table.shape[0], split_below // num_kv_heads)
     partials = _scratch(most_split * num_heads * _SPLITS * (head_block + 2), q.device)
     options = launch_options(q.device)
-    dense = attention_hopper.bind(args, out, context) if prefill is None and attention_hopper.fits(args, out) else None
+    is_ours = chunks is None and prefill is None and not prompts
+    dense = attention_hopper.bind(args, out, context) if is_ours and attention_hopper.fits(args, out) else chunks
     join_strides = (num_heads, out.stride(0), out.stride(1))
 
     if decode.form == "fp8":

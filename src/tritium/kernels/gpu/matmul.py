@@ -90,9 +90,10 @@ def int8_tactic(num_rows: int, num_out: int) -> MatmulTactic:
     return MatmulTactic(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3)
 
 
-def bind_int8(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: MatmulTactic | None = None) -> Thunk:
-    """ops.linear_int8 into outputs[0]."""
-    return bind_tactic(args, outputs, tactic or int8_tactic(args["x"].shape[0], args["weight_NK"].shape[0]))
+def bind_int8(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], **numbers: int) -> Thunk:
+    """ops.linear_int8 into outputs[0]. numbers: a tactic's."""
+    num_rows, num_out = args["x"].shape[0], args["weight_NK"].shape[0]
+    return bind_tactic(args, outputs, MatmulTactic(**numbers) if numbers else int8_tactic(num_rows, num_out))
 
 
 def fixed_tactic(dtype: torch.dtype, num_rows: int, num_out: int) -> MatmulTactic:

@@ -23,6 +23,7 @@ WIDE = 128  # inputs a step of a weight whose outputs have one scale each
 _PROGRAMS = 264  # two an SM of an H100
 _MOST_SPLITS = 16
 _FEW_ROWS = 64
+_SCRATCH_FLOATS = _FEW_ROWS * 2 * _PROGRAMS * 64
 ONE_ROW = {"BLOCK_N": 8, "STEP": 512, "num_warps": 4}
 _HALF = tl.constexpr(HALF)
 
@@ -185,8 +186,14 @@ def tactic_for(bits: int, num_rows: int, num_out: int, num_steps: int) -> Quanti
     return QuantizedTactic(BLOCK_N=64, BLOCK_M=16, SPLITS=splits, num_warps=4, num_stages=6 if bits == 4 else 4)
 
 
-def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: QuantizedTactic | None = None) -> Thunk:
-    """ops.quantized_linear without int8 activations into outputs[0]. Weight and scales are packed by packing.py."""
+def bind(
+    args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: QuantizedTactic | None = None, **numbers: int
+) -> Thunk:
+    """ops.quantized_linear without int8 activations into outputs[0]. Weight and scales are packed by packing.py.
+
+    numbers: a tactic's. Inputs are not shared where the sums would not fit into the scratch, nor by more programs than
+    there are steps.
+    """
     x, qweight, bias, out = args["x"], args["qweight"], args.get("bias"), outputs[0]
     scales, units = args["scales_NG"]
     need_dense(x=x[0], qweight=qweight, scales_NG=scales, out=out[0])
@@ -194,6 +201,9 @@ def bind(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: Quant
     bits = 8 if qweight.dtype == torch.int8 else 4
     step = WIDE if bits == 8 and num_groups == 1 else num_in // num_groups
     num_steps = triton.cdiv(num_in, step)
+    if numbers:
+        most = min(num_steps, _SCRATCH_FLOATS // (num_rows * num_out) if num_rows <= _FEW_ROWS else 1)
+        tactic = QuantizedTactic(**{**numbers, "SPLITS": max(1, min(numbers["SPLITS"], most))})
     if num_rows == 1 and bits == 8 and tactic is None:
         return partial(
             _one_row_kernel[(triton.cdiv(num_out, ONE_ROW["BLOCK_N"]),)],
@@ -251,4 +261,4 @@ def bind_fixed(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thun
 @cache
 def _scratch(device: torch.device) -> torch.Tensor:
     """fp32 memory that all layers share, for steps are launched one after the other: 64 rows of what is split."""
-    return torch.empty(_FEW_ROWS * (_PROGRAMS + _PROGRAMS) * 64, dtype=torch.float32, device=device)
+    return torch.empty(_SCRATCH_FLOATS, dtype=torch.float32, device=device)

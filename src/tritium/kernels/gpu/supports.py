@@ -127,6 +127,16 @@ def paged_attention(args: Mapping[str, Any]) -> str | None:
     return _floats(q_TNH=q)
 
 
+def varlen_attention(args: Mapping[str, Any]) -> str | None:
+    """16 bits, heads in multiples of 8, no window, cap or slopes; the cache in q's dtype or in fp8."""
+    q, cache = args["q_TNH"], args["cache_layer"]
+    if args["window"] or args["softcap"] or args.get("alibi_slopes_N") is not None:
+        return "it knows no window, cap or slopes"
+    if q.dtype == torch.float32 or cache.dtype == torch.int8 or q.shape[2] % 8:
+        return f"q is {q.dtype} with heads of {q.shape[2]}, the cache {cache.dtype}"
+    return paged_attention(args)
+
+
 def rows(args: Mapping[str, Any]) -> str | None:
     """A matrix whose rows fit in one program."""
     if len(args["x"].shape) != 2:

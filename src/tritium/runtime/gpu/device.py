@@ -25,6 +25,11 @@ def gpu_for(engine: Engine) -> torch.device:
     )
 
 
+def capability_for(engine: Engine) -> tuple[int, int]:
+    """Of the current CUDA device. Raises `EngineError` when there is none."""
+    return torch.cuda.get_device_capability(gpu_for(engine))
+
+
 def check_capability(kernels: Sequence[Kernel], name: str, capability: tuple[int, int]) -> None:
     """Raise `EngineError` when a step's kernel needs a newer GPU than the one of that name."""
     needed = max(kernels, key=lambda kernel: kernel.min_capability)

@@ -18,18 +18,20 @@ import torch
 
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
+from tritium.engine.environment import gpu_environment
 from tritium.engine.plan import Sizes
+from tritium.engine.tactics import Tactics
 from tritium.errors import OutOfMemory
-from tritium.kernels.kernel import LaunchContext, Thunk
+from tritium.kernels.kernel import Kernel, LaunchContext, Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
 from tritium.runtime.binding import Binder
-from tritium.runtime.bound_steps import BoundSteps
+from tritium.runtime.bound_steps import BoundSteps, bind_tuned
 from tritium.runtime.footprint import gpu_footprint
 from tritium.runtime.gpu.buckets import gpu_bucket
 from tritium.runtime.gpu.device import check_capability, gpu_for
 from tritium.runtime.gpu.inputs import DeviceInputs
 from tritium.runtime.gpu.sampler import GpuSampler
-from tritium.runtime.kernel_choice import choose_kernels
+from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights
 from tritium.runtime.memory import gpu_out_of_memory, megabytes
@@ -71,17 +73,21 @@ class GpuExecutor:
     memory: the KV cache's size and the length a sequence may have; the scheduler must be configured with it.
     """
 
-    def __init__(self, engine: Engine, config: RuntimeConfig, *, has_graphs: bool = True) -> None:
-        """Load and lay out everything. Raises `EngineError` without a GPU, `KernelError`, or `OutOfMemory`."""
+    def __init__(
+        self, engine: Engine, config: RuntimeConfig, *, has_graphs: bool = True, tactics: Tactics | None = None
+    ) -> None:
+        """Load and lay out everything. Raises `EngineError` without a GPU, `KernelError`, or `OutOfMemory`.
+
+        tactics: in place of the engine's own, which count only on a GPU like that on which they were measured.
+        """
         self.device = gpu_for(engine)
         self._engine = engine
         plan, groups = engine.plan, engine.plan.kv_groups
         self._plan = plan
         self._is_bitwise = engine.manifest.invariance == "bitwise"
-        self._kernels = choose_kernels(plan, engine.plugins, "cuda", is_bitwise=self._is_bitwise)
+        self._tactics = tactics or usable_tactics(engine, gpu_environment())
+        self._kernels = self._choose_kernels()
         self._most_rows = config.max_num_seqs
-        name, capability = torch.cuda.get_device_name(self.device), torch.cuda.get_device_capability(self.device)
-        check_capability(self._kernels, name, capability)
         free_bytes, _ = torch.cuda.mem_get_info(self.device)
         self.footprint = gpu_footprint(
             plan,
@@ -155,7 +161,34 @@ class GpuExecutor:
         except torch.cuda.OutOfMemoryError as error:
             raise self._out_of_memory("running a step") from error
 
-    def _launch(self, batch: ScheduledBatch) -> LaunchedStep:
+    def thunks(self, batch: ScheduledBatch) -> list[Thunk]:
+        """What `launch` calls for a batch, one per step of the plan, its inputs written: until the next call of either
+        they may be called again and again."""
+        layout, tokens, rows = self.write(batch)
+        self._describe(layout)
+        return [*self._steps.tokens(tokens), *self._steps.rows(rows)[0]]
+
+    def use(self, tactics: Tactics) -> None:
+        """Run by these tactics and the kernels that they name from the next launch on; all steps are bound anew."""
+        torch.cuda.synchronize(self.device)
+        self._tactics = tactics
+        self._kernels = self._choose_kernels()
+        self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
+        self._steps.forget()
+
+    def fill_cache(self) -> None:
+        """Give the whole KV cache numbers, for timing."""
+        self._steps.binder.fill_cache()
+
+    def _choose_kernels(self) -> list[Kernel]:
+        tuned = self._tactics.kernels if self._tactics else None
+        kernels = choose_kernels(self._plan, self._engine.plugins, "cuda", tuned=tuned, is_bitwise=self._is_bitwise)
+        name, capability = torch.cuda.get_device_name(self.device), torch.cuda.get_device_capability(self.device)
+        check_capability(kernels, name, capability)
+        return kernels
+
+    def write(self, batch: ScheduledBatch) -> tuple[BatchLayout, int, int]:
+        """Bring a batch into the inputs; its buckets of tokens and of rows."""
         for slot, request in self._slots.admit(batch):
             self._builder.admit(slot, request)
             self._sampler.admit(slot, request)
@@ -168,15 +201,24 @@ class GpuExecutor:
         self._sampler.gather(layout)
         self._inputs.push(layout.num_sequences)
         self._sampler.resolve(self._inputs.tensors["input_ids"][: layout.num_tokens])
-        if is_decode and self._has_graphs:
+        return layout, tokens, rows
+
+    def _describe(self, layout: BatchLayout) -> None:
+        """Tell the kernels of the batch's shape."""
+        context = self._context
+        context.num_decodes = layout.num_decodes
+        context.num_prefills = layout.num_sequences - layout.num_decodes
+        context.num_prefill_tokens = layout.num_tokens - layout.num_decodes
+        lengths = self._builder.inputs.arrays["context_lens"][layout.num_decodes : layout.num_sequences]
+        context.num_prefill_keys, context.longest_prefill = int(lengths.sum()), int(lengths.max(initial=0))
+
+    def _launch(self, batch: ScheduledBatch) -> LaunchedStep:
+        layout, tokens, rows = self.write(batch)
+        if self._has_graphs and batch.num_tokens == len(batch.sequences) == batch.num_sampled:
             self._run_graph(rows)
         else:
             scored = scored_parts(batch)
-            self._context.num_decodes = layout.num_decodes
-            self._context.num_prefills = layout.num_sequences - layout.num_decodes
-            self._context.num_prefill_tokens = layout.num_tokens - layout.num_decodes
-            contexts = self._builder.inputs.arrays["context_lens"][layout.num_decodes : layout.num_sequences]
-            self._context.longest_prefill = int(contexts.max(initial=0))
+            self._describe(layout)
             self._run(tokens, 0)
             if scored:
                 self._score_prompts(scored)
@@ -289,4 +331,4 @@ class GpuExecutor:
         self._graphs[size] = graph
 
     def _bind_step(self, binder: Binder, index: int, sizes: Sizes) -> Thunk:
-        return binder.bind(self._plan.steps[index], self._kernels[index], sizes)
+        return bind_tuned(self._plan, self._kernels, self._tactics, binder, index, sizes)

@@ -1,0 +1,129 @@
+"""How long each step of an engine's plan takes on the GPU that is here, in its place among the others.
+
+The steps of a batch are launched in order behind a wait that the GPU does first, so that none of them waits for the
+host, with an event between any two. Weights are as cold as the other layers' leave them. A kernel cannot start beside
+the one before it, as it may in real steps: what it gains by that is not in its time.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from triton.runtime.errors import OutOfResources
+
+from tritium.config import RuntimeConfig
+from tritium.engine.engine import Engine
+from tritium.engine.tactics import Tactics
+from tritium.errors import OutOfMemory
+from tritium.kernels.kernel import Thunk
+from tritium.runtime.assemble import make_scheduler
+from tritium.runtime.gpu.executor import GpuExecutor
+from tritium.runtime.request import Request, SampledToken, ScheduledBatch
+from tritium.sampling_params import SamplingParams
+
+WARM_UP_ROUNDS = 2
+MOST_KEYS = 65_536  # that the sequences of a decoding batch have behind them together
+LONGEST_CONTEXT = 1024
+_MOST_NEW = 64  # tokens that a sequence may decode until the last one has its prompt
+_FEWEST_TOKENS = 4096  # a step; with MOST_KEYS few enough steps for _MOST_NEW
+_CYCLES_A_STEP = 60_000  # about 30 us, more than the host takes to launch a step
+
+
+class GpuStepTimer:
+    """Times batches of one decoder, by any tactics; its weights are loaded once."""
+
+    def __init__(self, engine: Engine, counts: Sequence[int], *, largest_decode: int) -> None:
+        """counts: sizes of the batches to be timed, of which those up to `largest_decode` are decoding sequences."""
+        self._engine, self._largest_decode = engine, largest_decode
+        num_decodes = max((count for count in counts if count <= largest_decode), default=1)
+        config = RuntimeConfig(
+            max_num_seqs=num_decodes,
+            max_num_batched_tokens=max(_FEWEST_TOKENS, *counts),
+            max_model_len=min(engine.manifest.max_model_len, max(LONGEST_CONTEXT, *counts) + _MOST_NEW),
+            enable_prefix_caching=False,
+        )
+        self._config = config
+        self._executor = GpuExecutor(engine, config, has_graphs=False, tactics=no_tactics())
+        self._executor.fill_cache()
+        self._longest = self._executor.memory.max_model_len
+        self._scheduler = make_scheduler(engine, config, self._executor)
+        self._running: tuple[ScheduledBatch, list[str]] | None = None
+        self._num_requests = 0
+
+    def times(self, count: int, tactics: Tactics, repeats: int) -> list[float]:
+        """Seconds of each step, in the plan's order, by these tactics: the median of `repeats` rounds after warm-up.
+
+        inf: the step's kernel wants more of something than this GPU has.
+        """
+        self._executor.use(tactics)
+        thunks = self._executor.thunks(self._batch(count))
+        refused = {number for number, thunk in enumerate(thunks) if not _can_run(thunk)}
+        kept = [_nothing if number in refused else thunk for number, thunk in enumerate(thunks)]
+        rounds = [_round(kept) for _ in range(WARM_UP_ROUNDS + repeats)][WARM_UP_ROUNDS:]
+        seconds = [statistics.median(column) for column in zip(*rounds, strict=True)]
+        return [math.inf if number in refused else one for number, one in enumerate(seconds)]
+
+    def _batch(self, count: int) -> ScheduledBatch:
+        """`count` decoding sequences, or one prompt of so many tokens; nobody computes what is before it."""
+        scheduler = self._scheduler
+        if self._running is not None:
+            last, ids = self._running
+            scheduler.update(last, [SampledToken(0)] * last.num_sampled)
+            for request_id in ids:
+                scheduler.abort(request_id)
+        is_decode = count <= self._largest_decode
+        length = self._context(count) if is_decode else min(count, self._longest - 2)
+        params = SamplingParams(temperature=0, max_tokens=_MOST_NEW if is_decode else 2, ignore_eos=True)
+        ids = [f"{self._num_requests + number}" for number in range(count if is_decode else 1)]
+        self._num_requests += len(ids)
+        for number, request_id in enumerate(ids):
+            tokens = [(number * 7919 + i * 104_729) % self._engine.plan.vocab_size for i in range(length)]
+            scheduler.add(Request(request_id, tokens, params))
+        batch = scheduler.schedule()
+        while is_decode and not batch.num_tokens == len(batch.sequences) == batch.num_sampled == count:
+            if not batch.sequences:
+                raise OutOfMemory(
+                    f"the KV cache has no room for {count} sequences of {length} tokens, which are to be timed: free "
+                    "more of the GPU's memory"
+                )
+            self._executor.write(batch)
+            scheduler.update(batch, [SampledToken(0)] * batch.num_sampled)
+            batch = scheduler.schedule()
+        self._running = batch, ids
+        return batch
+
+    def _context(self, count: int) -> int:
+        """Tokens that each of so many decoding sequences has behind it: what the cache holds, and a place to go on."""
+        room = self._executor.memory.num_blocks * self._config.block_size // (2 * count) - _MOST_NEW
+        return max(1, min(LONGEST_CONTEXT, MOST_KEYS // count, self._longest - _MOST_NEW - 1, room))
+
+
+def no_tactics() -> Tactics:
+    """Every step by its default."""
+    return Tactics(environment={}, effort="none")
+
+
+def _can_run(thunk: Thunk) -> bool:
+    try:
+        thunk()
+    except OutOfResources:
+        return False
+    return True
+
+
+def _nothing() -> None:
+    """In the place of a step that cannot run."""
+
+
+def _round(thunks: Sequence[Callable[[], object]]) -> list[float]:
+    """Run all steps once: seconds of each."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(len(thunks) + 1)]
+    torch.cuda._sleep(_CYCLES_A_STEP * len(thunks))
+    events[0].record()
+    for thunk, event in zip(thunks, events[1:], strict=True):
+        thunk()
+        event.record()
+    events[-1].synchronize()
+    return [start.elapsed_time(end) / 1000 for start, end in pairwise(events)]

@@ -1,0 +1,172 @@
+"""Tuning an engine for a GPU, as far as no GPU is needed: its sites, what is chosen, and where the choice counts."""
+
+import math
+import shutil
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from tritium.cli.main import app
+from tritium.compiler import build, compile_module
+from tritium.config import BuildConfig
+from tritium.engine.engine import Engine
+from tritium.engine.plan import Sizes
+from tritium.runtime.bound_steps import bind_tuned
+from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
+from tritium.testing.plain_models import PlainLlama
+from tritium.tuner import tune as tuner
+from tritium.tuner.sites import sites, time_key
+from tritium.tuner.timing_cache import TimingCache
+
+HERE = {"hardware": "a GPU of compute capability 9.0", "driver": "1", "torch": "2", "triton": "3", "kernels": "4"}
+
+
+def plan_of(scheme, invariance="fast"):
+    config = BuildConfig(scheme=scheme, device="cuda", invariance=invariance)
+    return compile_module(PlainLlama(size=256, num_heads=4, num_layers=2).bfloat16(), config).plan
+
+
+def names(plan, **limits):
+    found = sites(plan, (), "cuda", is_thorough=True, **limits)
+    return {site.op: [c.name for c in site.candidates] for site in found}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    model = PlainLlama(size=256, num_heads=4, num_layers=2).bfloat16()
+    path = tmp_path_factory.mktemp("engine") / "e"
+    return build(model, output_dir=path, max_model_len=128, device="cuda", scheme="fp8").path
+
+
+@pytest.fixture
+def engine(built, tmp_path):
+    return Engine.load(shutil.copytree(built, tmp_path / "engine"))
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return TimingCache(HERE, tmp_path / "timings.json")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Times as a GPU would give them: `measured.seconds(kernel name, tactic, count)`, 1 until a test says otherwise."""
+    state = SimpleNamespace(seconds=lambda kernel, tactic, count: 1.0, batches=[])
+
+    def timing(engine, counts, num_threads):
+        plain = [kernel.name for kernel in choose_kernels(engine.plan, device="cuda")]
+
+        def times(count, tactics, repeats):
+            state.batches.append(count)
+            kernels = [tactics.kernels.get(index, name) for index, name in enumerate(plain)]
+            return [state.seconds(k, tactics.tactic(i, k, count), count) for i, k in enumerate(kernels)]
+
+        return times
+
+    monkeypatch.setattr(tuner, "_timing", timing)
+    monkeypatch.setattr(tuner, "capability_for", lambda engine: (9, 0))
+    return state
+
+
+def test_an_fp8_plan_has_blocks_splits_and_torchs_attention_to_choose_among_and_never_an_eager_row():
+    found = names(plan_of("fp8"))
+    assert found["paged_attention"] == [
+        "gpu.paged_attention", "gpu.paged_attention:blocks=4", "gpu.paged_attention:blocks=6",
+        "gpu.paged_attention:split_below=0", "gpu.paged_attention:split_below=132",
+        "gpu.paged_attention:split_below=528", "gpu.paged_attention_fixed", "gpu.paged_attention_varlen",
+    ]  # fmt: skip
+    assert found["linear_fp8"] == ["gpu.linear_fp8", "gpu.linear_fp8_fixed"]
+    assert "rms_norm_fp8" not in found
+
+
+def test_an_older_gpu_is_not_offered_what_it_cannot_run():
+    plan = plan_of("w8a16")
+    assert "gpu.paged_attention_varlen" in names(plan, capability=(8, 0))["paged_attention"]
+    assert "gpu.paged_attention_varlen" not in names(plan, capability=(7, 5))["paged_attention"]
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "w4a16_g128", "w8a8"])
+def test_where_bits_must_not_depend_on_the_batch_only_exact_sums_have_tiles_to_choose(scheme):
+    found = names(plan_of(scheme, "bitwise"), is_bitwise=True)
+    assert set(found) == ({"linear_int8"} if scheme == "w8a8" else set())
+    assert all(name.startswith("gpu.linear_int8") for name in found.get("linear_int8", []))
+
+
+def test_quantised_linears_have_tiles_to_choose_what_sizes_decide_first():
+    candidates = names(plan_of("w4a16_g128"))["quantized_linear"]
+    assert candidates[0] == "gpu.quantized_linear" and candidates[-1] == "gpu.quantized_linear_fixed"
+    assert "gpu.quantized_linear:BLOCK_N=64:BLOCK_M=16:SPLITS=8:num_warps=4:num_stages=6" in candidates
+
+
+def test_the_default_stays_where_nothing_is_faster_by_more_than_measurements_differ(engine, cache, measured):
+    measured.seconds = lambda kernel, tactic, count: 0.98 if tactic or kernel.endswith(("_fixed", "_varlen")) else 1.0
+    tactics = tuner.tune(engine, "quick", cache)
+    assert measured.batches and set(measured.batches) == {1, 16, 64, 256}  # it has no prompt of 2,048 tokens
+    [attention] = [c for c in tactics.choices if "paged_attention" in c.site]
+    assert (attention.kernel, attention.tactics) == ("gpu.paged_attention", ())
+
+
+def test_each_size_gets_its_fastest_tactic_and_a_second_tuning_measures_nothing(engine, cache, measured):
+    best = {1: {"split_below": 528}, 16: {"blocks": 4}, 64: {"blocks": 6}, 256: {"blocks": 6}}
+    measured.seconds = lambda kernel, tactic, count: 0.5 if tactic == best[count] else 1.0
+    tactics = tuner.tune(engine, "quick", cache)
+    [attention] = [c for c in tactics.choices if "paged_attention" in c.site]
+    assert attention.kernel == "gpu.paged_attention"
+    assert attention.tactics == tuple(best.items())
+    measured.batches.clear()
+    again = tuner.tune(engine, "quick", TimingCache(HERE, cache.path))
+    assert again.choices == tactics.choices and (again.num_measured, measured.batches) == (0, [])
+
+
+def test_what_wants_more_than_the_gpu_has_is_neither_noted_nor_chosen(engine, cache, measured):
+    measured.seconds = lambda kernel, tactic, count: math.inf if tactic == {"blocks": 6} else 1.0
+    tactics = tuner.tune(engine, "quick", cache)
+    [site] = [s for s in sites(engine.plan, (), "cuda", is_thorough=False) if s.op == "paged_attention"]
+    known = {c.name for c in site.candidates if cache.get(time_key(site, 1, c)) is not None}
+    assert known == {c.name for c in site.candidates} - {"gpu.paged_attention:blocks=6"}
+    assert all({"blocks": 6} not in dict(choice.tactics).values() for choice in tactics.choices)
+
+
+def test_the_chosen_tactic_of_a_size_reaches_the_kernel(engine, cache, measured):
+    measured.seconds = lambda kernel, tactic, count: 0.5 if tactic == {"blocks": 6} and count > 16 else 1.0
+    tactics = tuner.tune(engine, "quick", cache)
+    kernels = choose_kernels(engine.plan, device="cuda", tuned=tactics.kernels)
+    index = next(i for i, step in enumerate(engine.plan.steps) if step.op == "paged_attention")
+    binder = SimpleNamespace(bind=lambda step, kernel, sizes, tactic: (step.op, kernel.name, tactic))
+    bound = [
+        bind_tuned(engine.plan, kernels, tactics, binder, index, Sizes(tokens=tokens, sequences=1, rows=1))
+        for tokens in (1, 16, 17, 64, 4096)
+    ]
+    assert [tactic for *_, tactic in bound] == [{}, {}, {"blocks": 6}, {"blocks": 6}, {"blocks": 6}]
+    assert {pair[:2] for pair in bound} == {("paged_attention", "gpu.paged_attention")}
+
+
+def test_a_choice_counts_on_the_gpu_it_was_measured_on_and_elsewhere_that_is_said(engine, cache, measured, caplog):
+    tuned = tuner.tune_engine(engine, "quick", cache)
+    assert usable_tactics(tuned, HERE) == tuned.tactics
+    assert not caplog.text
+    assert usable_tactics(tuned, HERE | {"driver": "2"}) is None
+    assert f"{engine.path} was tuned elsewhere (driver was '1', is '2'): defaults are used" in caplog.text
+    assert f"`tritium tune {engine.path}` measures here" in caplog.text
+
+
+def test_a_tactic_that_a_kernel_does_not_have_is_refused(engine, cache, measured, caplog):
+    measured.seconds = lambda kernel, tactic, count: 0.5 if tactic == {"blocks": 6} else 1.0
+    tuned = tuner.tune_engine(engine, "quick", cache)
+    assert usable_tactics(tuned, HERE) is not None
+    text = msgspec.json.encode(tuned.tactics).replace(b'"blocks":6', b'"blocks":5')
+    other = msgspec.json.decode(text, type=type(tuned.tactics))
+    spoilt = SimpleNamespace(tactics=other, plan=tuned.plan, path=tuned.path, plugins=())
+    assert usable_tactics(spoilt, HERE) is None
+    assert "gpu.paged_attention with blocks=5: gpu.paged_attention has no such tactic" in caplog.text
+
+
+def test_without_a_gpu_tuning_is_one_clear_error_and_nothing_is_written(engine, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for effort in ("none", "quick"):
+        result = CliRunner().invoke(app, ["tune", str(engine.path), "--effort", effort])
+        (line,) = result.stderr.splitlines()
+        assert result.exit_code == 1 and "was built for an NVIDIA GPU, and torch" in line and "--device cpu" in line
+    assert not (engine.path / "tactics.json").exists()
