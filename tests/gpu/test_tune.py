@@ -22,7 +22,7 @@ PROMPTS = [[3, 5, 7], list(range(60)), [9] * 31, [4]]
 
 def answers(path: Path) -> list[list[int]]:
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
-    with LLM(path, max_num_seqs=4, max_num_batched_tokens=128, kv_cache_memory="256MB") as llm:
+    with LLM(path, max_num_seqs=4, max_num_batched_tokens=128, kv_cache_memory=256 << 20) as llm:
         return [out.outputs[0].token_ids for out in llm.generate(PROMPTS, params, use_progress=False)]
 
 
@@ -31,7 +31,7 @@ def test_a_tuned_engine_gives_the_same_tokens(
     scheme: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TRITIUM_CACHE", str(tmp_path / "cache"))
-    model = PlainLlama(size=256, num_heads=4, num_layers=2).to(getattr(torch, dtype))
+    model = PlainLlama(size=256, head_size=64, intermediate=512).to(getattr(torch, dtype))
     path = build(model, output_dir=tmp_path / "e", max_model_len=512, device="cuda", scheme=scheme).path
     plain = answers(path)
     result = CliRunner().invoke(app, ["tune", str(path), "--json"], catch_exceptions=False)

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import msgspec
@@ -25,7 +26,7 @@ HERE = {"hardware": "a GPU of compute capability 9.0", "driver": "1", "torch": "
 
 def plan_of(scheme, invariance="fast"):
     config = BuildConfig(scheme=scheme, device="cuda", invariance=invariance)
-    return compile_module(PlainLlama(size=256, num_heads=4, num_layers=2).bfloat16(), config).plan
+    return compile_module(PlainLlama(size=256, head_size=64).bfloat16(), config).plan
 
 
 def names(plan, **limits):
@@ -35,7 +36,7 @@ def names(plan, **limits):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    model = PlainLlama(size=256, num_heads=4, num_layers=2).bfloat16()
+    model = PlainLlama(size=256, head_size=64).bfloat16()
     path = tmp_path_factory.mktemp("engine") / "e"
     return build(model, output_dir=path, max_model_len=128, device="cuda", scheme="fp8").path
 
@@ -55,6 +56,7 @@ def measured(monkeypatch):
     """Times as a GPU would give them: `measured.seconds(kernel name, tactic, count)`, 1 until a test says otherwise."""
     state = SimpleNamespace(seconds=lambda kernel, tactic, count: 1.0, batches=[])
 
+    @contextmanager
     def timing(engine, counts, num_threads):
         plain = [kernel.name for kernel in choose_kernels(engine.plan, device="cuda")]
 
@@ -63,7 +65,7 @@ def measured(monkeypatch):
             kernels = [tactics.kernels.get(index, name) for index, name in enumerate(plain)]
             return [state.seconds(k, tactics.tactic(i, k, count), count) for i, k in enumerate(kernels)]
 
-        return times
+        yield times
 
     monkeypatch.setattr(tuner, "_timing", timing)
     monkeypatch.setattr(tuner, "capability_for", lambda engine: (9, 0))

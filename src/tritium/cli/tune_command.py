@@ -1,4 +1,4 @@
-"""`tritium tune`: measure kernels and tactics for an engine on this machine, or its GPU; keep, share and merge the times."""
+"""`tritium tune`: measure kernels and tactics for an engine on this machine or its GPU; keep, share and merge times."""
 
 import math
 import sys

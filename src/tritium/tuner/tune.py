@@ -11,7 +11,8 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import msgspec
 
@@ -36,6 +37,7 @@ LARGEST_DECODE = 64  # a batch of more tokens than this is one prompt, of fewer 
 GPU_LARGEST_DECODE = 256
 GPU_MARGIN = 1.03  # times that a default's time may be another's
 Progress = Callable[[int, int, float], None]
+TimeBatch = Callable[[int, Tactics, int], list[float]]  # of so many tokens, by these, so many times: seconds by step
 
 
 def tune_engine(
@@ -144,36 +146,40 @@ def _measure(
     ]
     work = [count + 16 for count, _ in rounds]  # a pass costs something whatever its size
     start, done = time.perf_counter(), 0
-    times = _timing(engine, list(missing), num_threads)
-    for number, (count, chosen) in enumerate(rounds):
-        if progress is not None:
-            left = (time.perf_counter() - start) / done * (sum(work) - done) if done else math.nan
-            progress(number, len(rounds), left)
-        samples = times(count, _forced(chosen, cache.environment), repeats)
-        for site, candidate in chosen.items():
-            seconds = statistics.median(samples[step] for step in site.steps)
-            if math.isfinite(seconds):
-                cache.put(time_key(site, count, candidate), seconds)
-        done += work[number]
+    with _timing(engine, list(missing), num_threads) as times:
+        for number, (count, chosen) in enumerate(rounds):
+            if progress is not None:
+                left = (time.perf_counter() - start) / done * (sum(work) - done) if done else math.nan
+                progress(number, len(rounds), left)
+            samples = times(count, _forced(chosen, cache.environment), repeats)
+            for site, candidate in chosen.items():
+                seconds = statistics.median(samples[step] for step in site.steps)
+                if math.isfinite(seconds):
+                    cache.put(time_key(site, count, candidate), seconds)
+            done += work[number]
     if progress is not None:
         progress(len(rounds), len(rounds), 0.0)
 
 
-def _timing(engine: Engine, counts: list[int], num_threads: int | None) -> Callable[[int, Tactics, int], list[float]]:
-    """What times a batch of so many tokens by the given tactics, so many times: the seconds of each step."""
+@contextmanager
+def _timing(engine: Engine, counts: list[int], num_threads: int | None) -> Iterator[TimeBatch]:
+    """What times batches of these numbers of tokens."""
     if engine.manifest.backend == "cuda":  # loaded only here: where there is no GPU there may be no Triton
-        timer = resolve("tritium.runtime.gpu.step_times:GpuStepTimer")
-        times: Callable[[int, Tactics, int], list[float]] = timer(
+        timer = resolve("tritium.runtime.gpu.step_times:GpuStepTimer")(
             engine, counts, largest_decode=GPU_LARGEST_DECODE
-        ).times
-        return times
+        )
+        try:
+            yield timer.times
+        finally:
+            timer.close()
+        return
 
     def times_on_cpu(count: int, tactics: Tactics, repeats: int) -> list[float]:
         timer = StepTimer(engine, num_threads=num_threads, tactics=tactics)
         is_decode = count <= LARGEST_DECODE and engine.manifest.kind != "encoder"
         return timer.decode(count, _context(engine), repeats) if is_decode else timer.prefill(count, repeats)
 
-    return times_on_cpu
+    yield times_on_cpu
 
 
 def _context(engine: Engine) -> int:

@@ -31,6 +31,7 @@ def _chunks(args: Mapping[str, Any], out: torch.Tensor, context: LaunchContext) 
     q, cache, table = args["q_TNH"], args["cache_layer"], args["block_table_SB"]
     starts, contexts = args["cu_seqlens_q"], args["context_lens_S"]
     num_kv_heads, page, head_size = cache.shape[2:]
+    stored = cache.view(torch.uint8) if cache.element_size() == 1 else cache  # what indexing knows everywhere
     key_bytes = 2 * num_kv_heads * head_size * q.element_size()
 
     def run() -> bool:
@@ -43,7 +44,7 @@ def _chunks(args: Mapping[str, Any], out: torch.Tensor, context: LaunchContext) 
         owner = torch.repeat_interleave(lengths, output_size=keys)
         position = torch.arange(keys, device=q.device) - ends[owner]
         block, offset = table[first + owner, position // page].long(), position % page
-        k, v = (cache[block, i, :, offset].to(q.dtype) for i in range(2))
+        k, v = (stored[block, i, :, offset].view(cache.dtype).to(q.dtype) for i in range(2))
         tokens = slice(first, first + context.num_prefill_tokens)
         since = starts[first : first + sequences + 1] - starts[first]
         longest = context.longest_prefill  # of a context: no chunk has more tokens

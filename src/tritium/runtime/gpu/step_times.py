@@ -5,9 +5,11 @@ host, with an event between any two. Weights are as cold as the other layers' le
 the one before it, as it may in real steps: what it gains by that is not in its time.
 """
 
+import gc
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -20,6 +22,7 @@ from tritium.errors import OutOfMemory
 from tritium.kernels.kernel import Thunk
 from tritium.runtime.assemble import make_scheduler
 from tritium.runtime.gpu.executor import GpuExecutor
+from tritium.runtime.kv_cache import block_bytes
 from tritium.runtime.request import Request, SampledToken, ScheduledBatch
 from tritium.sampling_params import SamplingParams
 
@@ -44,6 +47,8 @@ class GpuStepTimer:
             max_model_len=min(engine.manifest.max_model_len, max(LONGEST_CONTEXT, *counts) + _MOST_NEW),
             enable_prefix_caching=False,
         )
+        if 2 * (needed := _cache_bytes(engine, config)) < torch.cuda.mem_get_info()[0]:
+            config = replace(config, kv_cache_memory=needed)  # and not all that is free
         self._config = config
         self._executor = GpuExecutor(engine, config, has_graphs=False, tactics=no_tactics())
         self._executor.fill_cache()
@@ -64,6 +69,12 @@ class GpuStepTimer:
         rounds = [_round(kept) for _ in range(WARM_UP_ROUNDS + repeats)][WARM_UP_ROUNDS:]
         seconds = [statistics.median(column) for column in zip(*rounds, strict=True)]
         return [math.inf if number in refused else one for number, one in enumerate(seconds)]
+
+    def close(self) -> None:
+        """Give the GPU's memory back."""
+        del self._executor, self._scheduler
+        gc.collect()  # an executor and its steps know each other
+        torch.cuda.empty_cache()
 
     def _batch(self, count: int) -> ScheduledBatch:
         """`count` decoding sequences, or one prompt of so many tokens; nobody computes what is before it."""
@@ -96,8 +107,16 @@ class GpuStepTimer:
 
     def _context(self, count: int) -> int:
         """Tokens that each of so many decoding sequences has behind it: what the cache holds, and a place to go on."""
-        room = self._executor.memory.num_blocks * self._config.block_size // (2 * count) - _MOST_NEW
+        tokens = self._executor.memory.num_blocks * self._config.block_size // max(1, len(self._engine.plan.kv_groups))
+        room = tokens * 3 // (4 * count) - _MOST_NEW - self._config.block_size
         return max(1, min(LONGEST_CONTEXT, MOST_KEYS // count, self._longest - _MOST_NEW - 1, room))
+
+
+def _cache_bytes(engine: Engine, config: RuntimeConfig) -> int:
+    """Of keys and values of the largest decoding batch, and half as much again."""
+    tokens = MOST_KEYS + config.max_num_seqs * (_MOST_NEW + config.block_size) + config.max_num_batched_tokens
+    groups = engine.plan.kv_groups
+    return max(1, tokens * 3 // 2 // config.block_size * len(groups) * block_bytes(groups, config.block_size))
 
 
 def no_tactics() -> Tactics:
