@@ -122,6 +122,18 @@ def test_each_size_gets_its_fastest_tactic_and_a_second_tuning_measures_nothing(
     assert again.choices == tactics.choices and (again.num_measured, measured.batches) == (0, [])
 
 
+def test_another_kernel_is_chosen_when_it_is_slower_at_no_size(engine, cache, measured):
+    slow = {"gpu.paged_attention_fixed": 256, "gpu.paged_attention_varlen": None}
+
+    def seconds(kernel, tactic, count):
+        return 1.0 if kernel not in slow else 1.1 if count == slow[kernel] else 0.2 if slow[kernel] else 0.5
+
+    measured.seconds = seconds
+    tactics = tuner.tune(engine, "quick", cache)
+    [attention] = [c for c in tactics.choices if "paged_attention" in c.site]
+    assert attention.kernel == "gpu.paged_attention_varlen"
+
+
 def test_what_wants_more_than_the_gpu_has_is_neither_noted_nor_chosen(engine, cache, measured):
     measured.seconds = lambda kernel, tactic, count: math.inf if tactic == {"blocks": 6} else 1.0
     tactics = tuner.tune(engine, "quick", cache)

@@ -199,7 +199,8 @@ def _forced(chosen: Mapping[Site, Candidate], environment: dict[str, str]) -> Ta
 def _choose(site: Site, counts: list[int], cache: TimingCache, margin: float) -> Choice | None:
     """The kernel with the least product of times over all sizes, each with its best tactic; None: nothing is known.
 
-    margin: by how much another must be faster than the first kernel, or than a kernel's first tactic.
+    margin: by how much another must be faster than the first kernel, or than a kernel's first tactic. Where it is more
+    than 1, on a GPU, another kernel must be slower at no size: batches there are larger than any that is measured.
     """
     defaults: dict[str, Tactic] = {}
     for candidate in site.candidates:
@@ -220,6 +221,12 @@ def _choose(site: Site, counts: list[int], cache: TimingCache, margin: float) ->
     known = {kernel: best for kernel, best in by_kernel.items() if best and len(best) == most}
     if not known:
         return None
+    if margin > 1.0 and (plain := known.get(first)):
+        known = {
+            kernel: best
+            for kernel, best in known.items()
+            if all(seconds <= plain[count][0] for count, (seconds, _) in best.items())
+        }
 
     def cost(name: str) -> float:
         times = [seconds * (1.0 if name == first else margin) for seconds, _ in known[name].values()]

@@ -8,6 +8,7 @@ the one before it, as it may in real steps: what it gains by that is not in its 
 import gc
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -31,7 +32,8 @@ MOST_KEYS = 65_536  # that the sequences of a decoding batch have behind them to
 LONGEST_CONTEXT = 1024
 _MOST_NEW = 64  # tokens that a sequence may decode until the last one has its prompt
 _FEWEST_TOKENS = 4096  # a step; with MOST_KEYS few enough steps for _MOST_NEW
-_CYCLES_A_STEP = 60_000  # about 30 us, more than the host takes to launch a step
+_CYCLES_A_SECOND = 2_000_000_000  # at most, of any GPU's clock
+_LONGEST_WAIT = 0.1  # seconds
 
 
 class GpuStepTimer:
@@ -66,8 +68,12 @@ class GpuStepTimer:
         thunks = self._executor.thunks(self._batch(count))
         refused = {number for number, thunk in enumerate(thunks) if not _can_run(thunk)}
         kept = [_nothing if number in refused else thunk for number, thunk in enumerate(thunks)]
-        rounds = [_round(kept) for _ in range(WARM_UP_ROUNDS + repeats)][WARM_UP_ROUNDS:]
-        seconds = [statistics.median(column) for column in zip(*rounds, strict=True)]
+        wait, rounds = _LONGEST_WAIT, []
+        for _ in range(WARM_UP_ROUNDS + repeats):
+            seconds, launching = _round(kept, wait)
+            wait = min(_LONGEST_WAIT, 1.5 * launching)
+            rounds.append(seconds)
+        seconds = [statistics.median(column) for column in zip(*rounds[WARM_UP_ROUNDS:], strict=True)]
         return [math.inf if number in refused else one for number, one in enumerate(seconds)]
 
     def close(self) -> None:
@@ -136,13 +142,18 @@ def _nothing() -> None:
     """In the place of a step that cannot run."""
 
 
-def _round(thunks: Sequence[Callable[[], object]]) -> list[float]:
-    """Run all steps once: seconds of each."""
+def _round(thunks: Sequence[Callable[[], object]], wait: float) -> tuple[list[float], float]:
+    """Run all steps once, behind a wait of so many seconds: those of each, and those that the host took to launch all.
+
+    A host that falls behind the GPU would be what is measured: with less, the last steps took up to four times as long.
+    """
     events = [torch.cuda.Event(enable_timing=True) for _ in range(len(thunks) + 1)]
-    torch.cuda._sleep(_CYCLES_A_STEP * len(thunks))
+    torch.cuda._sleep(int(_CYCLES_A_SECOND * wait))
+    start = time.perf_counter()
     events[0].record()
     for thunk, event in zip(thunks, events[1:], strict=True):
         thunk()
         event.record()
+    launching = time.perf_counter() - start
     events[-1].synchronize()
-    return [start.elapsed_time(end) / 1000 for start, end in pairwise(events)]
+    return [before.elapsed_time(after) / 1000 for before, after in pairwise(events)], launching
