@@ -105,7 +105,7 @@ class BuildConfig:
             check_choice("invariance", self.invariance, ("bitwise", "fast"))
         if self.device == "cuda" and self.tune != "none":
             raise ConfigError(
-                f"tune={self.tune!r} is for device='cpu': say 'none', and run `tritium tune ENGINE` where the GPU is"
+                f"tune={self.tune!r} is for device='cpu': run `tritium tune ENGINE` where the GPU is, and say 'none'"
             )
         if not isinstance(self.quantize_embedding, bool):
             raise ConfigError(f"quantize_embedding must be True or False, not {self.quantize_embedding!r}")
