@@ -150,8 +150,11 @@ def test_refused_requests_are_told_why_and_others_run(engine: Harness) -> None:
 
 
 def test_an_abort_ends_one_request_and_an_unknown_one_nothing(engine: Harness) -> None:
+    is_asked = threading.Event()
+    engine.executor.before_step = lambda batch: engine.executor.num_steps == 1 or is_asked.wait(60)  # none runs ahead
     engine.send(submit("a", max_tokens=100), submit("b"), Abort("nobody"))
     engine.send(Abort("a"))
+    is_asked.set()
     found = engine.outputs(2)
     assert found["a"][-1].finish_reason == "abort"
     assert found["b"][-1].finish_reason == "length"
