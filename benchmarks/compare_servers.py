@@ -100,17 +100,22 @@ async def ready(port: int, server: subprocess.Popen[bytes]) -> str:
     sys.exit(f"the server did not answer within {START_SECONDS} s")
 
 
+def draw_prompt(draw: random.Random, args: argparse.Namespace) -> list[int]:
+    """Random tokens, but for the first two ids, which are often those of a text's begin and end."""
+    return [draw.randrange(2, args.vocab_size) for _ in range(args.input_len)]
+
+
 async def measure(args: argparse.Namespace, number: int) -> list[dict[str, Any]]:
     """One start of the server: a result for each number of requests."""
     line = command(args.engine, args.bin, args.model, args.port, shlex.split(args.server_args))
-    draw, lengths, results = random.Random(number), range(args.input_len), []
+    draw, results = random.Random(number), []
     log_path = args.out.with_suffix(f".{args.engine}.{number}.log")
     with log_path.open("wb") as log, subprocess.Popen(line, stdout=log, stderr=log) as server:
         try:
             name = await ready(args.port, server)
             for count in args.num_requests:
                 for _ in range(2):
-                    prompts = [[draw.randrange(2, args.vocab_size) for _ in lengths] for _ in range(count)]
+                    prompts = [draw_prompt(draw, args) for _ in range(count)]
                     seconds, tokens = await run_all(args.port, name, prompts, args.output_len, args.connections)
                 rate = {"seconds": seconds, "output_tokens_per_second": tokens / seconds}
                 results.append({"num_requests": count} | rate)

@@ -15,7 +15,7 @@ from tritium.compiler import build, compile_module
 from tritium.config import BuildConfig
 from tritium.engine.engine import Engine
 from tritium.engine.plan import Sizes
-from tritium.runtime.bound_steps import bind_tuned
+from tritium.runtime.binding import bind_tuned
 from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
 from tritium.testing.plain_models import PlainLlama
 from tritium.tuner import tune as tuner

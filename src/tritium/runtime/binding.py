@@ -5,12 +5,13 @@ offsets. Tensors are made when a bucket is bound, once, never while steps run.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from tritium.engine.plan import Arg, Extent, Plan, Ref, Sizes, Step, Value, kv_layer
+from tritium.engine.tactics import Tactics
 from tritium.engine.views import view_of
 from tritium.kernels.kernel import Kernel, LaunchContext, Thunk, resolve
 from tritium.runtime.kv_cache import KVCache
@@ -91,6 +92,15 @@ class Binder:
         num_bytes = torch.Size(shape).numel() * dtype.itemsize
         start = self._offsets[value.name]
         return self._arena[start : start + num_bytes].view(dtype).view(shape)
+
+
+def bind_tuned(
+    plan: Plan, kernels: Sequence[Kernel], tactics: Tactics | None, binder: Binder, index: int, sizes: Sizes
+) -> Thunk:
+    """A step bound by its kernel and the tactic chosen for its number of tokens or rows; tactics None: the default."""
+    step, kernel = plan.steps[index], kernels[index]
+    count = sizes.tokens if step.phase == "tokens" else sizes.rows
+    return binder.bind(step, kernel, sizes, tactics.tactic(index, kernel.name, count) if tactics else None)
 
 
 def _shape(value: Value, sizes: Sizes) -> tuple[int, ...]:

@@ -1,28 +1,18 @@
 """A decoder's plan as thunks: bound for a number of tokens, or of sampled rows, when a batch first has it, and kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from tritium.engine.plan import Phase, Plan, Sizes
-from tritium.engine.tactics import Tactics
-from tritium.kernels.kernel import Kernel, Thunk
+from tritium.kernels.kernel import Thunk
 from tritium.runtime.binding import Binder
 from tritium.runtime.loaded_weights import LoadedWeights
 from tritium.runtime.staged_weights import StagedWeights
 
 BindStep = Callable[[Binder, int, Sizes], Thunk]
 PHASES: tuple[Phase, Phase] = ("tokens", "rows")
-
-
-def bind_tuned(
-    plan: Plan, kernels: Sequence[Kernel], tactics: Tactics | None, binder: Binder, index: int, sizes: Sizes
-) -> Thunk:
-    """A step bound by its kernel and the tactic chosen for its number of tokens or rows; tactics None: the default."""
-    step, kernel = plan.steps[index], kernels[index]
-    count = sizes.tokens if step.phase == "tokens" else sizes.rows
-    return binder.bind(step, kernel, sizes, tactics.tactic(index, kernel.name, count) if tactics else None)
 
 
 class BoundSteps:

@@ -25,8 +25,8 @@ from tritium.errors import EngineError, OutOfMemory
 from tritium.kernels.communicator import Communicator
 from tritium.kernels.kernel import LaunchContext, Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
-from tritium.runtime.binding import Binder
-from tritium.runtime.bound_steps import BoundSteps, bind_tuned
+from tritium.runtime.binding import Binder, bind_tuned
+from tritium.runtime.bound_steps import BoundSteps
 from tritium.runtime.buckets import bucket
 from tritium.runtime.footprint import footprint
 from tritium.runtime.kernel_choice import choose_kernels, usable_tactics

@@ -16,7 +16,7 @@ from tritium.engine.plan import Phase, Sizes
 from tritium.engine.tactics import Tactics
 from tritium.errors import EngineError, OutOfMemory, TritiumError
 from tritium.kernels.kernel import Thunk
-from tritium.runtime.binding import Binder
+from tritium.runtime.binding import Binder, bind_tuned
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.runtime.loaded_weights import LoadedWeights, bytes_in_use
 from tritium.runtime.memory import megabytes
@@ -81,10 +81,7 @@ class PlanRunner:
         return self._bound[key]
 
     def _bind(self, index: int, sizes: Sizes) -> Thunk:
-        step, kernel = self._plan.steps[index], self.kernels[index]
-        count = sizes.tokens if step.phase == "tokens" else sizes.rows
-        tactic = self._tactics.tactic(index, kernel.name, count) if self._tactics else None
-        return self._binder.bind(step, kernel, sizes, tactic)
+        return bind_tuned(self._plan, self.kernels, self._tactics, self._binder, index, sizes)
 
     def output(self, name: str, sizes: Sizes) -> torch.Tensor:
         """One of the plan's outputs, where the steps have left it; valid until they run again."""

@@ -211,6 +211,11 @@ class ScheduledBatch(NamedTuple):
     num_tokens: int
     num_sampled: int
 
+    @property
+    def is_decode(self) -> bool:
+        """Every sequence has one token, and is sampled."""
+        return self.num_tokens == len(self.sequences) == self.num_sampled
+
 
 def _checked_token_ids(request_id: str, token_ids: Sequence[int]) -> list[int]:
     """The ids as a list of plain ints; array() checks every one at C speed (8,192 ids: 0.4 ms)."""

@@ -60,6 +60,11 @@ def medians(rounds: Rounds) -> list[float]:
     return [statistics.median(column) for column in zip(*rounds, strict=True)]
 
 
+def timed_ids(number: int, length: int, vocab_size: int) -> list[int]:
+    """The tokens of a batch's sequence of that number: all differ."""
+    return [(number * 7919 + i * 104_729) % vocab_size for i in range(length)]
+
+
 class StepTimer:
     """Times batches of one engine, a decoder's or an encoder's. tactics: in place of the engine's own."""
 
@@ -93,7 +98,7 @@ class StepTimer:
         check_int("the number of tokens", num_tokens, 1, self._engine.manifest.max_model_len)
         config = RuntimeConfig(max_num_seqs=1, max_num_batched_tokens=num_tokens, num_threads=self._num_threads)
         runner = EncoderRunner(self._engine, config, tactics=self._tactics)
-        ids = [i * 104_729 % self._engine.plan.vocab_size for i in range(num_tokens)]
+        ids = timed_ids(0, num_tokens, self._engine.plan.vocab_size)
         text = EncoderRequest(token_ids=ids, token_types=[0] * num_tokens, task="token_embed")
         return TimedBatch(runner.thunks([text]), runner)
 
@@ -112,7 +117,7 @@ class StepTimer:
         scheduler = make_scheduler(engine, config, executor)
         params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
         for number, length in enumerate(prompt_lens):
-            ids = [(number * 7919 + i * 104_729) % engine.plan.vocab_size for i in range(length)]
+            ids = timed_ids(number, length, engine.plan.vocab_size)
             scheduler.add(Request(f"{number}", ids, params))
         executor.fill_cache()
         batch = scheduler.schedule()

@@ -24,8 +24,8 @@ from tritium.engine.tactics import Tactics
 from tritium.errors import OutOfMemory
 from tritium.kernels.kernel import Kernel, LaunchContext, Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
-from tritium.runtime.binding import Binder
-from tritium.runtime.bound_steps import BoundSteps, bind_tuned
+from tritium.runtime.binding import Binder, bind_tuned
+from tritium.runtime.bound_steps import BoundSteps
 from tritium.runtime.footprint import gpu_footprint
 from tritium.runtime.gpu.buckets import gpu_bucket
 from tritium.runtime.gpu.device import check_capability, gpu_for
@@ -194,9 +194,8 @@ class GpuExecutor:
             self._sampler.admit(slot, request)
             self._host_sampler.admit(slot, request)
         slots = self._slots.of(batch)
-        is_decode = batch.num_tokens == len(batch.sequences) == batch.num_sampled
         rows = gpu_bucket(batch.num_sampled, self._most_rows)
-        tokens = rows if is_decode else gpu_bucket(batch.num_tokens, self._largest.tokens)
+        tokens = rows if batch.is_decode else gpu_bucket(batch.num_tokens, self._largest.tokens)
         layout = self._builder.build(batch, slots, padded_tokens=tokens, padded_rows=rows)
         self._sampler.gather(layout)
         self._inputs.push(layout.num_sequences)
@@ -214,7 +213,7 @@ class GpuExecutor:
 
     def _launch(self, batch: ScheduledBatch) -> LaunchedStep:
         layout, tokens, rows = self.write(batch)
-        if self._has_graphs and batch.num_tokens == len(batch.sequences) == batch.num_sampled:
+        if self._has_graphs and batch.is_decode:
             self._run_graph(rows)
         else:
             scored = scored_parts(batch)

@@ -7,7 +7,6 @@ the one before it, as it may in real steps: what it gains by that is not in its 
 
 import gc
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,9 +24,9 @@ from tritium.runtime.assemble import make_scheduler
 from tritium.runtime.gpu.executor import GpuExecutor
 from tritium.runtime.kv_cache import block_bytes
 from tritium.runtime.request import Request, SampledToken, ScheduledBatch
+from tritium.runtime.step_times import WARM_UP_ROUNDS, medians, timed_ids
 from tritium.sampling_params import SamplingParams
 
-WARM_UP_ROUNDS = 2
 MOST_KEYS = 65_536  # that the sequences of a decoding batch have behind them together
 LONGEST_CONTEXT = 1024
 _MOST_NEW = 64  # tokens that a sequence may decode until the last one has its prompt
@@ -73,7 +72,7 @@ class GpuStepTimer:
             seconds, launching = _round(kept, wait)
             wait = min(_LONGEST_WAIT, 1.5 * launching)
             rounds.append(seconds)
-        seconds = [statistics.median(column) for column in zip(*rounds[WARM_UP_ROUNDS:], strict=True)]
+        seconds = medians(rounds[WARM_UP_ROUNDS:])
         return [math.inf if number in refused else one for number, one in enumerate(seconds)]
 
     def close(self) -> None:
@@ -96,10 +95,9 @@ class GpuStepTimer:
         ids = [f"{self._num_requests + number}" for number in range(count if is_decode else 1)]
         self._num_requests += len(ids)
         for number, request_id in enumerate(ids):
-            tokens = [(number * 7919 + i * 104_729) % self._engine.plan.vocab_size for i in range(length)]
-            scheduler.add(Request(request_id, tokens, params))
+            scheduler.add(Request(request_id, timed_ids(number, length, self._engine.plan.vocab_size), params))
         batch = scheduler.schedule()
-        while is_decode and not batch.num_tokens == len(batch.sequences) == batch.num_sampled == count:
+        while is_decode and not (batch.is_decode and batch.num_sampled == count):
             if not batch.sequences:
                 raise OutOfMemory(
                     f"the KV cache has no room for {count} sequences of {length} tokens, which are to be timed: free "

@@ -5,8 +5,8 @@
 //   values_   [64 / 2, H] pairs of keys, in the place of staged_; zeros where the item has no key
 //   up to 32 rows at once: scores_ [32, 64] in fp32, then probabilities_ [2, 32, 64] in bf16
 //
-// Numbers. A score is one chain over H in steps of 32, whichever of the two is A: products commute. The softmax is Tile's. A probability becomes two numbers of bf16, the
-// nearest one and what is left: rounded to one alone it would cost more than the output's own rounding does, and these
+// Numbers. A score is one chain over H in steps of 32, whichever of the two is A: products commute. The softmax is Tile's. A
+// probability becomes two numbers of bf16, the nearest one and what is left: rounded to one alone it would cost more than the output's own rounding does, and these
 // products are the smaller part of the time. The tile's share of the output is one chain over its 64 keys in steps of 32, the
 // first numbers before the second, continued from the output so far. A cache in int8 gives values as its integers: a
 // probability is then multiplied by its value's scale first. A key that a row does not see
@@ -97,7 +97,7 @@ template <class C> class AmxTile : public Tile<bf16, C> {
     }
   }
 
-  // scores_ of one row; those of 16 keys that it does not see are left as they are.
+  // scores_ of one row; zeros where it sees none of 16 keys.
   void multiply_key_rows(int64_t row) const {
     asm volatile("" : : : "memory");
     for (int g = 0; g < kTile / kTileRows; g += 2) {
