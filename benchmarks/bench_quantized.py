@@ -2,6 +2,7 @@
 
     python benchmarks/bench_quantized.py [--threads 2] [--rows 1 8 32 128 512] [--formats w8a8 ...] [--json FILE]
     python benchmarks/bench_quantized.py --tactics ...
+    python benchmarks/bench_quantized.py --onednn ...
 
 Calls take turns over copies of a weight, 400 MB of them, so that each reads its weight from memory; the best call in
 half a second counts. Beside it: the bandwidth at which a sum over the same pages reads them, measured in the
@@ -106,6 +107,38 @@ def tactics(num_out: int, num_in: int, name: str, counts: list[int]) -> list[dic
     return found
 
 
+def beside_onednn(num_out: int, num_in: int, counts: list[int]) -> list[dict[str, object]]:
+    """One per number of rows; that both compute the same is asserted."""
+    kept, _ = FORMATS["w8a8"]
+    weight = torch.randn(num_out, num_in) * 0.02
+    scales = scales_of(weight, kept)
+    qweight, packed_scales = quantize_weight(weight, scales, kept), quantized.pack_scales(scales)
+    num_copies = max(2, BYTES_IN_TURN // qweight.nbytes)
+    ours = [quantized.pack_weight(qweight) for _ in range(num_copies)]
+    theirs = [torch.ops.onednn.qlinear_prepack(qweight, None) for _ in range(num_copies)]
+    channels, zeros = scales.flatten().float(), torch.zeros(num_out, dtype=torch.int64)
+    found: list[dict[str, object]] = []
+    for count in counts:
+        x, out = torch.randn(count, num_in).to(torch.bfloat16), torch.empty(count, num_out, dtype=torch.bfloat16)
+        step = float(x.float().abs().max()) / 127
+        unsigned = ((x.float() / step).round() + 128).to(torch.uint8)
+        after = (channels, zeros, None, 1.0, 0, torch.bfloat16, "none", [], "")
+        args = {"x": x, "bias": None, "scales_NG": packed_scales, "int8_activations": True}
+        calls = [quantized.bind({**args, "qweight": one}, [out]) for one in ours]
+        multiply = torch.ops.onednn.qlinear_pointwise.default
+        peers = [partial(multiply, unsigned, step, 128, one, *after) for one in theirs]
+        calls[0]()
+        exact = x.float() @ (qweight.float() * channels[:, None]).t()
+        for result in (out, peers[0]()):
+            assert (result.float() - exact).norm() <= 0.02 * exact.norm()
+        seconds, peer = median_seconds([calls, peers])
+        row = {"format": "w8a8", "num_out": num_out, "num_in": num_in, "rows": count, "ms": seconds * 1e3}
+        row |= {"onednn_ms": peer * 1e3, "rate_over_onednn": peer / seconds}
+        print(f"w8a8 N={num_out} K={num_in} M={count:<4} {seconds * 1e3:8.3f} ms, oneDNN {peer * 1e3:8.3f}", flush=True)
+        found.append(row)
+    return found
+
+
 def main() -> None:
     """Print one line per case; write them as JSON when asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,6 +147,7 @@ def main() -> None:
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="the first so many of the shapes")
     parser.add_argument("--formats", nargs="+", default=["bf16", *FORMATS], choices=["bf16", *FORMATS])
     parser.add_argument("--tactics", action="store_true")
+    parser.add_argument("--onednn", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -121,7 +155,10 @@ def main() -> None:
     shapes = SHAPES[: options.shapes]
     case = tactics if options.tactics else results
     names = [name for name in options.formats if name != "bf16" or not options.tactics]
-    found = [row for n, k in shapes for name in names for row in case(n, k, name, options.rows)]
+    if options.onednn:
+        found = [row for n, k in shapes for row in beside_onednn(n, k, options.rows)]
+    else:
+        found = [row for n, k in shapes for name in names for row in case(n, k, name, options.rows)]
     if options.json:
         text = json.dumps({"torch": torch.__version__, "threads": options.threads, "results": found}, indent=1)
         options.json.write_text(text + "\n")
