@@ -15,6 +15,8 @@ from tritium.compiler import build, compile_module
 from tritium.config import BuildConfig
 from tritium.engine.engine import Engine
 from tritium.engine.plan import Sizes
+from tritium.errors import EngineError
+from tritium.quantizer import quantize
 from tritium.runtime.binding import bind_tuned
 from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
 from tritium.testing.plain_models import PlainLlama
@@ -177,6 +179,43 @@ def test_a_tactic_that_a_kernel_does_not_have_is_refused(engine, timings, measur
     spoilt = SimpleNamespace(tactics=other, plan=tuned.plan, path=tuned.path, plugins=())
     assert usable_tactics(spoilt, HERE) is None
     assert "gpu.paged_attention with blocks=5: gpu.paged_attention has no such tactic" in caplog.text
+
+
+def test_a_build_that_is_asked_to_tunes_as_the_command_does_and_measures_nothing_twice(
+    engine, timings, measured, tmp_path, monkeypatch
+):
+    for name, answer in {"is_available": True, "current_device": 0}.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda answer=answer: answer)
+    monkeypatch.setattr("tritium.runtime.gpu.device.find_spec", lambda name: name)
+    monkeypatch.setattr(tuner, "gpu_environment", lambda: HERE)
+    monkeypatch.setattr("tritium.tuner.timing_cache.cache_dir", lambda: timings.path.parent)
+    measured.seconds = lambda kernel, tactic, count: 0.5 if tactic == {"blocks": 6} else 1.0
+    by_command = tuner.tune_engine(engine, "quick", timings).tactics
+    measured.batches.clear()
+    model = PlainLlama(size=256, head_size=64, num_layers=1).bfloat16()
+    said = []
+    built = build(
+        model, output_dir=tmp_path / "tuned", max_model_len=128, device="cuda", scheme="fp8", tune="quick",
+        progress=lambda *call: said.append(call),
+    )  # fmt: skip
+    assert built.path == tmp_path / "tuned" and Engine.load(built.path, verify=True).tactics == built.tactics
+    assert built.tactics.choices == by_command.choices and built.tactics.environment == HERE
+    assert (built.tactics.num_measured, measured.batches) == (0, [])
+    assert said[-1] == ("tune", 1, 1)
+
+
+@pytest.mark.parametrize("act", [build, quantize])
+def test_a_build_that_cannot_be_tuned_is_refused_before_anything_is_read(act, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(EngineError) as raised:
+        act("no such model", output_dir=tmp_path / "e", scheme="fp8", device="cuda", tune="full")
+    said = str(raised.value)
+    assert "tune='full' with device='cuda'" in said and "finds no GPU here" in said
+    assert said.endswith("build without tune, then run `tritium tune ENGINE --effort full` where that GPU is")
+    command = ["build", "no such model", "--output", str(tmp_path / "e"), "--device", "cuda", "--tune", "quick"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and "tritium tune ENGINE --effort quick" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "e").exists()
 
 
 def test_without_a_gpu_tuning_is_one_clear_error_and_nothing_is_written(engine, monkeypatch):

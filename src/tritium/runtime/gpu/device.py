@@ -16,6 +16,15 @@ def check_device(device: str) -> None:
         _find_gpu(f"device={device!r} was asked for", "leave it out to run on the CPU")
 
 
+def check_tuning(device: str, effort: str) -> None:
+    """Raise `EngineError` where an engine for `device` cannot be tuned: to be asked before it is built to be."""
+    if device == "cuda" and effort != "none":
+        _find_gpu(
+            f"tune={effort!r} with device={device!r} times kernels on the GPU that will run them",
+            f"build without tune, then run `tritium tune ENGINE --effort {effort}` where that GPU is",
+        )
+
+
 def gpu_for(engine: Engine) -> torch.device:
     """The current CUDA device. Raises `EngineError` when there is none."""
     source = engine.manifest.model.get("source", "MODEL")
