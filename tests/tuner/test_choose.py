@@ -72,9 +72,16 @@ def test_the_first_kernel_is_left_only_for_one_that_gains_more_than_the_margin(
 
 
 def test_on_a_gpu_a_kernel_that_is_slower_at_any_size_is_not_chosen_on_a_cpu_the_product_counts(tmp_path: Path) -> None:
-    times: Times = {(FIRST, 0): {1: 1, 16: 1}, (OTHER, 0): {1: 0.2, 16: 1.01}}
+    times: Times = {(FIRST, 0): {1: 1, 16: 1}, (OTHER, 0): {1: 0.2, 16: 1.04}}
     assert kernel_of(chosen(tmp_path, times, margin=GPU)) == "first"
     assert kernel_of(chosen(tmp_path, times)) == "other"
+
+
+def test_a_kernel_that_shares_a_sizes_code_with_the_first_is_not_lost_for_what_two_measurements_differ_by(
+    tmp_path: Path,
+) -> None:
+    times: Times = {(FIRST, 0): {1: 1, 16: 1}, (OTHER, 0): {1: 0.8, 16: 1.02}}
+    assert kernel_of(chosen(tmp_path, times, margin=GPU)) == "other"
 
 
 def test_slower_means_slower_than_the_first_kernels_best_tactic(tmp_path: Path) -> None:

@@ -138,6 +138,16 @@ def test_another_kernel_is_chosen_when_it_is_slower_at_no_size(engine, timings, 
     assert attention.kernel == "gpu.paged_attention_varlen"
 
 
+def test_a_kernel_that_is_as_fast_at_most_sizes_and_faster_at_some_is_chosen(engine, timings, measured):
+    def seconds(kernel, tactic, count):
+        return 0.8 if kernel.endswith("_varlen") and count == 64 else 1.02 if kernel.endswith("_varlen") else 1.0
+
+    measured.seconds = seconds
+    tactics = tuner.tune(engine, "quick", timings)
+    [attention] = [c for c in tactics.choices if "paged_attention" in c.site]
+    assert attention.kernel == "gpu.paged_attention_varlen"
+
+
 def test_what_wants_more_than_the_gpu_has_is_neither_noted_nor_chosen(engine, timings, measured):
     measured.seconds = lambda kernel, tactic, count: math.inf if tactic == {"blocks": 6} else 1.0
     tactics = tuner.tune(engine, "quick", timings)

@@ -27,12 +27,13 @@ def choose(site: Site, counts: Sequence[int], cache: TimingCache, *, margin: flo
     """The kernel with the least product of times over all sizes, each with its best tactic; None: nothing is known.
 
     counts: sizes of batches, in rising order. margin: 1 or more. Where it is more than 1, on a GPU, a kernel that is
-    slower than the first at any size is not chosen: batches there are larger than any that is measured.
+    slower than the first by more than that at any size is not chosen: batches there are larger than any that is
+    measured. Up to that it counts as equal: two rows that share the code of a size never measure the same.
     """
     first = site.candidates[0].kernel.name
     kernels = _of_most_sizes(_best_of_each_kernel(site, counts, cache, margin))
     if margin > 1.0 and first in kernels:
-        kernels = _slower_nowhere(kernels, kernels[first])
+        kernels = _slower_nowhere(kernels, kernels[first], margin)
     if not kernels:
         return None
     chosen = min(kernels, key=lambda name: _cost(kernels[name], 1.0 if name == first else margin))
@@ -69,12 +70,12 @@ def _of_most_sizes(kernels: Mapping[str, BySize]) -> dict[str, BySize]:
     return {name: best for name, best in kernels.items() if best.keys() == widest.keys()}
 
 
-def _slower_nowhere(kernels: Mapping[str, BySize], first: BySize) -> dict[str, BySize]:
-    """Those that are slower than `first` at no size, itself among them."""
+def _slower_nowhere(kernels: Mapping[str, BySize], first: BySize, margin: float) -> dict[str, BySize]:
+    """Those that are slower than `first` by more than the margin at no size, itself among them."""
     return {
         name: best
         for name, best in kernels.items()
-        if all(timed.seconds <= first[count].seconds for count, timed in best.items())
+        if all(timed.seconds <= margin * first[count].seconds for count, timed in best.items())
     }
 
 
