@@ -153,7 +153,8 @@ def flashinfer_attention(args: Mapping[str, Any]) -> str | None:
     if q.dtype not in (torch.bfloat16, torch.float16) or cache_layer.dtype != q.dtype:
         return f"q is {q.dtype}, the cache {cache_layer.dtype}; equal ones of 16 bits are known"
     if head_size not in (64, 128, 256) or num_heads // cache_layer.shape[2] > 16:
-        return f"{num_heads} heads of {head_size} over {cache_layer.shape[2]} kv heads; up to 16 of 64, 128 or 256 are known"
+        heads = f"{num_heads} heads of {head_size} over {cache_layer.shape[2]} kv heads"
+        return f"{heads}; up to 16 of 64, 128 or 256 are known"
     return paged_attention(args)
 
 
