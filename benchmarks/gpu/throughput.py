@@ -177,7 +177,7 @@ def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
     run_all(loop, requests(row, min(row.num_requests, row.max_num_seqs), min(16, row.output_len), vocab_size, 1))
     warm_seconds = time.perf_counter() - start
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # what was made by now is not looked at again while requests run
     seconds = []
     for repeat in range(repeats):
         steps = loop.scheduler.stats.num_steps
@@ -197,6 +197,7 @@ def measure(row: Row, engine: Engine, repeats: int) -> dict[str, Any]:
         engine, loop, requests(row, min(row.num_requests, row.max_num_seqs), row.output_len, vocab_size, 99)
     )
     loop.close()
+    gc.unfreeze()
     return {
         "profile": profile,
         **row._asdict(),

@@ -199,6 +199,10 @@ class Executor:
         """Run with the staged weights from the next launch on; the old ones are freed. Only when all are bound."""
         self.steps.swap(staged)
 
+    def close(self) -> None:
+        """Give back weights, arena and KV cache: nothing may be called after it."""
+        self.steps.close()
+
     def _bind_step(self, binder: Binder, index: int, sizes: Sizes) -> Thunk:
         return bind_tuned(self._plan, self._kernels, self._tactics, binder, index, sizes)
 

@@ -273,6 +273,13 @@ class GpuExecutor:
         self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
         self._steps.swap(staged)
 
+    def close(self) -> None:
+        """Give the GPU's memory back, to other programs too: nothing may be called after it."""
+        torch.cuda.synchronize(self.device)
+        self._graphs.clear()
+        self._steps.close()
+        torch.cuda.empty_cache()
+
     def _start_results(self, layout: BatchLayout, rows: int) -> LaunchedStep:
         event, logits, is_plain = torch.cuda.Event(), None, None
         self._turn = (self._turn + 1) % _NUM_RESULTS

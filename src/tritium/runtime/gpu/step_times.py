@@ -5,7 +5,6 @@ host, with an event between any two. Weights are as cold as the other layers' le
 the one before it, as it may in real steps: what it gains by that is not in its time.
 """
 
-import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -77,9 +76,7 @@ class GpuStepTimer:
 
     def close(self) -> None:
         """Give the GPU's memory back."""
-        del self._executor, self._scheduler
-        gc.collect()  # an executor and its steps know each other
-        torch.cuda.empty_cache()
+        self._executor.close()
 
     def _batch(self, count: int) -> ScheduledBatch:
         """`count` decoding sequences, or one prompt of so many tokens; nobody computes what is before it."""
