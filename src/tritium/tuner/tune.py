@@ -123,7 +123,7 @@ def _counts(engine: Engine, effort: Effort) -> list[int]:
     if engine.manifest.kind != "encoder":
         longest = max(_largest_decode(engine), longest - 2)
     counts = GPU_COUNTS if engine.manifest.backend == "cuda" else COUNTS
-    return [count for count in counts.get(effort, counts["full"]) if count <= longest]
+    return [count for count in counts["full" if effort == "none" else effort] if count <= longest]
 
 
 def _is_measured(site: Site, count: int, most_rows: int) -> bool:
