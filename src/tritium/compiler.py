@@ -48,7 +48,7 @@ from tritium.passes.module_pipeline import optimise_module
 from tritium.passes.tables import check_tables
 from tritium.quant.schemes import WeightFormat
 from tritium.resolve import Model, ResolvedModel, Weights, learned_buffers, resolve_model, resolve_stateless
-from tritium.runtime.gpu.device import check_tuning
+from tritium.runtime.gpu.device import check_kernels, check_tuning
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.stage_clock import Progress, StageClock
 from tritium.tuner.timing_cache import TimingCache
@@ -127,6 +127,9 @@ def build(
             known |= {"stored": stored_formats(resolved.recipes, resolved.source), "calibration": calibration}
             compiled = compile_module(resolved.module, config, **known, clock=clock)
         check_tables(compiled.plan, resolved.max_model_len)
+        if config.device == "cuda" and config.tune != "none":  # it will run here: say now what is too new for this GPU
+            is_bitwise = config.resolved_invariance == "bitwise"
+            check_kernels(choose_kernels(compiled.plan, own, config.device, is_bitwise=is_bitwise))
     else:
         profile = profile or OptimizationProfile()
         with clock.stage("resolve"):

@@ -191,13 +191,22 @@ def test_a_tactic_that_a_kernel_does_not_have_is_refused(engine, timings, measur
     assert "gpu.paged_attention with blocks=5: gpu.paged_attention has no such tactic" in caplog.text
 
 
-def test_a_build_that_is_asked_to_tunes_as_the_command_does_and_measures_nothing_twice(
-    engine, timings, measured, tmp_path, monkeypatch
-):
-    for name, answer in {"is_available": True, "current_device": 0}.items():
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that one can ask for but not run on; its compute capability can be changed."""
+    state = SimpleNamespace(capability=(9, 0))
+    answers = {"is_available": True, "current_device": 0, "get_device_name": "A GPU"}
+    for name, answer in answers.items():
         monkeypatch.setattr(f"torch.cuda.{name}", lambda answer=answer: answer)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: state.capability)
     monkeypatch.setattr("tritium.runtime.gpu.device.find_spec", lambda name: name)
     monkeypatch.setattr(tuner, "gpu_environment", lambda: HERE)
+    return state
+
+
+def test_a_build_that_is_asked_to_tunes_as_the_command_does_and_measures_nothing_twice(
+    engine, timings, measured, gpu, tmp_path, monkeypatch
+):
     monkeypatch.setattr("tritium.tuner.timing_cache.cache_dir", lambda: timings.path.parent)
     measured.seconds = lambda kernel, tactic, count: 0.5 if tactic == {"blocks": 6} else 1.0
     by_command = tuner.tune_engine(engine, "quick", timings).tactics
@@ -212,6 +221,15 @@ def test_a_build_that_is_asked_to_tunes_as_the_command_does_and_measures_nothing
     assert built.tactics.choices == by_command.choices and built.tactics.environment == HERE
     assert (built.tactics.num_measured, measured.batches) == (0, [])
     assert said[-1] == ("tune", 1, 1)
+
+
+def test_a_gpu_that_is_too_old_for_a_kernel_is_told_before_weights_are_written(gpu, tmp_path):
+    gpu.capability, said = (8, 0), []
+    model = PlainLlama(size=256, head_size=64, num_layers=1).bfloat16()
+    how = {"output_dir": tmp_path / "e", "max_model_len": 128, "device": "cuda", "scheme": "fp8"}
+    with pytest.raises(EngineError, match=r"gpu\..*_fp8 needs compute capability .*, and A GPU has 8\.0: .* w8a8"):
+        build(model, **how, tune="quick", progress=lambda stage, *_: said.append(stage))
+    assert "write" not in said and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("act", [build, quantize])

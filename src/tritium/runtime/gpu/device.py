@@ -39,6 +39,11 @@ def capability_for(engine: Engine) -> tuple[int, int]:
     return torch.cuda.get_device_capability(gpu_for(engine))
 
 
+def check_kernels(kernels: Sequence[Kernel]) -> None:
+    """Raise `EngineError` when the current CUDA device is too old for a step's kernel."""
+    check_capability(kernels, torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+
+
 def check_capability(kernels: Sequence[Kernel], name: str, capability: tuple[int, int]) -> None:
     """Raise `EngineError` when a step's kernel needs a newer GPU than the one of that name."""
     needed = max(kernels, key=lambda kernel: kernel.min_capability)

@@ -28,7 +28,7 @@ from tritium.runtime.binding import Binder, bind_tuned
 from tritium.runtime.bound_steps import BoundSteps
 from tritium.runtime.footprint import gpu_footprint
 from tritium.runtime.gpu.buckets import gpu_bucket
-from tritium.runtime.gpu.device import check_capability, gpu_for
+from tritium.runtime.gpu.device import check_kernels, gpu_for
 from tritium.runtime.gpu.graphs import StepGraphs
 from tritium.runtime.gpu.inputs import DeviceInputs
 from tritium.runtime.gpu.sampler import GpuSampler
@@ -246,8 +246,7 @@ class GpuExecutor:
     def _choose_kernels(self) -> list[Kernel]:
         tuned = self._tactics.kernels if self._tactics else None
         kernels = choose_kernels(self._plan, self._engine.plugins, "cuda", tuned=tuned, is_bitwise=self._is_bitwise)
-        name, capability = torch.cuda.get_device_name(self.device), torch.cuda.get_device_capability(self.device)
-        check_capability(kernels, name, capability)
+        check_kernels(kernels)
         return kernels
 
     def _bind_step(self, binder: Binder, index: int, sizes: Sizes) -> Thunk:
