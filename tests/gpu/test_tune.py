@@ -40,7 +40,7 @@ def denied(engine: Engine) -> list[str]:
 def test_a_tuned_engine_begins_with_the_same_tokens(
     scheme: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("TRITIUM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tritium.tuner.timing_cache.cache_dir", lambda: tmp_path)  # times alone: CPU kernels stay
     monkeypatch.setattr(tuner, "GPU_COUNTS", {"quick": (16, 320)})  # decoding sequences, and a prompt
     model = PlainLlama(size=256, head_size=64, intermediate=512, num_layers=1).to(getattr(torch, dtype))
     how: dict[str, Any] = {"max_model_len": 512, "device": "cuda", "scheme": scheme}
