@@ -14,7 +14,8 @@ import torch
 
 from in_turn import best_seconds
 from tritium.kernels.cpu.attention import bind_paged_attention
-from tritium.ops.quantized import SCALE_BYTES, quantize_rows
+from tritium.ops.kv_int8 import quantize_cache
+from tritium.ops.quantized import SCALE_BYTES
 from tritium.testing.attention_problems import num_leading_singles
 
 N, K, H, BLOCK = 32, 8, 64, 16  # heads, kv heads, head size, tokens of a block
@@ -44,8 +45,7 @@ def results(name: str, chunks: list[tuple[int, int]], dtype: torch.dtype, *, is_
     for _ in range(num_layers):
         cache = torch.randn(num_blocks, 2, K, BLOCK, H).to(dtype)
         if is_int8:
-            integers, scales = quantize_rows(cache)
-            cache = torch.cat((integers, scales.contiguous().view(torch.int8)), -1)
+            cache = quantize_cache(cache)
         args = {
             "q_TNH": q,
             "cache_layer": cache,

@@ -5,6 +5,7 @@ Random data (zeros run faster than real data), distinct pages in random order, s
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,9 @@ import triton
 from tritium.kernels.gpu import attention
 from tritium.kernels.gpu.attention import DecodeTactic, PrefillTactic
 from tritium.kernels.kernel import LaunchContext
+from tritium.ops.kv_int8 import parts_of, quantize_cache
 
-FP8, BF16 = torch.float8_e4m3fn, torch.bfloat16
+FP8, BF16, INT8 = torch.float8_e4m3fn, torch.bfloat16, torch.int8
 # name, sequences, context, query heads, kv heads, head size, kv dtype, page
 DECODES = (
     ("llama-3 128/128 fp8", 2048, 192, 32, 8, 128, FP8, 64),
@@ -29,27 +31,41 @@ DECODES = (
     ("gpt-j 128/128 fp8", 1024, 192, 16, 16, 256, FP8, 64),
     ("gpt-j 2048/128 fp8", 192, 2112, 16, 16, 256, FP8, 64),
     ("llama-3 one sequence of 256 fp8", 1, 256, 32, 8, 128, FP8, 64),
+    *(
+        (f"{model} {sequences} of {context} {kind}", sequences, context, *heads, dtype, 64)
+        for model, sequences, context, heads in (
+            ("llama-3", 2048, 192, (32, 8, 128)),
+            ("llama-3", 1024, 256, (32, 8, 128)),
+            ("llama-3", 64, 1024, (32, 8, 128)),
+            ("llama-3", 768, 1257, (32, 8, 128)),
+            ("gpt-j", 1024, 192, (16, 16, 256)),
+        )
+        for kind, dtype in (("int8", INT8), ("fp8", FP8), ("bf16", BF16))
+    ),
 )
 # name, sequences, new tokens each, query heads, kv heads, head size, kv dtype, page
 PREFILLS = (
     ("llama-3 prompts of 128 fp8", 16, 128, 32, 8, 128, FP8, 64),
     ("llama-3 prompts of 2048 fp8", 2, 2048, 32, 8, 128, FP8, 64),
     ("gpt-j prompts of 2048 fp8", 2, 2048, 16, 16, 256, FP8, 64),
+    ("llama-3 prompts of 2048 int8", 2, 2048, 32, 8, 128, INT8, 64),
+    ("llama-3 prompts of 2048 bf16", 2, 2048, 32, 8, 128, BF16, 64),
+    ("gpt-j prompts of 2048 int8", 2, 2048, 16, 16, 256, INT8, 64),
 )
-FP8_TACTICS = tuple(
-    DecodeTactic(form="fp8", tile=0, num_warps=warps, num_stages=blocks)
-    for warps, blocks in ((1, 8), (1, 12), (2, 4), (2, 6), (4, 2), (4, 3), (8, 1))
+BYTES_TACTICS = tuple(
+    DecodeTactic(form="bytes", tile=0, num_warps=warps, num_stages=blocks)
+    for warps, blocks in ((1, 8), (1, 12), (2, 4), (2, 5), (2, 6), (4, 2), (4, 3), (8, 1))
 )
 GQA_TACTICS = (
     DecodeTactic(form="dot", tile=64, num_warps=2, num_stages=3),
     DecodeTactic(form="dot", tile=64, num_warps=4, num_stages=3),
     DecodeTactic(form="dot", tile=64, num_warps=4, num_stages=2),
-    *FP8_TACTICS,
+    *BYTES_TACTICS,
 )
 MHA_TACTICS = (
     DecodeTactic(form="vector", tile=16, num_warps=2, num_stages=3),
     DecodeTactic(form="vector", tile=32, num_warps=4, num_stages=2),
-    *FP8_TACTICS,
+    *BYTES_TACTICS,
 )
 PREFILL_TACTICS = tuple(
     PrefillTactic(block_m=block_m, tile=tile, num_warps=warps, num_stages=stages)
@@ -77,7 +93,8 @@ def problem(sequences: int, new: int, context: int, heads: int, kv_heads: int, s
     """Arguments of paged_attention and its launch context: `new` tokens for each sequence of `context`."""
     pages = -(-context // page)
     shape = (sequences * pages + 1, 2, kv_heads, page, size)
-    cache = torch.randn(shape, device="cuda", dtype=BF16).to(dtype)
+    cache = torch.randn(shape, device="cuda", dtype=BF16)
+    cache = quantize_cache(cache) if dtype == INT8 else cache.to(dtype)
     table = (torch.randperm(sequences * pages, device="cuda", dtype=torch.int32) + 1).view(sequences, pages)
     decodes = sequences if new == 1 else 0
     args = {
@@ -103,7 +120,11 @@ def relative_error(args: dict[str, Any], out: torch.Tensor, new: int) -> float:
     worst = 0.0
     for s in (0, len(args["context_lens_S"]) - 1):
         context = int(args["context_lens_S"][s])
-        kv = args["cache_layer"][args["block_table_SB"][s].long()].float()  # [pages, 2, K, page, H]
+        kv = args["cache_layer"][args["block_table_SB"][s].long()]  # [pages, 2, K, page, H]
+        if kv.dtype == INT8:
+            integers, scales = parts_of(kv)
+            kv = integers * scales.contiguous().view(torch.float32)
+        kv = kv.float()
         k, v = (kv[:, i].transpose(0, 1).reshape(kv_heads, -1, size)[:, :context] for i in range(2))
         q = args["q_TNH"][s * new : (s + 1) * new].float().view(new, kv_heads, heads // kv_heads, size)
         score = torch.einsum("tkgh,ksh->tkgs", q, k) * args["scale"]
@@ -129,19 +150,24 @@ def time_tactic(args: dict[str, Any], context: LaunchContext, new: int, **tactic
         return row | {"failed": f"{type(error).__name__}: {str(error)[-160:]}"}
 
 
-def decode_rows() -> Iterator[dict[str, Any]]:
+def decode_rows(cases: str) -> Iterator[dict[str, Any]]:
     for name, sequences, length, heads, kv_heads, size, dtype, page in DECODES:
+        if not re.search(cases, name):
+            continue
         args, context = problem(sequences, 1, length, heads, kv_heads, size, dtype, page)
-        num_bytes = 2 * sequences * length * kv_heads * size * dtype.itemsize
-        for tactic in GQA_TACTICS if heads > kv_heads else MHA_TACTICS:
-            if tactic.form == "fp8" and dtype != FP8:
+        num_bytes = 2 * sequences * length * kv_heads * (size * dtype.itemsize + 4 * (dtype == INT8))
+        tactics = GQA_TACTICS if heads > kv_heads else MHA_TACTICS
+        for tactic in (None, *tactics):
+            if tactic and tactic.form == "bytes" and dtype == BF16:
                 continue
-            row = time_tactic(args, context, 1, decode=tactic)
+            row = time_tactic(args, context, 1, **({"decode": tactic} if tactic else {}))
             yield {"case": name, **row, **({"tbps": num_bytes / row["ms"] / 1e9} if "ms" in row else {})}
 
 
-def prefill_rows() -> Iterator[dict[str, Any]]:
+def prefill_rows(cases: str) -> Iterator[dict[str, Any]]:
     for name, sequences, length, heads, kv_heads, size, dtype, page in PREFILLS:
+        if not re.search(cases, name):
+            continue
         args, context = problem(sequences, length, length, heads, kv_heads, size, dtype, page)
         flops = 4 * heads * size * sequences * length * (length + 1) / 2
         for tactics in ({}, *({"prefill": tactic} for tactic in PREFILL_TACTICS)):
@@ -152,12 +178,13 @@ def prefill_rows() -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cases", default="", help="a regular expression: only those whose names have it")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("kernels.py measures a CUDA GPU and found none")
     torch.manual_seed(0)
     rows = []
-    for row in (*decode_rows(), *prefill_rows()):
+    for row in (*decode_rows(args.cases), *prefill_rows(args.cases)):
         rows.append(row)
     result = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
     args.out.write_text(json.dumps(result, indent=1))

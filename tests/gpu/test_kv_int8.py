@@ -9,8 +9,8 @@ import torch
 from tritium import LLM, SamplingParams, ops
 from tritium.kernels.kernel import LaunchContext, resolve
 from tritium.kernels.table import KERNELS
-from tritium.ops.attention import SCALE_BYTES
-from tritium.ops.quantized import quantize_rows
+from tritium.ops.kv_int8 import parts_of, quantize_cache
+from tritium.ops.quantized import SCALE_BYTES, quantize_rows
 from tritium.testing.attention_problems import Problem
 
 pytestmark = pytest.mark.gpu
@@ -18,12 +18,6 @@ HAS_GPU = torch.cuda.is_available()
 DTYPES = (torch.float32, torch.float16, *((torch.bfloat16,) if HAS_GPU else ()))
 MIXED = [(1, 1), (1, 130), (1, 64), (3, 3), (17, 150), (70, 70), (66, 129)]
 DEMO = Path(__file__).parents[2] / "examples" / "demo_model"
-
-
-def in_int8(rows: torch.Tensor) -> torch.Tensor:
-    """As the cache holds them; a row of NaN has a NaN for its scale."""
-    integers, scales = quantize_rows(rows)
-    return torch.cat((integers, scales.contiguous().view(torch.int8)), -1)
 
 
 @pytest.mark.parametrize(("pairs", "interleaved"), [(0, False), (12, False), (6, True)])
@@ -48,11 +42,13 @@ def test_what_is_written_is_the_ops_and_nothing_else(pairs: int, interleaved: bo
     resolve(next(k.target for k in KERNELS if k.name == f"gpu.{op}_int8"))({**args, "cache_layer": cache}, outputs)()
     if pairs:
         torch.testing.assert_close(out, wanted, rtol=1e-6, atol=1e-6)
-    scales, wanted_scales = (x[..., 24:].contiguous().view(torch.float32) for x in (cache, expected))
-    is_written = (expected != 7).any(-1)
-    assert is_written.any() and torch.equal((cache != 7).any(-1), is_written)
+    (integers, scales), (wanted_integers, wanted_scales) = parts_of(cache), parts_of(expected)
+    is_written = (wanted_scales != 7).any(-1)
+    assert is_written.any() and torch.equal((scales != 7).any(-1), is_written)
+    assert (integers[~is_written] == 7).all()
+    scales, wanted_scales = (x.contiguous().view(torch.float32) for x in (scales, wanted_scales))
     torch.testing.assert_close(scales[is_written], wanted_scales[is_written], rtol=1e-6, atol=0, equal_nan=True)
-    step = (cache[..., :24].int() - expected[..., :24].int()).abs()  # beside a half, rounding may part
+    step = (integers.int() - wanted_integers.int()).abs()  # beside a half, rounding may part
     assert step.max() <= 1 and (step > 0).float().mean() < 0.01
 
 
@@ -67,7 +63,7 @@ def test_attention_over_it_is_right_and_blind_to_what_is_not_seen(
     for page, window, softcap in ((16, 0, 0.0), (64, 70, 20.0)):
         problem = Problem.draw([c for _, c in MIXED], *shape, dtype, window=window, softcap=softcap)
         args = problem.args(chunks, block_size=page)
-        args["cache_layer"] = in_int8(args["cache_layer"].float())
+        args["cache_layer"] = quantize_cache(args["cache_layer"].float())
         for part in (problem.k, problem.v):
             rows = [quantize_rows(x.float()) for x in part]
             part[:] = [integers * scales for integers, scales in rows]

@@ -11,7 +11,8 @@ from tritium import ops
 from tritium.kernels.cpu import copies, library, rope
 from tritium.kernels.cpu.attention import bind_paged_attention, supports_paged_attention
 from tritium.kernels.kernel import TensorSpec
-from tritium.ops.quantized import SCALE_BYTES, quantize_rows
+from tritium.ops.kv_int8 import quantize_cache
+from tritium.ops.quantized import SCALE_BYTES
 from tritium.testing.attention_problems import Problem, check_company
 
 pytestmark = pytest.mark.skipif(not library.available(), reason=library.why_not())
@@ -21,8 +22,7 @@ EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 
 def in_int8(args: dict[str, Any]) -> dict[str, Any]:
     """The same arguments with the cache in int8; slots that held NaN have a NaN scale."""
-    integers, scales = quantize_rows(args["cache_layer"].contiguous())
-    return {**args, "cache_layer": torch.cat((integers, scales.contiguous().view(torch.int8)), -1)}
+    return {**args, "cache_layer": quantize_cache(args["cache_layer"])}
 
 
 def compute(args: dict[str, Any]) -> torch.Tensor:

@@ -5,8 +5,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from tritium.ops.kv_int8 import parts_of
 from tritium.ops.op import Op, Spelling, like_first
-from tritium.ops.quantized import SCALE_BYTES, quantize_rows
+from tritium.ops.quantized import quantize_rows
 
 FP8 = torch.float8_e4m3fn
 
@@ -52,29 +53,30 @@ def kv_store(k_TKH: torch.Tensor, v_TKH: torch.Tensor, cache_layer: torch.Tensor
     """Writes keys and values into the cache; token t into slot `block * block_size + offset`, none when it is negative.
 
     cache_layer: [num_blocks, 2 (keys, values), K, block_size, H]; may be strided in its first dimension; in fp8 (e4m3)
-    it takes what lies beyond ±448 as ±448. In int8 its rows are H + SCALE_BYTES long: the head by `quantize_rows`, then
-    the bytes of its scale in fp32. slots: int64.
+    it takes what lies beyond ±448 as ±448. In int8 it is [..., H + SCALE_BYTES], laid out as ops/kv_int8.py
+    says, heads by `quantize_rows`. slots: int64.
     """
     block_size = cache_layer.shape[3]
     tokens = (slot_mapping_T >= 0).nonzero().squeeze(1)
     slots = slot_mapping_T[tokens]
-    for part, x_TKH in enumerate((k_TKH, v_TKH)):
-        cache_layer[slots // block_size, part, :, slots % block_size] = _kept(x_TKH[tokens], cache_layer.dtype)
+    blocks, offsets, dtype = slots // block_size, slots % block_size, cache_layer.dtype
+    for part, x_TKH in enumerate((k_TKH[tokens], v_TKH[tokens])):
+        if dtype == torch.int8:
+            kept_integers, kept_scales = parts_of(cache_layer)
+            integers, scales = quantize_rows(x_TKH)
+            kept_integers[blocks, part, :, offsets] = integers
+            kept_scales[blocks, part, :, offsets] = scales.clone(memory_format=torch.contiguous_format).view(torch.int8)
+        else:
+            x_TKH = x_TKH.to(torch.float32).clamp(-448, 448) if dtype == FP8 else x_TKH
+            cache_layer[blocks, part, :, offsets] = x_TKH.to(dtype)
 
 
-def _kept(x_TKH: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Rows as a cache of this dtype holds them."""
-    if dtype == torch.int8:
-        integers, scales = quantize_rows(x_TKH)
-        return torch.cat((integers, scales.clone(memory_format=torch.contiguous_format).view(torch.int8)), -1)
-    return (x_TKH.to(torch.float32).clamp(-448, 448) if dtype == FP8 else x_TKH).to(dtype)
-
-
-def _read(rows: torch.Tensor) -> torch.Tensor:
-    """The inverse, in fp32."""
-    if rows.dtype != torch.int8:
-        return rows.to(torch.float32)
-    return rows[..., :-SCALE_BYTES] * rows[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+def _read(cache_layer: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Keys and values [token, 2, K, H] of these slots, in fp32."""
+    if cache_layer.dtype != torch.int8:
+        return cache_layer[blocks, :, :, offsets].to(torch.float32)
+    integers, scales = (part[blocks, :, :, offsets] for part in parts_of(cache_layer))
+    return integers * scales.contiguous().view(torch.float32)
 
 
 def paged_attention(
@@ -107,7 +109,7 @@ def paged_attention(
             first_key = max(0, num_keys - window) if window else 0
             keys = torch.arange(first_key, num_keys, device=q_TNH.device)
             blocks = block_table_SB[sequence].to(torch.int64)[keys // block_size]
-            kv = _read(cache_layer[blocks, :, :, keys % block_size])
+            kv = _read(cache_layer, blocks, keys % block_size)
             k_KSH, v_KSH = kv[:, 0].transpose(0, 1).contiguous(), kv[:, 1].transpose(0, 1).contiguous()
             q_KGH = q_TNH[row].to(torch.float32).unflatten(0, (num_kv_heads, -1))
             scores_KGS = torch.matmul(q_KGH, k_KSH.transpose(1, 2)) * scale

@@ -14,7 +14,7 @@ from tritium.kernels.gpu import attention_hopper
 from tritium.kernels.gpu.attention_decode import decode_dot_kernel, decode_vector_kernel, join_splits_kernel
 from tritium.kernels.gpu.attention_prefill import prefill_kernel
 from tritium.kernels.gpu.copies import need_dense
-from tritium.kernels.gpu.cuda import can_convert_fp8, launcher
+from tritium.kernels.gpu.cuda import can_compile, can_convert_fp8, launcher
 from tritium.kernels.gpu.programmatic import launch_options
 from tritium.kernels.kernel import LaunchContext, Thunk
 
@@ -26,8 +26,8 @@ _SPLIT_BELOW = 264  # programs: two an SM of an H100; fewer leave the context to
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeTactic:
-    """form: "vector" or "dot" in Triton, with `tile` keys a step; "fp8" in CUDA C++, whose warps are their own programs
-    and whose `num_stages` is how many blocks an SM shall hold at once."""
+    """form: "vector" or "dot" in Triton, with `tile` keys a step; "bytes" in CUDA C++, whose warps are their own
+    programs and whose `num_stages` is how many blocks an SM shall hold at once."""
 
     form: str
     tile: int
@@ -54,7 +54,7 @@ def decode_tactic(group: int, head_size: int, q_dtype: torch.dtype, kv_dtype: to
     return DecodeTactic(form="dot", tile=64, num_warps=2 if kv_dtype == FP8 else 4, num_stages=3)
 
 
-def fp8_tactic(head_size: int, *, is_full: bool = False, blocks: int = 0) -> DecodeTactic:
+def bytes_tactic(head_size: int, *, is_full: bool = False, blocks: int = 0) -> DecodeTactic:
     """As `decode_tactic`, of the kernel in CUDA C++. is_full: there is work for more than 4 blocks an SM. blocks: that
     many.
 
@@ -62,23 +62,24 @@ def fp8_tactic(head_size: int, *, is_full: bool = False, blocks: int = 0) -> Dec
     whose sums need the registers, lose 12 % in any case.
     """
     num_stages = blocks or (6 if is_full and head_size == 128 else 4)
-    return DecodeTactic(form="fp8", tile=4096 // head_size, num_warps=2, num_stages=num_stages)
+    return DecodeTactic(form="bytes", tile=4096 // head_size, num_warps=2, num_stages=num_stages)
 
 
-def fits_fp8_kernel(args: Mapping[str, Any]) -> bool:
-    """csrc/decode_fp8.cu can run it: an e4m3 cache, up to 8 query heads a kv head, 16-byte rows."""
+def fits_bytes_kernel(args: Mapping[str, Any]) -> bool:
+    """csrc/decode_bytes.cu can run it: a cache in e4m3 or int8, up to 8 query heads a kv head, 16-byte rows."""
     q, cache = args["q_TNH"], args["cache_layer"]
     num_heads, head_size = q.shape[1:]
     num_kv_heads, page = cache.shape[2:4]
     is_aligned = q.data_ptr() % 16 == 0 and q.stride(0) % 8 == 0 and q.stride(1) % 8 == 0
+    can_run = can_convert_fp8 if cache.dtype == FP8 else can_compile
     return (
-        cache.dtype == FP8
+        cache.dtype in (FP8, torch.int8)
         and q.dtype in (torch.bfloat16, torch.float16)
         and head_size in (64, 128, 256)
         and num_heads // num_kv_heads <= 8
         and page % 8 == 0
         and is_aligned
-        and can_convert_fp8(q.device)
+        and can_run(q.device)
     )
 
 
@@ -107,15 +108,13 @@ def bind(
     prefill: PrefillTactic | None = None,
     *,
     chunks: Callable[[], bool] | None = None,
-    singles: Callable[[], bool] | None = None,
     blocks: int = 0,
     split_below: int = _SPLIT_BELOW,
     prompts: str = "",
 ) -> Thunk:
     """ops.paged_attention into outputs[0]; rows past num_tokens stay as they are. prefill: keeps chunks in Triton.
 
-    chunks, singles: other kernels, for chunks and for single tokens; False where they cannot. blocks, split_below,
-    prompts: a tactic's, see tactics.py.
+    chunks: another kernel for them, False where it cannot. blocks, split_below, prompts: a tactic's, see tactics.py.
     q and out may be strided in tokens and heads, the cache in blocks. Reads only keys that a query of the step sees.
     """
     q, cache, table, out = args["q_TNH"], args["cache_layer"], args["block_table_SB"], outputs[0]
@@ -129,10 +128,10 @@ def bind(
     num_heads, head_size = q.shape[1:]
     num_kv_heads, page = cache.shape[2:4]
     group = num_heads // num_kv_heads
-    is_fp8 = fits_fp8_kernel(args)
-    full = decode or fp8_tactic(head_size, is_full=True, blocks=blocks)  # where there are many sequences
+    is_ours = fits_bytes_kernel(args)
+    full = decode or bytes_tactic(head_size, is_full=True, blocks=blocks)  # where there are many sequences
     decode = decode or (
-        fp8_tactic(head_size, blocks=blocks) if is_fp8 else decode_tactic(group, head_size, q.dtype, cache.dtype)
+        bytes_tactic(head_size, blocks=blocks) if is_ours else decode_tactic(group, head_size, q.dtype, cache.dtype)
     )
     long, short = (
         prefill or prefill_tactic(head_size, q.dtype, cache.dtype, is_short=is_short) for is_short in (False, True)
@@ -159,12 +158,12 @@ def bind(
     most_split = min(table.shape[0], split_below // num_kv_heads)
     partials = _scratch(most_split * num_heads * _SPLITS * (head_block + 2), q.device)
     options = launch_options(q.device)
-    is_ours = chunks is None and prefill is None and not prompts
-    dense = attention_hopper.bind(args, out, context) if is_ours and attention_hopper.fits(args, out) else chunks
+    is_hoppers = chunks is None and prefill is None and not prompts
+    dense = attention_hopper.bind(args, out, context) if is_hoppers and attention_hopper.fits(args, out) else chunks
     join_strides = (num_heads, out.stride(0), out.stride(1))
 
-    if decode.form == "fp8":
-        launch = _fp8_launch(args, out, partials, slopes_or_any, shape, group, decode, full)
+    if decode.form == "bytes":
+        launch = _bytes_launch(args, out, partials, slopes_or_any, shape, group, decode, full)
     else:
 
         def launch(sequences: int, splits: int) -> None:
@@ -173,8 +172,6 @@ def bind(
 
     def thunk() -> None:
         sequences = context.num_decodes
-        if sequences and singles and singles():
-            sequences = 0
         if 0 < sequences <= most_split:
             launch(sequences, _SPLITS)
             join_splits_kernel[(sequences, num_heads)](
@@ -195,7 +192,7 @@ def bind(
     return thunk
 
 
-def _fp8_launch(
+def _bytes_launch(
     args: Mapping[str, Any],
     out: torch.Tensor,
     partials: torch.Tensor,
@@ -205,11 +202,12 @@ def _fp8_launch(
     tactic: DecodeTactic,
     full: DecodeTactic,
 ) -> Callable[[int, int], None]:
-    """Launches csrc/decode_fp8.cu for so many sequences, each context in so many parts; many by the tactic `full`."""
+    """Launches csrc/decode_bytes.cu for so many sequences, each context in so many parts; many by the tactic `full`."""
     q, cache, table = args["q_TNH"], args["cache_layer"], args["block_table_SB"]
     counters = [args[name] for name in ("cu_seqlens_q", "context_lens_S", "batch_counts")]
     strides = (q.stride(0), q.stride(1), out.stride(0), out.stride(1), cache.stride(0), table.stride(0))
     constants = {
+        "IS_INT8": cache.dtype == torch.int8,
         "IS_BF16": q.dtype == torch.bfloat16,
         "KV_HEADS": shape["NUM_KV_HEADS"],
         "GROUP": group,
@@ -221,7 +219,7 @@ def _fp8_launch(
     def launches(splits: int, tactic: DecodeTactic) -> Callable[[int], None]:
         shaped = {**constants, "WARPS": tactic.num_warps, "MIN_CTAS": tactic.num_stages}
         numbers = (*strides, splits, float(args["scale"]))
-        run = launcher("decode_fp8", shaped, (*tensors, *numbers), threads=32 * tactic.num_warps)
+        run = launcher("decode_bytes", shaped, (*tensors, *numbers), threads=32 * tactic.num_warps)
         return lambda warps: run(-(-warps // tactic.num_warps))
 
     few, split, many = launches(1, tactic), launches(_SPLITS, tactic), launches(1, full)

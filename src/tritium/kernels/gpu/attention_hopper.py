@@ -1,7 +1,8 @@
 """paged_attention for chunks of prompts on Hopper: two kernels in CUDA C++.
 
 gather_keys.cu brings the keys and values of the step's prompts out of the pages into one scratch, in q's type and in
-the order that the tensor cores read; prefill.cu multiplies them. An e4m3 number is exact in 16 bits.
+the order that the tensor cores read; prefill.cu multiplies them. An e4m3 number is exact in 16 bits, an int8 one times
+its scale is rounded to them.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,12 +29,13 @@ def tile_of(head_size: int) -> int:
 
 
 def fits(args: Mapping[str, Any], out: torch.Tensor) -> bool:
-    """Heads of 128 or 256, no window, no cap, no slopes, 16-byte rows; the cache in q's dtype, or in e4m3."""
+    """Heads of 128 or 256, no window, no cap, no slopes, 16-byte rows; the cache in q's dtype, in e4m3 or in int8."""
     q, cache = args["q_TNH"], args["cache_layer"]
     is_plain = not args["window"] and not args["softcap"] and args.get("alibi_slopes_N") is None
-    is_known = q.dtype in (torch.bfloat16, torch.float16) and cache.dtype in (q.dtype, _FP8)
+    is_known = q.dtype in (torch.bfloat16, torch.float16) and cache.dtype in (q.dtype, _FP8, torch.int8)
     is_aligned = all(x.data_ptr() % 16 == 0 and all(s % 8 == 0 for s in x.stride()[:2]) for x in (q, out))
     is_aligned = is_aligned and cache.data_ptr() % 16 == 0 and cache.stride(0) * cache.element_size() % 16 == 0
+    is_aligned = is_aligned and cache.shape[3] % 4 == 0
     return is_plain and is_known and is_aligned and q.shape[2] in (128, 256) and is_hopper(q.device)
 
 
@@ -47,7 +49,7 @@ def bind(args: Mapping[str, Any], out: torch.Tensor, context: LaunchContext) -> 
     num_heads, head_size = q.shape[1:]
     num_kv_heads, page = cache.shape[2:4]
     tile = tile_of(head_size)
-    is_bf16 = q.dtype == torch.bfloat16
+    is_bf16, is_int8 = q.dtype == torch.bfloat16, cache.dtype == torch.int8
     image_bytes = 2 * tile * head_size  # keys, or values, of a tile and kv head
     most_images = SCRATCH_BYTES // image_bytes
     scratch = _scratch(SCRATCH_BYTES + _TURNS_BYTES, q.device)
@@ -55,7 +57,7 @@ def bind(args: Mapping[str, Any], out: torch.Tensor, context: LaunchContext) -> 
     shape = {"IS_BF16": is_bf16, "HEAD_SIZE": head_size, "TILE": tile}
     gather = launcher(
         "gather_keys",
-        {**shape, "KV_HEADS": num_kv_heads, "PAGE": page, "IS_FP8": cache.dtype == _FP8},
+        {**shape, "KV_HEADS": num_kv_heads, "PAGE": page, "IS_FP8": cache.dtype == _FP8, "IS_INT8": is_int8},
         (cache, dense, table, contexts, counts, turns, cache.stride(0) * cache.element_size(), table.stride(0), 0),
         threads=256,
     )

@@ -1,14 +1,14 @@
 """What the kernels of paged_attention share: scores as exponents, the keys that are seen, a tile of keys and values.
 
-Layout: cache [block, 2, kv head, PAGE, HEAD_SIZE]; in int8 a row has four bytes more, its scale, and becomes fp32 when
-loaded. A cache in e4m3 is computed in f16, which holds its numbers exactly, with q divided by its largest element: bf16
-would take four conversions where f16 takes one.
+Layout: cache [block, 2, kv head, PAGE, HEAD_SIZE]; in int8 each [PAGE, HEAD_SIZE] is followed by its rows' scales
+(ops/kv_int8.py), and a row becomes fp32 when loaded. A cache in e4m3 is computed in f16, which holds its numbers
+exactly, with q divided by its largest element: bf16 would take four conversions where f16 takes one.
 """
 
 import triton
 import triton.language as tl
 
-from tritium.ops.attention import SCALE_BYTES
+from tritium.ops.quantized import SCALE_BYTES
 
 _SCALE_BYTES = tl.constexpr(SCALE_BYTES)
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -81,19 +81,20 @@ def load_tile(
     ROW: tl.constexpr = HEAD_SIZE + _SCALE_BYTES if IS_INT8 else HEAD_SIZE
     if PAGE % TILE == 0:  # a tile lies in one page: one look-up, and offsets in 32 bits
         page = tl.load(table_row_ptr + start // PAGE).to(tl.int64)
-        tile_ptr = cache_ptr + page * stride_block + (h * PAGE + start % PAGE) * ROW
-        rows_ptr = tile_ptr + t * ROW
+        head_ptr = cache_ptr + page * stride_block + h * PAGE * ROW
+        offset = start % PAGE + t
     else:
         key = start + t
         page = tl.load(table_row_ptr + key // PAGE, mask=is_key, other=0).to(tl.int64)
-        rows_ptr = cache_ptr + page * stride_block + (h * PAGE + key % PAGE) * ROW
+        head_ptr = cache_ptr + page * stride_block + h * PAGE * ROW
+        offset = key % PAGE
     is_in = is_key[:, None] & is_d[None, :]
     TO_VALUES: tl.constexpr = NUM_KV_HEADS * PAGE * ROW
-    place = rows_ptr[:, None] + d[None, :]
+    place = (head_ptr + offset * HEAD_SIZE)[:, None] + d[None, :]
     k = tl.load(place, mask=is_in, other=0.0)
     v = tl.load(place + TO_VALUES, mask=is_in, other=0.0)
     if IS_INT8:
-        scales_ptr = (rows_ptr + HEAD_SIZE).to(tl.pointer_type(tl.float32))
+        scales_ptr = (head_ptr + PAGE * HEAD_SIZE).to(tl.pointer_type(tl.float32)) + offset
         k = k.to(tl.float32) * tl.load(scales_ptr, mask=is_key, other=0.0)[:, None]
         v = v.to(tl.float32) * tl.load(scales_ptr + TO_VALUES // 4, mask=is_key, other=0.0)[:, None]
     return k, v

@@ -14,6 +14,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from tritium.kernels.gpu import attention
 from tritium.kernels.kernel import LaunchContext, Thunk
+from tritium.ops.kv_int8 import parts_of
 
 GATHERED_BYTES = 512 << 20
 _GQA: dict[str, Any] = (
@@ -30,9 +31,17 @@ def _chunks(args: Mapping[str, Any], out: torch.Tensor, context: LaunchContext) 
     """The chunks of the step; False, and nothing done, when there are more keys than may be gathered."""
     q, cache, table = args["q_TNH"], args["cache_layer"], args["block_table_SB"]
     starts, contexts = args["cu_seqlens_q"], args["context_lens_S"]
-    num_kv_heads, page, head_size = cache.shape[2:]
-    stored = cache.view(torch.uint8) if cache.element_size() == 1 else cache  # what indexing knows everywhere
+    num_kv_heads, page = cache.shape[2:4]
+    head_size, is_int8 = q.shape[2], cache.dtype == torch.int8
+    stored = cache.view(torch.uint8) if cache.dtype == torch.float8_e4m3fn else cache  # what indexing knows everywhere
+    integers, scales = parts_of(cache) if is_int8 else (cache, cache)
     key_bytes = 2 * num_kv_heads * head_size * q.element_size()
+
+    def gathered(part: int, block: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        if not is_int8:
+            return stored[block, part, :, offset].view(cache.dtype).to(q.dtype)
+        row_scales = scales[block, part, :, offset].contiguous().view(torch.float32)
+        return (integers[block, part, :, offset] * row_scales).to(q.dtype)
 
     def run() -> bool:
         first, sequences, keys = context.num_decodes, context.num_prefills, context.num_prefill_keys
@@ -44,7 +53,7 @@ def _chunks(args: Mapping[str, Any], out: torch.Tensor, context: LaunchContext) 
         owner = torch.repeat_interleave(lengths, output_size=keys)
         position = torch.arange(keys, device=q.device) - ends[owner]
         block, offset = table[first + owner, position // page].long(), position % page
-        k, v = (stored[block, i, :, offset].view(cache.dtype).to(q.dtype) for i in range(2))
+        k, v = (gathered(part, block, offset) for part in range(2))
         tokens = slice(first, first + context.num_prefill_tokens)
         since = starts[first : first + sequences + 1] - starts[first]
         longest = context.longest_prefill  # of a context: no chunk has more tokens

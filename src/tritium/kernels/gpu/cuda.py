@@ -23,7 +23,8 @@ _PROGRAMMATIC_LAUNCH = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATIO
 _FLAGS = ("--std=c++17", "--use_fast_math")
 _MAX_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _SHARED_WITHOUT_ASKING = 48 << 10
-_FP8_CONVERSIONS = (8, 9)  # compute capability from which cvt knows e4m3
+_AMPERE = (8, 0)  # compute capability that all sources need: products of 16 by 8 by 16
+_FP8_CONVERSIONS = (8, 9)  # from which cvt knows e4m3
 _HOPPER = (9, 0)  # whose group-of-warps products no other capability has
 _HOPPER_SOURCES = frozenset({"prefill"})
 
@@ -42,9 +43,9 @@ class _Config(ctypes.Structure):
 
 
 @cache
-def can_convert_fp8(device: torch.device) -> bool:
-    """CUDA sources can be compiled for this device, and it converts e4m3 itself."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < _FP8_CONVERSIONS:
+def can_compile(device: torch.device, capability: tuple[int, int] = _AMPERE) -> bool:
+    """CUDA sources can be compiled for this device, and it has at least this compute capability."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < capability:
         return False
     if _nvrtc() is None:
         logger.warning("torch's NVRTC was not found: kernels in Triton take the place of those in CUDA C++, slower")
@@ -52,10 +53,15 @@ def can_convert_fp8(device: torch.device) -> bool:
     return True
 
 
+def can_convert_fp8(device: torch.device) -> bool:
+    """CUDA sources can be compiled for this device, and it converts e4m3 itself."""
+    return can_compile(device, _FP8_CONVERSIONS)
+
+
 @cache
 def is_hopper(device: torch.device) -> bool:
     """CUDA sources can be compiled for this device, and it is of compute capability 9.0."""
-    return can_convert_fp8(device) and torch.cuda.get_device_capability(device) == _HOPPER
+    return can_compile(device) and torch.cuda.get_device_capability(device) == _HOPPER
 
 
 def source_of(name: str, constants: Mapping[str, Constant]) -> str:
@@ -74,7 +80,8 @@ def launcher(
 
     args: tensors (their addresses; they must stay where they are), ints (64 bits), floats (32 bits). What the function
     gets behind the number of blocks takes the place of the last of them, which are ints. shared_bytes: of shared
-    memory. The kernel may start before the one in front of it has ended: it waits for it itself, by griddepcontrol.
+    memory. From capability 9.0 on the kernel may start before the one in front of it has ended: it waits for it itself,
+    by griddepcontrol.
 
     Raises `KernelError` with the compiler's or the driver's own words.
     """
@@ -83,7 +90,8 @@ def launcher(
     values = [_argument(arg) for arg in args]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     attribute = _Attribute(id=_PROGRAMMATIC_LAUNCH, value=1)
-    config = _Config(1, 1, 1, threads, 1, 1, shared_bytes, None, ctypes.pointer(attribute), 1)
+    is_early = torch.cuda.get_device_capability(device) >= _HOPPER
+    config = _Config(1, 1, 1, threads, 1, 1, shared_bytes, None, ctypes.pointer(attribute), int(is_early))
     launch, reference, stream_of = _driver().cuLaunchKernelEx, ctypes.byref(config), torch._C._cuda_getCurrentRawStream
     kept = (values, args)  # the driver reads them at each launch
 

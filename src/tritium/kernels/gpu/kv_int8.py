@@ -1,6 +1,5 @@
-"""kv_store and rope_kv_store into a cache in int8: [block, 2, kv head, PAGE, HEAD_SIZE + 4], each row a head's integers
-and the four bytes of its scale (ops/attention.py). One program a token, all its heads.
-"""
+"""kv_store and rope_kv_store into a cache in int8, laid out as ops/kv_int8.py says: one program a token,
+all its heads."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from tritium.kernels.gpu.copies import bind_store
 from tritium.kernels.gpu.programmatic import begin
 from tritium.kernels.gpu.rope import angles, bind_rope_and_store, load_heads, store_heads
 from tritium.kernels.kernel import Thunk
-from tritium.ops.attention import SCALE_BYTES
+from tritium.ops.quantized import SCALE_BYTES
 
 _SCALE_BYTES = tl.constexpr(SCALE_BYTES)
 _TO_EVEN = tl.constexpr(12582912.0)  # see rows.py
@@ -43,17 +42,21 @@ def _largest(x):
 
 
 @triton.jit
-def _store_scales(rows_ptr, scales, is_head, HEAD_SIZE: tl.constexpr):
-    tl.store((rows_ptr + HEAD_SIZE).to(tl.pointer_type(tl.float32)), scales, mask=is_head)
+def _places(keys_ptr, slot, head, stride_block, HEAD_SIZE: tl.constexpr, PAGE: tl.constexpr):
+    """Where a slot's heads and their scales go."""
+    ROW: tl.constexpr = HEAD_SIZE + _SCALE_BYTES
+    heads_ptr = keys_ptr + slot // PAGE * stride_block + head * PAGE * ROW
+    scales_ptr = (heads_ptr + PAGE * HEAD_SIZE).to(tl.pointer_type(tl.float32)) + slot % PAGE
+    return heads_ptr + slot % PAGE * HEAD_SIZE, scales_ptr
 
 
 @triton.jit
-def _store_rows(rows_ptr, x, head, d, HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr):
+def _store_rows(rows_ptr, scales_ptr, x, head, d, HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr):
     """Whole heads x [head, d], zero where there is none, to the rows at rows_ptr [head]."""
     inverse, scales = _scales(_largest(x))
     is_in = (head < HEADS)[:, None] & (d < HEAD_SIZE)[None, :]
     tl.store(rows_ptr[:, None] + d[None, :], _integers(x, inverse), mask=is_in)
-    _store_scales(rows_ptr, scales, head < HEADS, HEAD_SIZE)
+    tl.store(scales_ptr, scales, mask=head < HEADS)
 
 
 @triton.jit
@@ -65,16 +68,16 @@ def _kv_store_kernel(
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token)
     if slot >= 0:
-        ROW: tl.constexpr = HEAD_SIZE + _SCALE_BYTES
+        TO_VALUES: tl.constexpr = HEADS * PAGE * (HEAD_SIZE + _SCALE_BYTES)
         head, d = tl.arange(0, HEAD_ROWS), tl.arange(0, HEAD_BLOCK)
         is_in = (head < HEADS)[:, None] & (d < HEAD_SIZE)[None, :]
         k_place = k_ptr + token * stride_k_token + head[:, None] * stride_k_head + d[None, :]
         v_place = v_ptr + token * stride_v_token + head[:, None] * stride_v_head + d[None, :]
         k = tl.load(k_place, mask=is_in, other=0.0).to(tl.float32)
         v = tl.load(v_place, mask=is_in, other=0.0).to(tl.float32)
-        rows_ptr = cache_ptr + slot // PAGE * stride_block + (head * PAGE + slot % PAGE) * ROW
-        _store_rows(rows_ptr, k, head, d, HEADS, HEAD_SIZE)
-        _store_rows(rows_ptr + HEADS * PAGE * ROW, v, head, d, HEADS, HEAD_SIZE)
+        rows_ptr, scales_ptr = _places(cache_ptr, slot, head, stride_block, HEAD_SIZE, PAGE)
+        _store_rows(rows_ptr, scales_ptr, k, head, d, HEADS, HEAD_SIZE)
+        _store_rows(rows_ptr + TO_VALUES, scales_ptr + TO_VALUES // 4, v, head, d, HEADS, HEAD_SIZE)
 
 
 @triton.jit
@@ -99,7 +102,7 @@ def _rope_kv_store_kernel(
         NUM_HEADS, HEAD_SIZE, PAIRS, INTERLEAVED, BLOCK, REST_BLOCK,
     )  # fmt: skip
     if slot >= 0:
-        ROW: tl.constexpr = HEAD_SIZE + _SCALE_BYTES
+        TO_VALUES: tl.constexpr = HEADS * PAGE * (HEAD_SIZE + _SCALE_BYTES)
         dtype: tl.constexpr = k_ptr.dtype.element_ty
         head, p, d = tl.arange(0, HEAD_ROWS), tl.arange(0, PAIRS_BLOCK), tl.arange(0, HEAD_BLOCK)
         is_head, is_p = head < HEADS, p < PAIRS
@@ -117,15 +120,15 @@ def _rope_kv_store_kernel(
         k_rest = tl.load(heads_ptr + d[None, :], mask=is_rest, other=0.0).to(tl.float32)
         most = tl.maximum(tl.maximum(_largest(turned_x), _largest(turned_y)), _largest(k_rest))
         inverse, scales = _scales(most)
-        rows_ptr = cache_ptr + slot // PAGE * stride_block + (head * PAGE + slot % PAGE) * ROW
+        rows_ptr, scales_ptr = _places(cache_ptr, slot, head, stride_block, HEAD_SIZE, PAGE)
         tl.store(rows_ptr[:, None] + first[None, :], _integers(turned_x, inverse), mask=is_pair)
         tl.store(rows_ptr[:, None] + second[None, :], _integers(turned_y, inverse), mask=is_pair)
         tl.store(rows_ptr[:, None] + d[None, :], _integers(k_rest, inverse), mask=is_rest)
-        _store_scales(rows_ptr, scales, is_head, HEAD_SIZE)
+        tl.store(scales_ptr, scales, mask=is_head)
         is_in = is_head[:, None] & (d < HEAD_SIZE)[None, :]
         v_place = v_ptr + token * stride_v_token + head[:, None] * stride_v_head + d[None, :]
         v = tl.load(v_place, mask=is_in, other=0.0).to(tl.float32)
-        _store_rows(rows_ptr + HEADS * PAGE * ROW, v, head, d, HEADS, HEAD_SIZE)
+        _store_rows(rows_ptr + TO_VALUES, scales_ptr + TO_VALUES // 4, v, head, d, HEADS, HEAD_SIZE)
 
 
 def bind_kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:

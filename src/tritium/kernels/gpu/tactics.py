@@ -42,8 +42,8 @@ INT8 = _tiles(
     (128, 128, 128, 8, 3),
     (128, 256, 128, 8, 3),
 )
-# blocks: of decode attention over fp8 an SM holds at once. split_below: programs; a batch of fewer has its contexts
-# read in parts. prompts: "triton" in place of Hopper's own kernel.
+# blocks: of decode attention over fp8 or int8 an SM holds at once. split_below: programs; a batch of fewer has its
+# contexts read in parts. prompts: "triton" in place of Hopper's own kernel.
 PAGED_ATTENTION: tuple[Tactic, ...] = (
     {},
     {"blocks": 4},
@@ -53,20 +53,18 @@ PAGED_ATTENTION: tuple[Tactic, ...] = (
     {"split_below": 528},
     {"prompts": "triton"},
 )
-# "own" in place of FlashInfer's kernel, where that is slower.
-FLASHINFER: tuple[Tactic, ...] = ({}, {"single_tokens": "own"})
 
 
 def fits_paged_attention(args: Mapping[str, Any], tactic: Mapping[str, Any]) -> str | None:
-    """blocks: of the kernel for fp8 caches; prompts: where Hopper's kernel may run."""
+    """blocks: of the kernel for caches of a byte a number; prompts: where Hopper's kernel may run."""
     q, cache = args["q_TNH"], args["cache_layer"]
     num_heads, head_size = q.shape[1:]
     is_16_bits = q.dtype in (torch.bfloat16, torch.float16)
     if "blocks" in tactic:
-        is_known = cache.dtype == FP8 and is_16_bits and head_size in (64, 128, 256)
+        is_known = cache.dtype in (FP8, torch.int8) and is_16_bits and head_size in (64, 128, 256)
         return None if is_known and num_heads // cache.shape[2] <= 8 else "another kernel reads this cache"
     if "prompts" in tactic:
-        is_known = is_16_bits and head_size in (128, 256) and cache.dtype in (q.dtype, FP8)
+        is_known = is_16_bits and head_size in (128, 256) and cache.dtype in (q.dtype, FP8, torch.int8)
         is_plain = not args["window"] and not args["softcap"] and args.get("alibi_slopes_N") is None
         return None if is_known and is_plain else "Triton's kernel runs these prompts in any case"
     return None

@@ -24,7 +24,7 @@ using namespace tritium;
 
 struct PagedAttentionArgs {
   const void *q, *cache;  // [T, N, H] with strides; [num_blocks, 2, K, block_size, H], dense behind dimension 0, in the
-                          // dtype of q, or in int8 with the scale of each row behind it
+                          // dtype of q, or in int8: of a block and head all rows, then their scales
   void* out;              // [T, N, H] with strides; rows past num_tokens stay as they are
   const int32_t *block_table, *cu_seqlens_q, *context_lens, *batch_counts;
   const float* alibi_slopes;  // one for each query head; null: none
@@ -75,7 +75,7 @@ template <class T, class C, class Tiles> class Batch {  // C: what the cache hol
               Scratch& memory) const {
     const int64_t token = a.cu_seqlens_q[s] + begin, position = a.context_lens[s] - query_len + begin;
     const int64_t H = a.head_size, rows_per_head = num_tokens * group_, num_rows = rows_per_head * num_kv_heads;
-    const int64_t row_size = kRowSize<C>(H), plane = a.block_size * row_size;
+    const int64_t scale_bytes = std::is_same<C, int8_t>::value ? sizeof(float) : 0, plane = a.block_size * (H + scale_bytes);
     Tiles tile({H, a.num_kv_heads * plane, a.block_size, rows_per_head, std::max(a.item_rows, group_)}, memory);
     // Rows are numbered by kv head, then token, then query head of its group.
     const auto element = [&](int64_t row, int64_t stride_token, int64_t stride_head) {
@@ -95,8 +95,8 @@ template <class T, class C, class Tiles> class Batch {  // C: what the cache hol
       for (int64_t key = std::max(base, key_begin), count; key < end; key += count) {
         const int64_t block = key / a.block_size, offset = key - block * a.block_size;
         count = std::min(a.block_size - offset, end - key);
-        const C* k = cache + table[block] * a.stride_block + offset * row_size + h * plane;
-        tile.set_keys(key - base, count, k);
+        const C* rows = cache + table[block] * a.stride_block + h * plane;
+        tile.set_keys(key - base, count, rows + offset * H, rows + a.block_size * H + offset * scale_bytes);
       }
     };
     const int64_t first_base = key_begin / kTile * kTile;

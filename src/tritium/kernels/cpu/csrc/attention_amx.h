@@ -91,7 +91,7 @@ template <class C> class AmxTile : public Tile<bf16, C> {
       bf16* staged = reinterpret_cast<bf16*>(keys_) + g * kTileRows * stride_;
       key_rows_[g] = staged;
       for (int64_t key = first; key < end; ++key) {
-        if constexpr (kIsInt8) std::memcpy(&key_scales_[key], present_[key] + size_, sizeof(float));
+        if constexpr (kIsInt8) key_scales_[key] = this->scale_of(key, 0);
         this->stage(present_[key], staged + (key - g * kTileRows) * stride_);
       }
     }
@@ -256,7 +256,7 @@ template <class C> class AmxTile : public Tile<bf16, C> {
     const C* from = present_[key] + value_offset_;
     const int64_t line = kLine / static_cast<int64_t>(sizeof(C));
     for (int64_t h = 0; h < size_; h += line) __builtin_prefetch(coming_[key] + value_offset_ + h, 0, 2);
-    if constexpr (kIsInt8) std::memcpy(&value_scales_[key], from + size_, sizeof(float));
+    if constexpr (kIsInt8) value_scales_[key] = this->scale_of(key, value_offset_);
     else if (size_ == stride_) return from;
     this->stage(from, padded);
     return padded;

@@ -158,11 +158,6 @@ inline float softmax(float* scores, Range range, Bias bias, RowState& state, flo
   return factor;
 }
 
-// Elements of a head's row in a cache of C.
-template <class C> constexpr int64_t kRowSize(int64_t head_size) {
-  return std::is_same<C, int8_t>::value ? head_size + static_cast<int64_t>(sizeof(float)) : head_size;
-}
-
 // What a tile is made for. rows_per_head: rows that share a kv head; max_rows: of all heads that go together.
 struct TileShape { int64_t head_size, value_offset, block_size, rows_per_head, max_rows; };
 
@@ -197,14 +192,24 @@ template <class T, class C = T> class Tile {
   // Where `count` adjacent keys of the coming tile are. While the present one is computed they are brought into L2,
   // line by line: runs of 2 KB are too short for the hardware's prefetching, and asking for all at once fills its
   // buffers (Zen 4, bf16 decode, long context, GB/s a core: none 5.9, all at once 6.8, line by line 11.2, into L1 6.8).
-  void set_keys(int64_t index, int64_t count, const C* k) {
-    for (int64_t i = 0; i < count; ++i) coming_[index + i] = k + i * kRowSize<C>(size_);
+  // scales: of the first of them, in int8; asked for at once, for they are few lines.
+  void set_keys(int64_t index, int64_t count, const C* k, const C* scales = nullptr) {
+    for (int64_t i = 0; i < count; ++i) coming_[index + i] = k + i * size_;
+    if constexpr (kIsInt8) {
+      constexpr int64_t bytes = sizeof(float);
+      for (int64_t i = 0; i < count; ++i) coming_scales_[index + i] = scales + i * bytes;
+      for (int64_t at = 0; at < count * bytes; at += kLine) {
+        __builtin_prefetch(scales + at, 0, 2);
+        __builtin_prefetch(scales + at + value_offset_, 0, 2);
+      }
+    }
   }
 
   // The coming tile becomes the present one, and its own successor until another is set: fetching it is free.
   void next() {
     std::swap(present_, coming_);
     std::copy_n(present_, kTile, coming_);
+    if constexpr (kIsInt8) std::copy_n(coming_scales_, kTile, present_scales_);
   }
 
   // Takes in the keys [begin, end) of the present tile, whose addresses were set; no other slot is read.
@@ -265,7 +270,7 @@ template <class T, class C = T> class Tile {
       const Staged* rows[kTile];
       for (int64_t key = first; key < last; ++key) {
         rows[key] = staged + key * stride_;
-        if constexpr (kIsInt8) std::memcpy(&key_scales_[key], present_[key] + size_, sizeof(float));
+        if constexpr (kIsInt8) key_scales_[key] = scale_of(std::clamp(key, begin, end - 1), 0);
         stage(present_[key], staged + key * stride_);
       }
       transpose_keys(rows, first, end);
@@ -280,7 +285,7 @@ template <class T, class C = T> class Tile {
     for (int64_t key = begin; key < end; ++key) {
       if constexpr (kIsInt8) __builtin_prefetch(coming_[key] + value_offset_, 0, 2);
       stage(present_[key] + value_offset_, staged_ + key * stride_);
-      if constexpr (kIsInt8) scale_values(present_[key] + value_offset_, staged_ + key * stride_);
+      if constexpr (kIsInt8) scale_values(scale_of(key, value_offset_), staged_ + key * stride_);
     }
   }
 
@@ -293,9 +298,13 @@ template <class T, class C = T> class Tile {
     for (int64_t h = 0; h < size_; ++h) to[h].bits = static_cast<uint16_t>(bit_cast<uint32_t>(static_cast<float>(from[h])) >> 16);
     for (int64_t h = size_; h < stride_; ++h) to[h].bits = 0;
   }
-  void scale_values(const C* from, float* to) const {
+  // Of a key of the present tile, or, `offset` further, of its value.
+  float scale_of(int64_t key, int64_t offset) const {
     float scale;
-    std::memcpy(&scale, from + size_, sizeof(scale));
+    std::memcpy(&scale, present_scales_[key] + offset, sizeof(scale));
+    return scale;
+  }
+  void scale_values(float scale, float* to) const {
     for (int64_t h = 0; h < stride_; ++h) to[h] *= scale;
   }
   template <class U> void stage(const U* from, float* to) const {
@@ -351,7 +360,8 @@ template <class T, class C = T> class Tile {
   bool direct_ = false;
   const C *addresses_[2][kTile] = {}, **present_ = addresses_[0], **coming_ = addresses_[1];
   const float* staged_rows_[kTile];
-  float key_scales_[kTile] = {};  // of a cache in int8
+  const C *present_scales_[kTile] = {}, *coming_scales_[kTile] = {};  // of a cache in int8
+  float key_scales_[kTile] = {};
 };
 
 }  // namespace tritium

@@ -74,18 +74,19 @@ void kv_store(const KVStoreArgs& a) {
   });
 }
 
-// The cache's rows are int8 and a scale: head_bytes counts those of k and v.
+// The cache is int8: of a block and head all rows, then their scales. head_bytes counts those of k and v.
 template <class T> void kv_store_int8(const KVStoreArgs& a) {
-  const int64_t size = a.head_bytes / static_cast<int64_t>(sizeof(T)), row = size + kScaleBytes;
-  const int64_t plane = a.num_heads * a.block_size * row;
+  const int64_t size = a.head_bytes / static_cast<int64_t>(sizeof(T)), part = a.block_size * (size + kScaleBytes);
+  const int64_t plane = a.num_heads * part;
   for_rows(a.num_tokens, 4 * a.num_heads * size, [&](int64_t token) {
     const int64_t slot = a.slots[token];
     if (slot < 0) return;  // a padded row
-    char* to = a.cache + slot / a.block_size * a.stride_block + slot % a.block_size * row;
+    char* rows = a.cache + slot / a.block_size * a.stride_block;
     const char *k = a.k + token * a.k_stride_token, *v = a.v + token * a.v_stride_token;
-    for (int64_t head = 0; head < a.num_heads; ++head, to += a.block_size * row) {
-      quantise_head(reinterpret_cast<const T*>(k + head * a.k_stride_head), size, to);
-      quantise_head(reinterpret_cast<const T*>(v + head * a.v_stride_head), size, to + plane);
+    for (int64_t head = 0; head < a.num_heads; ++head, rows += part) {
+      char *to = rows + slot % a.block_size * size, *scale = rows + a.block_size * size + slot % a.block_size * kScaleBytes;
+      quantise_head(reinterpret_cast<const T*>(k + head * a.k_stride_head), size, to, scale);
+      quantise_head(reinterpret_cast<const T*>(v + head * a.v_stride_head), size, to + plane, scale + plane);
     }
   });
 }

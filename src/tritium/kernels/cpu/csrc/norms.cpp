@@ -130,7 +130,8 @@ template <class T, class Args, class Norm> void quantise_norms(const Args& a, in
     static thread_local Scratch memory;
     T* normed = reinterpret_cast<T*>(memory.reserve(static_cast<size_t>(a.size) * sizeof(T)));
     norm(row, normed);
-    quantise_head(normed, a.size, static_cast<char*>(a.out) + row * (a.size + kScaleBytes));
+    char* to = static_cast<char*>(a.out) + row * (a.size + kScaleBytes);
+    quantise_head(normed, a.size, to, to + a.size);
   });
 }
 

@@ -55,11 +55,11 @@ template <class T> float quantise_row(const void* row, int64_t count, int64_t pa
   return max * (1.0f / 127.0f);
 }
 
-// A head's row in an int8 KV cache: `size` numbers, then the scale, which need not be aligned.
+// A head's row of int8: `size` numbers to one place, the scale, which need not be aligned, to another.
 constexpr int64_t kScaleBytes = sizeof(float);
-template <class T> inline void quantise_head(const T* x, int64_t size, char* to) {
+template <class T> inline void quantise_head(const T* x, int64_t size, char* to, char* scale_to) {
   const float scale = quantise_row<T>(x, size, size, reinterpret_cast<int8_t*>(to));
-  std::memcpy(to + size, &scale, sizeof(scale));
+  std::memcpy(scale_to, &scale, sizeof(scale));
 }
 
 }  // namespace tritium

@@ -28,7 +28,7 @@ struct RopeKvStoreArgs {
   const void *q, *k, *v;
   const float* cos_sin;  // dense [num_tokens, 2 * num_pairs]
   void *out, *cache;     // out: like q, dense. cache: [num_blocks, 2, num_kv_heads, block_size, head], dense in a block,
-                         // in the dtype of k, or in int8 with a scale behind each head
+                         // in the dtype of k, or in int8 with the scales of a block and head behind its rows
   const int64_t* slots;
   int64_t num_tokens, num_heads, num_kv_heads, head_size, num_pairs, block_size, stride_block;
   int64_t q_stride_token, q_stride_head, k_stride_token, k_stride_head, v_stride_token, v_stride_head;
@@ -95,8 +95,8 @@ template <class T> void rope(const RopeArgs& a) {
 }
 
 template <class T> void rope_kv_store(const RopeKvStoreArgs& a) {
-  const int64_t H = a.head_size, row = a.is_int8 ? H + kScaleBytes : H * static_cast<int64_t>(sizeof(T));
-  const int64_t item = a.is_int8 ? 1 : sizeof(T), plane = a.num_kv_heads * a.block_size * row;  // from keys to values
+  const int64_t H = a.head_size, item = a.is_int8 ? 1 : sizeof(T), row = H * item;
+  const int64_t part = a.block_size * (row + (a.is_int8 ? kScaleBytes : 0)), plane = a.num_kv_heads * part;  // to values
   for_rows(a.num_tokens, (a.num_heads + 2 * a.num_kv_heads) * H, [&](int64_t token) {
     const float* cos = a.cos_sin + token * 2 * a.num_pairs;
     const T* q = static_cast<const T*>(a.q) + token * a.q_stride_token;
@@ -107,14 +107,16 @@ template <class T> void rope_kv_store(const RopeKvStoreArgs& a) {
     if (slot < 0) return;  // a padded row
     const T *k = static_cast<const T*>(a.k) + token * a.k_stride_token;
     const T *v = static_cast<const T*>(a.v) + token * a.v_stride_token;
-    char* to = static_cast<char*>(a.cache) + slot / a.block_size * a.stride_block * item + slot % a.block_size * row;
+    const int64_t offset = slot % a.block_size;
+    char* to = static_cast<char*>(a.cache) + slot / a.block_size * a.stride_block * item + offset * row;
     static thread_local Scratch memory;
     T* rotated = a.is_int8 ? reinterpret_cast<T*>(memory.reserve(static_cast<size_t>(H) * sizeof(T))) : nullptr;
-    for (int64_t head = 0; head < a.num_kv_heads; ++head, to += a.block_size * row) {
+    for (int64_t head = 0; head < a.num_kv_heads; ++head, to += part) {
       T* key = a.is_int8 ? rotated : reinterpret_cast<T*>(to);
       rotate_head(k + head * a.k_stride_head, cos, key, a.num_pairs, H, a.interleaved);
       if (a.is_int8) {
-        quantise_head(key, H, to), quantise_head(v + head * a.v_stride_head, H, to + plane);
+        char* scale = to + (a.block_size - offset) * row + offset * kScaleBytes;
+        quantise_head(key, H, to, scale), quantise_head(v + head * a.v_stride_head, H, to + plane, scale + plane);
       } else {
         std::memcpy(to + plane, v + head * a.v_stride_head, static_cast<size_t>(row));
       }

@@ -5,19 +5,29 @@
 // numbers stand in the order piece ^ (key % 8), the tensor cores' 128-byte swizzle. Keys behind a prompt's are zeros.
 // turns: prefill.cu's counter, which begins at 0.
 //
-// Set before this text: IS_BF16 (dense; else f16), KV_HEADS, HEAD_SIZE (a multiple of 64), PAGE, TILE, IS_FP8 (the cache;
-// else it has dense's type).
+// Set before this text: IS_BF16 (dense; else f16), KV_HEADS, HEAD_SIZE (a multiple of 64), PAGE, TILE, IS_FP8, IS_INT8 (the
+// cache, laid out as decode_bytes.cu says; else it has dense's type).
 
 #define THREADS 256
 #define PIECES (HEAD_SIZE / 8)  // of a key: eight numbers, which a thread takes so that its neighbours write beside it
 #define LOADS (TILE * PIECES / THREADS)
 
-#if IS_FP8
+#if IS_FP8 || IS_INT8
 typedef uint2 Piece;
 #else
 typedef uint4 Piece;
 #endif
 
+#if IS_INT8
+// Four integers times their row's scale, in 16 bits each. A byte becomes the end of 2^23 + 128 + itself.
+__device__ __forceinline__ uint2 wide(u32 four, float scale) {
+    float x[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        x[i] = (__uint_as_float(__byte_perm(four ^ 0x80808080, 0x4b000000, 0x7440 + i)) - 8388736.0f) * scale;
+    return make_uint2(pair_of(x[0], x[1]), pair_of(x[2], x[3]));
+}
+#elif IS_FP8
 // Four e4m3 numbers in 16 bits each: exact.
 __device__ __forceinline__ uint2 wide(u32 four) {
 #if IS_BF16
@@ -45,6 +55,7 @@ __device__ __forceinline__ uint2 wide(u32 four) {
     return make_uint2(half2_low(four), half2_high(four));
 #endif
 }
+#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     gather_keys(const u8* cache, uint4* dense, const int* table, const int* contexts, const int* counts,
@@ -59,21 +70,36 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (start >= context) return;
     uint4* image = dense + (i64)blockIdx.x * (TILE * HEAD_SIZE / 8);
     Piece pieces[LOADS];
+#if IS_INT8
+    float scales[LOADS];
+#endif
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
         const int piece = threadIdx.x % PIECES, place = start + (i * THREADS + threadIdx.x) / PIECES;
         pieces[i] = Piece();
+#if IS_INT8
+        scales[i] = 0.0f;
+#endif
         if (place < context) {
             const i64 page = table[s * stride_table + place / PAGE];
             const i64 row = ((i64)part * KV_HEADS + h) * PAGE + place % PAGE;
+#if IS_INT8
+            const u8* rows = cache + page * stride_block + (row - place % PAGE) * (HEAD_SIZE + 4);
+            pieces[i] = reinterpret_cast<const Piece*>(rows)[place % PAGE * PIECES + piece];
+            scales[i] = reinterpret_cast<const float*>(rows + PAGE * HEAD_SIZE)[place % PAGE];
+#else
             pieces[i] = reinterpret_cast<const Piece*>(cache + page * stride_block)[row * PIECES + piece];
+#endif
         }
     }
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
         const int piece = threadIdx.x % PIECES, key = (i * THREADS + threadIdx.x) / PIECES;
         uint4* to = image + piece / 8 * (TILE * 8) + key * 8 + (piece % 8 ^ key % 8);
-#if IS_FP8
+#if IS_INT8
+        const uint2 a = wide(pieces[i].x, scales[i]), b = wide(pieces[i].y, scales[i]);
+        *to = make_uint4(a.x, a.y, b.x, b.y);
+#elif IS_FP8
         const uint2 a = wide(pieces[i].x), b = wide(pieces[i].y);
         *to = make_uint4(a.x, a.y, b.x, b.y);
 #else
