@@ -144,7 +144,7 @@ def test_attention_over_an_fp8_cache_is_right_and_blind_to_what_is_not_seen(
         args = problem.args([(i, (1, context)) for i, context in enumerate(contexts)], block_size=page)
         args["cache_layer"] = args["cache_layer"].to(FP8)
         args = {name: a.cuda() if isinstance(a, torch.Tensor) else a for name, a in args.items()}
-        assert attention.fits_fp8_kernel(args)
+        assert attention.fits_bytes_kernel(args)
         out = torch.full_like(args["q_TNH"], float("nan"))
         attention.bind(args, [out], LaunchContext(num_decodes=len(contexts)))()
         for i, context in enumerate(contexts[:10]):

@@ -26,9 +26,9 @@ HERE = {"hardware": "a GPU of compute capability 9.0", "driver": "1", "torch": "
 
 
 @cache
-def plan_of(scheme):
+def plan_of(scheme, **options):
     model = PlainLlama(size=256, head_size=64, num_layers=1).bfloat16()
-    return compile_module(model, BuildConfig(scheme=scheme, device="cuda")).plan
+    return compile_module(model, BuildConfig(scheme=scheme, device="cuda", **options)).plan
 
 
 def names(plan, **limits):
@@ -83,6 +83,12 @@ def test_an_fp8_plan_has_blocks_splits_and_torchs_attention_to_choose_among_and_
     ]  # fmt: skip
     assert found["linear_fp8"] == ["gpu.linear_fp8", "gpu.linear_fp8_fixed"]
     assert "rms_norm_fp8" not in found
+
+
+def test_a_cache_of_a_byte_a_number_has_blocks_to_choose_and_one_of_two_has_not():
+    blocks = {"gpu.paged_attention:blocks=4", "gpu.paged_attention:blocks=6"}
+    of_int8, of_bf16 = (set(names(plan_of(None, kv_dtype=kept))["paged_attention"]) for kept in ("int8", "auto"))
+    assert of_int8 - of_bf16 == blocks and "gpu.paged_attention_varlen" in of_int8 & of_bf16
 
 
 def test_an_older_gpu_is_not_offered_what_it_cannot_run():
