@@ -100,7 +100,6 @@ def test_spinning_at_barriers_is_bounded_unless_the_user_says_otherwise(own):
             {"scheme": "w4a8_g32", "device": "cuda"},
             "'w4a8_g32' is not for device='cuda', which has fp8, w8a8",
         ),
-        ({"device": "cuda", "tune": "quick"}, "tune='quick' is for device='cpu': .* say 'none'"),
     ],
 )
 def test_what_a_device_has_not_is_refused_with_what_to_say_instead(given: dict[str, str], message: str) -> None:

@@ -5,6 +5,7 @@ import gc
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 import torch
@@ -276,6 +277,17 @@ def test_a_closed_llm_says_so(engine_dir):
     llm.close()
     with pytest.raises(EngineError, match="closed"):
         llm.generate("x")
+
+
+def test_a_closed_llm_gives_its_memory_back_while_somebody_still_has_it(engine_dir):
+    llm = LLM(engine_dir, **LIMITS)
+    llm.generate("x", GREEDY)
+    binder = llm._thread.running_loop.executor.steps.binder
+    parts = [weakref.ref(part) for part in (binder, binder._weights, binder._kv_cache, binder._arena)]
+    del binder
+    llm.close()
+    assert [part() for part in parts] == [None] * 4
+    assert_pool_is_full(llm)
 
 
 @pytest.mark.parametrize(

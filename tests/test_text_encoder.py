@@ -183,13 +183,16 @@ def test_an_encoder_does_not_generate_and_a_decoder_does_not_encode(embedder: An
         crossencoder[0].encode("w1", pooling="pooler")
 
 
-def test_a_closed_encoder_says_so(tmp_path: Path) -> None:
+def test_a_closed_encoder_says_so_and_gives_its_memory_back(tmp_path: Path) -> None:
     path, _ = encoder_directory(tmp_path / "model", "BertModel")
     llm = LLM(build(path, output_dir=tmp_path / "engine").path, **OPTIONS)
+    llm.embed("w1")
+    is_mapped = str(tmp_path / "engine") in Path("/proc/self/maps").read_text()
     llm.close()
     llm.close()
     with pytest.raises(EngineError, match="this engine is closed"):
         llm.embed("w1")
+    assert is_mapped and str(tmp_path / "engine") not in Path("/proc/self/maps").read_text()
 
 
 def test_a_failed_batch_ends_with_its_error_and_the_next_is_computed(tmp_path: Path, monkeypatch: Any) -> None:

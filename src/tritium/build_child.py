@@ -55,12 +55,14 @@ def build_in_child(model: str | Path, config: BuildConfig, output_dir: Path, *, 
 def main() -> int:
     """The child: one request from standard input, one reply to standard output."""
     from tritium.compiler import build  # noqa: PLC0415 - only a process that builds may load the compiler
+    from tritium.runtime.gpu.device import check_device  # noqa: PLC0415 - a server's own process never loads torch
 
     request = json.load(sys.stdin)
     request["build"]["disabled_passes"] = tuple(request["build"]["disabled_passes"])
     reply = {}
     try:
         config = BuildConfig(**request["build"])
+        check_device(config.device)  # what this builds is run here
         build(request["model"], config, output_dir=request["output_dir"], plugins=request["plugins"])
     except TritiumError as error:
         reply = {"error": type(error).__name__, "message": str(error)}

@@ -7,7 +7,7 @@ lower      graph -> plan
 kernels    the kernel of each step
 write      weights streamed through their recipes, everything into a temporary directory, one rename
 certify    the engine compared with the checkpoint in fp32, when the configuration says so
-tune       kernels and tactics timed on this machine, when the configuration says so
+tune       kernels and tactics timed on this machine or its GPU, when the configuration says so
 """
 
 import dataclasses
@@ -28,7 +28,6 @@ from tritium.calibrate.certify import certify
 from tritium.config import BuildConfig, OptimizationProfile
 from tritium.engine.certificate import CERTIFICATE_NAME, Certificate
 from tritium.engine.engine import Engine
-from tritium.engine.environment import environment
 from tritium.engine.manifest import FileRecord, Manifest
 from tritium.engine.plan import Plan
 from tritium.engine.recipe_file import weight_specs
@@ -49,10 +48,11 @@ from tritium.passes.module_pipeline import optimise_module
 from tritium.passes.tables import check_tables
 from tritium.quant.schemes import WeightFormat
 from tritium.resolve import Model, ResolvedModel, Weights, learned_buffers, resolve_model, resolve_stateless
+from tritium.runtime.gpu.device import check_kernels, check_tuning
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.stage_clock import Progress, StageClock
 from tritium.tuner.timing_cache import TimingCache
-from tritium.tuner.tune import tune_engine
+from tritium.tuner.tune import environment_of, tune_engine
 from tritium.weights import bind, recipes
 from tritium.weights.dummy import DummySource, is_kept_of_dummies
 from tritium.weights.recipe_json import to_json
@@ -108,6 +108,7 @@ def build(
     `CheckpointError`, `CaptureError`, `KernelError` or `EngineError`.
     """
     config = _config(config, overrides)
+    check_tuning(config.device, config.tune)
     own = load_plugins(plugins)
     if own and example_inputs is not None:
         raise ConfigError("plugins are for decoders: the steps of a stateless module are torch's own ops")
@@ -126,26 +127,31 @@ def build(
             known |= {"stored": stored_formats(resolved.recipes, resolved.source), "calibration": calibration}
             compiled = compile_module(resolved.module, config, **known, clock=clock)
         check_tables(compiled.plan, resolved.max_model_len)
+        if config.device == "cuda" and config.tune != "none":  # it will run here: say now what is too new for this GPU
+            is_bitwise = config.resolved_invariance == "bitwise"
+            check_kernels(choose_kernels(compiled.plan, own, config.device, is_bitwise=is_bitwise))
     else:
         profile = profile or OptimizationProfile()
         with clock.stage("resolve"):
             resolved = resolve_stateless(model, config, weights)  # type: ignore[arg-type]  # it says what else is refused
             inputs = read_example_inputs(resolved.module, example_inputs)
         compiled = compile_stateless(resolved.module, inputs, clock=clock)
-    with staged(output_dir) as path:  # what fails its certificate takes nobody's place
+    with staged(output_dir) as path:  # what fails its certificate, or cannot be tuned, takes nobody's place
         with clock.stage("write"):
             _write(resolved, compiled, config, own, path, clock, profile)
         if config.certificate != "none":
             with clock.stage("certify"):
                 _certify(Engine.load(path, plugins=own), resolved, compiled, config)
-    engine = Engine.load(Path(os.path.abspath(output_dir)), plugins=own)
-    if config.tune != "none" and example_inputs is None:
-        with clock.stage("tune"):
-            cache = TimingCache(environment())
-            engine = tune_engine(
-                engine, config.tune, cache, progress=lambda done, of, _: clock.report("tune", done, of)
-            )
-    return engine
+        if config.tune != "none" and example_inputs is None:
+            with clock.stage("tune"):
+                _tune(Engine.load(path, plugins=own), config, clock)
+    return Engine.load(Path(os.path.abspath(output_dir)), plugins=own)
+
+
+def _tune(engine: Engine, config: BuildConfig, clock: StageClock) -> None:
+    """What `tritium tune` does."""
+    cache = TimingCache(environment_of(engine))
+    tune_engine(engine, config.tune, cache, progress=lambda done, of, _: clock.report("tune", done, of))
 
 
 def _certify(engine: Engine, resolved: ResolvedModel, compiled: Compiled, config: BuildConfig) -> None:

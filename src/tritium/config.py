@@ -69,7 +69,8 @@ class BuildConfig:
     device: the backend that the kernels are chosen for: "cpu", or "cuda" for an NVIDIA GPU. Building needs none.
     invariance: "bitwise": a request's numbers never depend on its neighbours (DESIGN "Numerics class"); "fast" does
         not promise it. None: "bitwise" on a CPU, "fast" on a GPU, where "bitwise" is slower (docs/gpu.md).
-    tune: how thoroughly kernels are timed for this machine ("none": not at all, defaults are used).
+    tune: how thoroughly kernels are timed, when the engine is built, for this machine or its GPU, which must be there
+        ("none": not at all, defaults are used; `tritium tune` can do it later, and elsewhere).
     certificate: how thoroughly the engine is compared with its checkpoint in fp32 ("none": not at all).
     max_mean_kl: a bound on that comparison, in nats, in place of the scheme's own; beyond it a build fails.
     disabled_passes: names of optional passes to leave out; `pass@module` leaves it out in that part of the model alone.
@@ -103,10 +104,6 @@ class BuildConfig:
             raise ConfigError(f"max_mean_kl must be a number of nats above 0, not {self.max_mean_kl!r}")
         if self.invariance is not None:
             check_choice("invariance", self.invariance, ("bitwise", "fast"))
-        if self.device == "cuda" and self.tune != "none":
-            raise ConfigError(
-                f"tune={self.tune!r} is for device='cpu': run `tritium tune ENGINE` where the GPU is, and say 'none'"
-            )
         if not isinstance(self.quantize_embedding, bool):
             raise ConfigError(f"quantize_embedding must be True or False, not {self.quantize_embedding!r}")
         if self.quantize_embedding and self.device != "cpu":

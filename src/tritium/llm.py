@@ -233,7 +233,10 @@ class LLM(EncoderMethods):
         return self._thread.running_loop.scheduler.config
 
     def close(self) -> None:
-        """End running requests with "abort", and the engine thread. May be called again."""
+        """End running requests with "abort", and the engine thread; the model's memory is free again, a GPU's too.
+
+        May be called again.
+        """
         if self._encoder is not None:
             self._encoder.close()
         if self._engine_thread is not None:

@@ -17,6 +17,7 @@ from tritium.engine.engine import Engine
 from tritium.errors import ConfigError
 from tritium.quant.schemes import FP8, scheme_named
 from tritium.resolve import ResolvedModel, resolve_model
+from tritium.runtime.gpu.device import check_tuning
 from tritium.text.tokenizer import Tokenizer
 from tritium.text.tokenizer_files import ADD_TOKENIZER
 from tritium.weights.hub import model_directory
@@ -57,6 +58,7 @@ def quantize(
     Raises `ConfigError` for what does not go together, and whatever `build` raises.
     """
     config = BuildConfig(scheme=scheme, **overrides)  # type: ignore[arg-type]  # it refuses what is no scheme
+    check_tuning(config.device, config.tune)
     check_choice("method", method, METHODS)
     check_int("num_tokens", num_tokens, 2, 1 << 24)
     if (calibration_text is None) != (method == "rtn"):

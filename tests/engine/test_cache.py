@@ -172,6 +172,8 @@ def test_options_that_contradict_a_given_engine_are_refused(tmp_path):
         obtain.obtain_engine(engine, BuildConfig(invariance="fast"), fake_build)
     with pytest.raises(ConfigError, match=r"device='cuda': the engine .* is for 'cpu'; build another one"):
         obtain.obtain_engine(engine, BuildConfig(device="cuda"), fake_build)
+    with pytest.raises(ConfigError, match=r"tune='full': the engine .* not tuned; run `tritium tune .* --effort full`"):
+        obtain.obtain_engine(engine, BuildConfig(tune="full"), fake_build)
     with pytest.raises(ConfigError, match="disabled_passes"):
         obtain.obtain_engine(engine, BuildConfig(disabled_passes=("recognise",)), fake_build)
     with pytest.raises(ConfigError, match="built for 64"):

@@ -58,5 +58,4 @@ def test_a_mixed_batch_is_right(
     chunks = list(enumerate(MIXED))
     found = problem.run(lambda args: compute(args, dtypes[1]), chunks, block_size=16)
     for (number, chunk), out in zip(chunks, found, strict=True):
-        wanted = problem.dense(number, chunk, torch.float32)
-        assert (out.float() - wanted).norm() <= 0.008 * wanted.norm(), chunk
+        problem.check([out], [(number, chunk)])

@@ -71,3 +71,20 @@ def test_what_is_predicted_is_what_is_allocated_within_two_per_cent(tmp_path: Pa
     predicted = executor.footprint.total_bytes  # type: ignore[union-attr]
     torch.cuda.synchronize()
     assert abs(torch.cuda.max_memory_allocated() - before - predicted) <= 0.02 * predicted
+
+
+def test_a_closed_llm_gives_the_gpu_its_memory_back_while_somebody_still_has_it(
+    tmp_path: Path,
+) -> None:
+    engine = build(DEMO, output_dir=tmp_path / "engine", device="cuda").path
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    limits = {"max_num_seqs": 4, "kv_cache_memory": 1 << 30}
+    first = LLM(engine, **limits)  # libraries' own memory stays
+    first.generate(["a"] * 3, params)
+    first.close()
+    before = torch.cuda.memory_reserved()
+    second = LLM(engine, **limits)
+    second.generate(["a"] * 3, params)
+    assert torch.cuda.memory_reserved() - before > 1 << 30
+    second.close()
+    assert torch.cuda.memory_reserved() <= before

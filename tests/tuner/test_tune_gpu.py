@@ -15,6 +15,8 @@ from tritium.compiler import build, compile_module
 from tritium.config import BuildConfig
 from tritium.engine.engine import Engine
 from tritium.engine.plan import Sizes
+from tritium.errors import EngineError
+from tritium.quantizer import quantize
 from tritium.runtime.binding import bind_tuned
 from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
 from tritium.testing.plain_models import PlainLlama
@@ -142,6 +144,16 @@ def test_another_kernel_is_chosen_when_it_is_slower_at_no_size(engine, timings, 
     assert attention.kernel == "gpu.paged_attention_varlen"
 
 
+def test_a_kernel_that_is_as_fast_at_most_sizes_and_faster_at_some_is_chosen(engine, timings, measured):
+    def seconds(kernel, tactic, count):
+        return 0.8 if kernel.endswith("_varlen") and count == 64 else 1.02 if kernel.endswith("_varlen") else 1.0
+
+    measured.seconds = seconds
+    tactics = tuner.tune(engine, "quick", timings)
+    [attention] = [c for c in tactics.choices if "paged_attention" in c.site]
+    assert attention.kernel == "gpu.paged_attention_varlen"
+
+
 def test_what_wants_more_than_the_gpu_has_is_neither_noted_nor_chosen(engine, timings, measured):
     measured.seconds = lambda kernel, tactic, count: math.inf if tactic == {"blocks": 6} else 1.0
     tactics = tuner.tune(engine, "quick", timings)
@@ -183,6 +195,61 @@ def test_a_tactic_that_a_kernel_does_not_have_is_refused(engine, timings, measur
     spoilt = SimpleNamespace(tactics=other, plan=tuned.plan, path=tuned.path, plugins=())
     assert usable_tactics(spoilt, HERE) is None
     assert "gpu.paged_attention with blocks=5: gpu.paged_attention has no such tactic" in caplog.text
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that one can ask for but not run on; its compute capability can be changed."""
+    state = SimpleNamespace(capability=(9, 0))
+    answers = {"is_available": True, "current_device": 0, "get_device_name": "A GPU"}
+    for name, answer in answers.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda answer=answer: answer)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: state.capability)
+    monkeypatch.setattr("tritium.runtime.gpu.device.find_spec", lambda name: name)
+    monkeypatch.setattr(tuner, "gpu_environment", lambda: HERE)
+    return state
+
+
+def test_a_build_that_is_asked_to_tunes_as_the_command_does_and_measures_nothing_twice(
+    engine, timings, measured, gpu, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tritium.tuner.timing_cache.cache_dir", lambda: timings.path.parent)
+    measured.seconds = lambda kernel, tactic, count: 0.5 if tactic == {"blocks": 6} else 1.0
+    by_command = tuner.tune_engine(engine, "quick", timings).tactics
+    measured.batches.clear()
+    model = PlainLlama(size=256, head_size=64, num_layers=1).bfloat16()
+    said = []
+    built = build(
+        model, output_dir=tmp_path / "tuned", max_model_len=128, device="cuda", scheme="fp8", tune="quick",
+        progress=lambda *call: said.append(call),
+    )  # fmt: skip
+    assert built.path == tmp_path / "tuned" and Engine.load(built.path, verify=True).tactics == built.tactics
+    assert built.tactics.choices == by_command.choices and built.tactics.environment == HERE
+    assert (built.tactics.num_measured, measured.batches) == (0, [])
+    assert said[-1] == ("tune", 1, 1)
+
+
+def test_a_gpu_that_is_too_old_for_a_kernel_is_told_before_weights_are_written(gpu, tmp_path):
+    gpu.capability, said = (8, 0), []
+    model = PlainLlama(size=256, head_size=64, num_layers=1).bfloat16()
+    how = {"output_dir": tmp_path / "e", "max_model_len": 128, "device": "cuda", "scheme": "fp8"}
+    with pytest.raises(EngineError, match=r"gpu\..*_fp8 needs compute capability .*, and A GPU has 8\.0: .* w8a8"):
+        build(model, **how, tune="quick", progress=lambda stage, *_: said.append(stage))
+    assert "write" not in said and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("act", [build, quantize])
+def test_a_build_that_cannot_be_tuned_is_refused_before_anything_is_read(act, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(EngineError) as raised:
+        act("no such model", output_dir=tmp_path / "e", scheme="fp8", device="cuda", tune="full")
+    said = str(raised.value)
+    assert "tune='full' with device='cuda'" in said and "finds no GPU here" in said
+    assert said.endswith("build without tune, then run `tritium tune ENGINE --effort full` where that GPU is")
+    command = ["build", "no such model", "--output", str(tmp_path / "e"), "--device", "cuda", "--tune", "quick"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and "tritium tune ENGINE --effort quick" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "e").exists()
 
 
 def test_without_a_gpu_tuning_is_one_clear_error_and_nothing_is_written(engine, monkeypatch):

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tritium.cli.report import print_json, say, say_config
+from tritium.cli.tune_command import say_tactics
 from tritium.compiler import build
 from tritium.config import BuildConfig
 from tritium.engine.certificate import read_certificate
@@ -51,6 +52,8 @@ def run(
     about = describe_engine(engine)
     if (certificate := read_certificate(engine.path)) is not None:
         say(f"certificate: {certificate.describe()}")
+    if engine.tactics is not None:
+        say_tactics(engine)
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in engine.manifest.timings.items())
     say(f"built {about['engine']}: {about['steps']} steps, {about['bytes'] / 1e6:.1f} MB ({stages})")
 

@@ -41,7 +41,7 @@ Unquantized = Annotated[
 DisabledPasses = Annotated[
     list[str] | None, typer.Option("--disable-pass", help="Leave out an optional pass. May be repeated.")
 ]
-Tune = Annotated[str | None, typer.Option(help="Time kernels for this machine: none, quick or full.")]
+Tune = Annotated[str | None, typer.Option(help="Time kernels for this machine, or its GPU: none, quick or full.")]
 Certificate = Annotated[str | None, typer.Option(help="Compare with the checkpoint in fp32: none, quick or full.")]
 MaxMeanKL = Annotated[
     float | None, typer.Option("--max-mean-kl", help="Nats that this may differ, in place of the scheme's bound.")

@@ -13,7 +13,6 @@ from tritium.cli.report import print_json, say
 from tritium.config import Effort
 from tritium.engine.engine import Engine
 from tritium.engine.environment import environment, gpu_environment
-from tritium.engine.tactics import Tactics
 from tritium.errors import ConfigError
 from tritium.tuner.timing_cache import TimingCache
 from tritium.tuner.tune import Progress, environment_of, tune_engine
@@ -52,7 +51,8 @@ def run(
         assert tuned.tactics is not None
         result |= {"engine": str(engine), **msgspec.to_builtins(tuned.tactics)}
         if not is_json:
-            _report(tuned, tuned.tactics, cache)
+            say_tactics(tuned)
+            say(f"times are kept in {cache.path}")
     if export_to is not None:
         result["exported"] = cache.export(export_to)
         _say(f"{export_to}: {result['exported']} times of this machine", is_json)
@@ -60,8 +60,11 @@ def run(
         print_json(result)
 
 
-def _report(engine: Engine, tactics: Tactics, cache: TimingCache) -> None:
-    say(f"tuned {engine.path}: {tactics.num_measured} times measured, {tactics.num_cached} found in {cache.path}")
+def say_tactics(engine: Engine) -> None:
+    """What was chosen for an engine that has been tuned."""
+    tactics = engine.tactics
+    assert tactics is not None
+    say(f"tuned {engine.path}: {tactics.num_measured} times measured, {tactics.num_cached} already known")
     for choice in tactics.choices:
         op = engine.plan.steps[choice.steps[0]].op
         tactic = "; ".join(f"up to {limit}: {value}" for limit, value in choice.tactics if value)

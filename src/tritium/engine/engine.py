@@ -11,11 +11,11 @@ import msgspec
 import torch
 
 from tritium.engine.check import check_plan
-from tritium.engine.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, check_files, read_manifest
+from tritium.engine.manifest import MANIFEST_NAME, PLAN_NAME, TACTICS_NAME, Manifest, check_files, read_manifest
 from tritium.engine.plan import PLAN_VERSION, Plan
 from tritium.engine.refit import Progress, refit_directory
 from tritium.engine.serialise import WEIGHTS_NAME
-from tritium.engine.tactics import TACTICS_NAME, Tactics, read_tactics
+from tritium.engine.tactics import Tactics, read_tactics
 from tritium.errors import EngineError
 from tritium.kernels.kernel import resolve
 from tritium.kernels.plugin import Plugin, load_plugins, plugin_ops

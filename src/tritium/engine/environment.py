@@ -31,17 +31,15 @@ def environment(num_threads: int | None = None) -> dict[str, str]:
 def gpu_environment() -> dict[str, str]:
     """The same of the current CUDA device, which must be there: its name and capability, its driver, the versions."""
     major, minor = torch.cuda.get_device_capability()
-    try:
-        triton = metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        triton = "unknown"
+    flashinfer = _version("flashinfer-python")
     return {
         "hardware": f"{torch.cuda.get_device_name()} of compute capability {major}.{minor}",
         "driver": _driver(),
         "tritium": tritium.__version__,
         "torch": str(torch.__version__),
-        "triton": triton,
+        "triton": _version("triton") or "unknown",
         "kernels": _kernels(_KERNELS / "gpu", _GPU_SOURCES),
+        **({"flashinfer": flashinfer} if flashinfer else {}),
     }
 
 
@@ -49,6 +47,14 @@ def differences(measured: dict[str, str], here: dict[str, str]) -> str:
     """What is not the same, for people; empty when all is."""
     names = [name for name in here if measured.get(name) != here[name]]
     return ", ".join(f"{name} was {measured.get(name, 'unknown')!r}, is {here[name]!r}" for name in names)
+
+
+def _version(package: str) -> str | None:
+    """Of an installed package; None: there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from tritium.errors import EngineError
 MANIFEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"
+TACTICS_NAME = "tactics.json"
 FORMAT = "tritium-engine"
 HASH_ALWAYS_BELOW = 32 << 20  # bytes; larger files are hashed only on request: 16 GB of weights would take 10 s
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tritium.config import BuildConfig
 from tritium.engine import cache
-from tritium.engine.manifest import is_engine, read_manifest
+from tritium.engine.manifest import TACTICS_NAME, is_engine, read_manifest
 from tritium.errors import ConfigError
 from tritium.weights.hub import model_directory
 
@@ -80,6 +80,10 @@ def _check_agrees(path: Path, config: BuildConfig) -> None:
     kept = manifest.build.get("kv_dtype", "auto")
     if config.kv_dtype not in ("auto", kept):
         raise ConfigError(f"kv_dtype={config.kv_dtype!r}: the engine {path} was built with {kept!r}; build another")
+    if config.tune != "none" and TACTICS_NAME not in manifest.files:
+        raise ConfigError(
+            f"tune={config.tune!r}: the engine {path} is not tuned; run `tritium tune {path} --effort {config.tune}`"
+        )
     if config.quantize_embedding and not manifest.build.get("quantize_embedding", False):
         raise ConfigError(f"quantize_embedding=True: the engine {path} was built without it; build another")
     if config.unquantized and list(config.unquantized) != manifest.build.get("unquantized"):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from tritium.engine.manifest import TACTICS_NAME
 from tritium.errors import EngineError
 from tritium.kernels.kernel import Tactic
 
-TACTICS_NAME = "tactics.json"
 TACTICS_VERSION = 1
 
 

@@ -184,6 +184,18 @@ KERNELS: tuple[Kernel, ...] = (
         is_invariant=False,
         min_capability=(8, 0),
     ),
+    _row(
+        "gpu",
+        "paged_attention",
+        "attention_flashinfer:bind",
+        "supports:flashinfer_attention",
+        variant="_flashinfer",
+        takes_context=True,
+        tactics=gpu.FLASHINFER,
+        numerics="single tokens: FlashInfer's XQA, fp32 sums, parts in 16 bits; prompts: as gpu.paged_attention",
+        is_invariant=False,
+        min_capability=(9, 0),
+    ),
     *(
         _row(
             "cpu",

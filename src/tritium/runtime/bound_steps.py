@@ -65,6 +65,11 @@ class BoundSteps:
         self._tokens.clear()
         self._rows.clear()
 
+    def close(self) -> None:
+        """Give back all memory: nothing may be called after it."""
+        self.forget()
+        del self.binder
+
     def stage(self, weights: LoadedWeights) -> StagedWeights:
         """The steps of the smallest batch with other weights, to be bound one by one beside those in use."""
         binder = self.binder.with_weights(weights)

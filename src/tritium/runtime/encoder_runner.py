@@ -66,6 +66,10 @@ class EncoderRunner:
         found = {name: self._runner.output(name, rows if name in self._by_row else tokens) for name in self.outputs}
         return [self._result(request, found, i, starts[i], starts[i + 1]) for i, request in enumerate(batch)]
 
+    def close(self) -> None:
+        """Give back all memory: nothing may be computed after it."""
+        self._runner.close()
+
     def thunks(self, batch: Sequence[EncoderRequest]) -> list[Thunk]:
         """The batch written into the inputs, and the calls of all steps of the plan for it, to be timed."""
         starts = [0, *itertools.accumulate(len(request.token_ids) for request in batch)]

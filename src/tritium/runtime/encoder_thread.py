@@ -52,7 +52,7 @@ class EncoderThread:
         return answers
 
     def close(self) -> None:
-        """End the thread; what waits ends with an `EngineError`. May be called again."""
+        """End the thread and free its memory; what waits ends with an `EngineError`. May be called again."""
         with self._wake:
             self._is_closing = True
             self._wake.notify()
@@ -81,6 +81,7 @@ class EncoderThread:
         while left := self._queue.next_batch():
             for _, answer in left:
                 answer.set_exception(EngineError("this engine was closed before the request was computed"))
+        runner.close()
 
     def _next_batch(self) -> list[tuple[EncoderRequest, Answer]]:
         """Wait for work; empty when it is time to end."""

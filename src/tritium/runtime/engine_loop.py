@@ -29,6 +29,10 @@ class StepExecutor(Protocol):
         """Run the batch; one entry per sampled sequence, in their order."""
         ...
 
+    def close(self) -> None:
+        """Give back all memory: nothing is called after it."""
+        ...
+
 
 class EngineLoop:
     """Not thread-safe: `EngineThread` gives it a thread of its own and a safe door."""
@@ -121,11 +125,12 @@ class EngineLoop:
         return ended + self._report(batch)
 
     def close(self) -> None:
-        """End every request with finish_reason "abort", and every weight update with an error."""
+        """End every request with finish_reason "abort", every weight update with an error; give the memory back."""
         if self._updates is not None:
             self._updates.close()
         for request_id in list(self._streams):
             self._end(request_id, "abort")
+        self.executor.close()
 
     def fail_all(self, error: BaseException) -> list[StepOutput]:
         """End every request with an error: the last resort when the scheduler itself cannot go on."""

@@ -10,7 +10,6 @@ allocates nothing of ours. All calls belong on one thread, the engine thread.
 
 import ctypes
 import logging
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -24,7 +23,7 @@ from tritium.engine.tactics import Tactics
 from tritium.errors import EngineError, OutOfMemory
 from tritium.kernels.communicator import Communicator
 from tritium.kernels.kernel import LaunchContext, Thunk
-from tritium.runtime.batch import BatchBuilder, BatchLayout
+from tritium.runtime.batch import BatchBuilder
 from tritium.runtime.binding import Binder, bind_tuned
 from tritium.runtime.bound_steps import BoundSteps
 from tritium.runtime.buckets import bucket
@@ -32,7 +31,8 @@ from tritium.runtime.footprint import footprint
 from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights, bytes_in_use
-from tritium.runtime.prompt_logprobs import PromptScorer, ScoredPart, scored_parts
+from tritium.runtime.prepared_step import PreparedStep
+from tritium.runtime.prompt_logprobs import PromptScorer, scored_parts
 from tritium.runtime.request import RowError, SampledToken, ScheduledBatch
 from tritium.runtime.sampler import Sampler
 from tritium.runtime.slots import RequestSlots
@@ -40,16 +40,6 @@ from tritium.runtime.staged_weights import StagedWeights
 from tritium.weights.source import WeightSource
 
 logger = logging.getLogger("tritium")
-
-
-@dataclass(frozen=True)
-class PreparedStep:
-    """A batch written into the inputs, and the buckets that it runs in."""
-
-    layout: BatchLayout
-    token_bucket: int
-    row_bucket: int
-    scored: list[ScoredPart]
 
 
 class Executor:
@@ -198,6 +188,10 @@ class Executor:
     def swap(self, staged: StagedWeights) -> None:
         """Run with the staged weights from the next launch on; the old ones are freed. Only when all are bound."""
         self.steps.swap(staged)
+
+    def close(self) -> None:
+        """Give back weights, arena and KV cache: nothing may be called after it."""
+        self.steps.close()
 
     def _bind_step(self, binder: Binder, index: int, sizes: Sizes) -> Thunk:
         return bind_tuned(self._plan, self._kernels, self._tactics, binder, index, sizes)

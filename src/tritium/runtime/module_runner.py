@@ -37,10 +37,6 @@ class ModuleRunner:
         batch = self._check(given)
         return self._thread.submit(self._compute, given, batch).result()
 
-    def close(self) -> None:
-        """End the thread; later calls of `run` fail."""
-        self._thread.shutdown()
-
     def _open(self, engine: Engine, num_threads: int | None) -> None:
         largest = _sizes(self.profile.max)
         self._buffers = {

@@ -48,6 +48,10 @@ class OverlapExecutor(Protocol):
         """Wait for a step that `launch` returned; one entry per sampled sequence, in their order."""
         ...
 
+    def close(self) -> None:
+        """Give back all memory: nothing is called after it."""
+        ...
+
 
 class _Pending(NamedTuple):
     batch: ScheduledBatch

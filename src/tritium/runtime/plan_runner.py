@@ -56,6 +56,11 @@ class PlanRunner:
         )
         self._bound: OrderedDict[tuple[Phase, Sizes], list[tuple[str, Thunk]]] = OrderedDict()
 
+    def close(self) -> None:
+        """Give back all memory: nothing may be called after it."""
+        self._bound.clear()
+        del self._binder
+
     def run(self, phase: Phase, sizes: Sizes) -> None:
         """Call the steps of a phase on what the inputs hold.
 

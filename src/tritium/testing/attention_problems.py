@@ -91,6 +91,22 @@ class Problem:
         is_hidden = (distance < 0) | (distance >= (self.window or context))
         return (scores.masked_fill(is_hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1)
 
+    def check(self, found: list[torch.Tensor], chunks: list[tuple[int, Chunk]]) -> None:
+        """Assert of what `run` gave for these chunks, taken together, that it is as near the textbook's fp64 as one may
+        ask: root mean square error at most twice that of low precision, largest at most three times.
+
+        Low precision is the worse of fp32 with a cast at the end and of all arithmetic in q's dtype.
+        """
+        dtype, out = self.q[0].dtype, torch.cat(found)
+        exact, single, low = (
+            torch.cat([self.dense(*chunk, of) for chunk in chunks]) for of in (torch.float64, torch.float32, dtype)
+        )
+        error = (out - exact).abs()
+        allowed = torch.maximum((single.to(dtype) - exact).abs(), (low - exact).abs())
+        ulp = torch.finfo(dtype).eps * exact.abs().max() / 2
+        assert error.square().mean().sqrt() <= 2 * allowed.square().mean().sqrt() + ulp, chunks
+        assert error.max() <= 3 * allowed.max() + 2 * ulp, chunks
+
     def whole(self) -> list[tuple[int, Chunk]]:
         """Every sequence, all tokens at once."""
         return [(i, (len(q), len(q))) for i, q in enumerate(self.q)]

@@ -48,6 +48,9 @@ class FakeExecutor:
             )
         return [self._token(s.request) for s in batch.sequences if s.is_sampled]
 
+    def close(self) -> None:
+        """It has nothing to give back."""
+
     def _token(self, request: Request) -> SampledToken | RowError:
         if request.request_id in self.nan_for:
             return RowError("the model's logits were not finite numbers")

@@ -3,14 +3,12 @@
 A measurement runs the engine itself, a batch of the wanted size through all steps in order, and times each step: inputs
 are as warm as in real use, weights as cold, and whatever the steps do to each other is in it. All sites are measured at
 once, each with one of its candidates, in as many rounds as the site with most candidates needs; a time is the median
-over the site's layers and the repetitions, after warm-up. On a GPU two measurements of the same differ by a few per
-cent, so that what stands first, what nothing tuned would run, is left only for what is faster by more than that.
+over the site's layers and the repetitions, after warm-up. `choose.py` has the rule by which times become a choice.
 """
 
 import math
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -19,11 +17,13 @@ import msgspec
 from tritium.config import EFFORTS, Effort, check_choice
 from tritium.engine.engine import Engine
 from tritium.engine.environment import environment, gpu_environment
+from tritium.engine.manifest import TACTICS_NAME
 from tritium.engine.serialise import replace_text
-from tritium.engine.tactics import TACTICS_NAME, Choice, Tactic, Tactics
+from tritium.engine.tactics import Choice, Tactics
 from tritium.kernels.kernel import resolve
 from tritium.runtime.gpu.device import capability_for, gpu_for
 from tritium.runtime.step_times import StepTimer
+from tritium.tuner.choose import choose
 from tritium.tuner.sites import Candidate, Site, sites, time_key
 from tritium.tuner.timing_cache import TimingCache
 
@@ -35,7 +35,7 @@ GPU_COUNTS: Mapping[str, tuple[int, ...]] = {
 }
 LARGEST_DECODE = 64  # a batch of more tokens than this is one prompt, of fewer as many decoding sequences
 GPU_LARGEST_DECODE = 256
-GPU_MARGIN = 1.03  # times that a default's time may be another's
+GPU_MARGIN = 1.03  # two measurements of the same differ by a few per cent there
 Progress = Callable[[int, int, float], None]
 TimeBatch = Callable[[int, Tactics, int], list[float]]  # of so many tokens, by these, so many times: seconds by step
 
@@ -95,7 +95,7 @@ def tune(
         _measure(engine, missing, cache, REPEATS[effort], num_threads, progress)
         cache.save()
     margin = GPU_MARGIN if is_gpu else 1.0
-    choices = [_choose(site, [c for c in counts if site in measured[c]], cache, margin) for site in wanted]
+    choices = [choose(site, [c for c in counts if site in measured[c]], cache, margin=margin) for site in wanted]
     return Tactics(
         environment=cache.environment,
         effort=effort,
@@ -105,7 +105,7 @@ def tune(
     )
 
 
-def environment_of(engine: Engine, num_threads: int | None) -> dict[str, str]:
+def environment_of(engine: Engine, num_threads: int | None = None) -> dict[str, str]:
     """Where times for this engine are taken. Raises `EngineError` for one that was built for a GPU, without one."""
     if engine.manifest.backend != "cuda":
         return environment(num_threads)
@@ -123,7 +123,7 @@ def _counts(engine: Engine, effort: Effort) -> list[int]:
     if engine.manifest.kind != "encoder":
         longest = max(_largest_decode(engine), longest - 2)
     counts = GPU_COUNTS if engine.manifest.backend == "cuda" else COUNTS
-    return [count for count in counts.get(effort, counts["full"]) if count <= longest]
+    return [count for count in counts["full" if effort == "none" else effort] if count <= longest]
 
 
 def _is_measured(site: Site, count: int, most_rows: int) -> bool:
@@ -194,53 +194,3 @@ def _forced(chosen: Mapping[Site, Candidate], environment: dict[str, str]) -> Ta
         for site, one in chosen.items()
     ]
     return Tactics(environment=environment, effort="measuring", choices=tuple(choices))
-
-
-def _choose(site: Site, counts: list[int], cache: TimingCache, margin: float) -> Choice | None:
-    """The kernel with the least product of times over all sizes, each with its best tactic; None: nothing is known.
-
-    margin: by how much another must be faster than the first kernel, or than a kernel's first tactic. Where it is more
-    than 1, on a GPU, another kernel must be slower at no size: batches there are larger than any that is measured.
-    """
-    defaults: dict[str, Tactic] = {}
-    for candidate in site.candidates:
-        defaults.setdefault(candidate.kernel.name, candidate.tactic)
-    first = next(iter(defaults))
-    by_kernel: dict[str, dict[int, tuple[float, Tactic]]] = defaultdict(dict)
-    for candidate in site.candidates:
-        for count in counts:
-            seconds = cache.get(time_key(site, count, candidate))
-            best = by_kernel[candidate.kernel.name]
-            if seconds is None:
-                continue
-            is_new = count not in best
-            allowance = 1.0 if is_new or best[count][1] != defaults[candidate.kernel.name] else margin
-            if is_new or seconds * allowance < best[count][0]:
-                best[count] = (seconds, candidate.tactic)
-    most = max(map(len, by_kernel.values()), default=0)
-    known = {kernel: best for kernel, best in by_kernel.items() if best and len(best) == most}
-    if not known:
-        return None
-    if margin > 1.0 and (plain := known.get(first)):
-        known = {
-            kernel: best
-            for kernel, best in known.items()
-            if all(seconds <= plain[count][0] for count, (seconds, _) in best.items())
-        }
-
-    def cost(name: str) -> float:
-        times = [seconds * (1.0 if name == first else margin) for seconds, _ in known[name].values()]
-        return sum(math.log(max(seconds, 1e-9)) for seconds in times)
-
-    kernel = min(known, key=cost)
-    chosen = sorted(
-        ((count, seconds, tactic) for count, (seconds, tactic) in known[kernel].items()), key=lambda row: row[0]
-    )
-    has_tactics = any(tactic for *_, tactic in chosen)
-    return Choice(
-        site=site.key,
-        steps=site.steps,
-        kernel=kernel,
-        tactics=tuple((count, tactic) for count, _, tactic in chosen) if has_tactics else (),
-        seconds={str(count): seconds for count, seconds, _ in chosen},
-    )

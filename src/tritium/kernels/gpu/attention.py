@@ -108,13 +108,15 @@ def bind(
     prefill: PrefillTactic | None = None,
     *,
     chunks: Callable[[], bool] | None = None,
+    singles: Callable[[], bool] | None = None,
     blocks: int = 0,
     split_below: int = _SPLIT_BELOW,
     prompts: str = "",
 ) -> Thunk:
     """ops.paged_attention into outputs[0]; rows past num_tokens stay as they are. prefill: keeps chunks in Triton.
 
-    chunks: another kernel for them, False where it cannot. blocks, split_below, prompts: a tactic's, see tactics.py.
+    chunks, singles: other kernels, for chunks and for single tokens; False where they cannot. blocks, split_below,
+    prompts: a tactic's, see tactics.py.
     q and out may be strided in tokens and heads, the cache in blocks. Reads only keys that a query of the step sees.
     """
     q, cache, table, out = args["q_TNH"], args["cache_layer"], args["block_table_SB"], outputs[0]
@@ -172,6 +174,8 @@ def bind(
 
     def thunk() -> None:
         sequences = context.num_decodes
+        if sequences and singles and singles():
+            sequences = 0
         if 0 < sequences <= most_split:
             launch(sequences, _SPLITS)
             join_splits_kernel[(sequences, num_heads)](

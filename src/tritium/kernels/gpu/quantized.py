@@ -174,16 +174,26 @@ def _join_kernel(
 
 
 def tactic_for(bits: int, num_rows: int, num_out: int, num_steps: int) -> QuantizedTactic:
-    """The fastest on an H200 (benchmarks/gpu/tactics.py); few rows are shared by all programs that it runs."""
+    """The fastest on an H200 (benchmarks/gpu/tactics.py and tuned.py); few rows are shared by all programs it runs."""
     if num_rows > _FEW_ROWS:
-        if bits == 8 and num_rows > 256:
-            return QuantizedTactic(BLOCK_N=128, BLOCK_M=256, SPLITS=1, num_warps=8, num_stages=3)
-        return QuantizedTactic(BLOCK_N=64, BLOCK_M=128, SPLITS=1, num_warps=4, num_stages=3)
+        return _many_rows_tactic(bits, num_rows)
     splits = min(_MOST_SPLITS, num_steps, triton.cdiv(_PROGRAMS, triton.cdiv(num_out, 64)))
     block_m = max(16, triton.next_power_of_2(num_rows))
+    if block_m == 64 and bits == 8:
+        return QuantizedTactic(BLOCK_N=64, BLOCK_M=64, SPLITS=splits, num_warps=4, num_stages=3)
     if block_m > 16:
         return QuantizedTactic(BLOCK_N=128, BLOCK_M=block_m, SPLITS=splits, num_warps=4, num_stages=4)
     return QuantizedTactic(BLOCK_N=64, BLOCK_M=16, SPLITS=splits, num_warps=4, num_stages=6 if bits == 4 else 4)
+
+
+def _many_rows_tactic(bits: int, num_rows: int) -> QuantizedTactic:
+    if bits == 4 and num_rows <= 512:
+        return QuantizedTactic(BLOCK_N=128, BLOCK_M=64, SPLITS=1, num_warps=4, num_stages=3)
+    if bits == 4:
+        return QuantizedTactic(BLOCK_N=128, BLOCK_M=128, SPLITS=1, num_warps=8, num_stages=3)
+    if num_rows <= 256:
+        return QuantizedTactic(BLOCK_N=64, BLOCK_M=128, SPLITS=1, num_warps=4, num_stages=3)
+    return QuantizedTactic(BLOCK_N=128, BLOCK_M=256, SPLITS=1, num_warps=8, num_stages=3)
 
 
 def bind(

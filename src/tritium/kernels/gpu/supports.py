@@ -1,6 +1,8 @@
 """What the GPU kernels ask of their arguments. Needs no triton: engines for a GPU can be built where there is none."""
 
 from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -135,6 +137,31 @@ def varlen_attention(args: Mapping[str, Any]) -> str | None:
     if q.dtype == torch.float32 or q.shape[2] % 8:
         return f"q is {q.dtype} with heads of {q.shape[2]}"
     return paged_attention(args)
+
+
+def flashinfer_attention(args: Mapping[str, Any]) -> str | None:
+    """Where FlashInfer is installed: 16 bits, the cache in q's dtype, up to 16 heads of 64, 128 or 256 a kv head.
+
+    Not over an fp8 cache: there XQA rounds queries and probabilities to e4m3 too.
+    """
+    q, cache_layer = args["q_TNH"], args["cache_layer"]
+    num_heads, head_size = q.shape[1:]
+    if not has_flashinfer():
+        return "FlashInfer is not installed: pip install flashinfer-python"
+    if args["softcap"] or args.get("alibi_slopes_N") is not None:
+        return "it knows no cap or slopes"
+    if q.dtype not in (torch.bfloat16, torch.float16) or cache_layer.dtype != q.dtype:
+        return f"q is {q.dtype}, the cache {cache_layer.dtype}; equal ones of 16 bits are known"
+    if head_size not in (64, 128, 256) or num_heads // cache_layer.shape[2] > 16:
+        heads = f"{num_heads} heads of {head_size} over {cache_layer.shape[2]} kv heads"
+        return f"{heads}; up to 16 of 64, 128 or 256 are known"
+    return paged_attention(args)
+
+
+@cache
+def has_flashinfer() -> bool:
+    """The package is installed; whether it can be loaded and compiled is known when a row of it is bound."""
+    return find_spec("flashinfer") is not None
 
 
 def rows(args: Mapping[str, Any]) -> str | None:

@@ -53,6 +53,8 @@ PAGED_ATTENTION: tuple[Tactic, ...] = (
     {"split_below": 528},
     {"prompts": "triton"},
 )
+# "own" in place of FlashInfer's kernel, where that is slower.
+FLASHINFER: tuple[Tactic, ...] = ({}, {"single_tokens": "own"})
 
 
 def fits_paged_attention(args: Mapping[str, Any], tactic: Mapping[str, Any]) -> str | None:

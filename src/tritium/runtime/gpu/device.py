@@ -16,6 +16,15 @@ def check_device(device: str) -> None:
         _find_gpu(f"device={device!r} was asked for", "leave it out to run on the CPU")
 
 
+def check_tuning(device: str, effort: str) -> None:
+    """Raise `EngineError` where an engine for `device` cannot be tuned: to be asked before it is built to be."""
+    if device == "cuda" and effort != "none":
+        _find_gpu(
+            f"tune={effort!r} with device={device!r} times kernels on the GPU that will run them",
+            f"build without tune, then run `tritium tune ENGINE --effort {effort}` where that GPU is",
+        )
+
+
 def gpu_for(engine: Engine) -> torch.device:
     """The current CUDA device. Raises `EngineError` when there is none."""
     source = engine.manifest.model.get("source", "MODEL")
@@ -28,6 +37,11 @@ def gpu_for(engine: Engine) -> torch.device:
 def capability_for(engine: Engine) -> tuple[int, int]:
     """Of the current CUDA device. Raises `EngineError` when there is none."""
     return torch.cuda.get_device_capability(gpu_for(engine))
+
+
+def check_kernels(kernels: Sequence[Kernel]) -> None:
+    """Raise `EngineError` when the current CUDA device is too old for a step's kernel."""
+    check_capability(kernels, torch.cuda.get_device_name(), torch.cuda.get_device_capability())
 
 
 def check_capability(kernels: Sequence[Kernel], name: str, capability: tuple[int, int]) -> None:

@@ -5,7 +5,6 @@ host, with an event between any two. Weights are as cold as the other layers' le
 the one before it, as it may in real steps: what it gains by that is not in its time.
 """
 
-import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -64,7 +63,7 @@ class GpuStepTimer:
         inf: the step's kernel wants more of something than this GPU has.
         """
         self._executor.use(tactics)
-        thunks = self._executor.thunks(self._batch(count))
+        thunks = self._executor.thunks(self._executor.prepare(self._batch(count)))
         refused = {number for number, thunk in enumerate(thunks) if not _can_run(thunk)}
         kept = [_nothing if number in refused else thunk for number, thunk in enumerate(thunks)]
         wait, rounds = _LONGEST_WAIT, []
@@ -77,37 +76,46 @@ class GpuStepTimer:
 
     def close(self) -> None:
         """Give the GPU's memory back."""
-        del self._executor, self._scheduler
-        gc.collect()  # an executor and its steps know each other
-        torch.cuda.empty_cache()
+        self._executor.close()
 
     def _batch(self, count: int) -> ScheduledBatch:
         """`count` decoding sequences, or one prompt of so many tokens; nobody computes what is before it."""
-        scheduler = self._scheduler
-        if self._running is not None:
-            last, ids = self._running
-            scheduler.update(last, [SampledToken(0)] * last.num_sampled)
-            for request_id in ids:
-                scheduler.abort(request_id)
+        self._end_running()
         is_decode = count <= self._largest_decode
         length = self._context(count) if is_decode else min(count, self._longest - 2)
-        params = SamplingParams(temperature=0, max_tokens=_MOST_NEW if is_decode else 2, ignore_eos=True)
-        ids = [f"{self._num_requests + number}" for number in range(count if is_decode else 1)]
-        self._num_requests += len(ids)
-        for number, request_id in enumerate(ids):
-            scheduler.add(Request(request_id, timed_ids(number, length, self._engine.plan.vocab_size), params))
-        batch = scheduler.schedule()
+        ids = self._add_requests(count if is_decode else 1, length, max_tokens=_MOST_NEW if is_decode else 2)
+        batch = self._scheduler.schedule()
         while is_decode and not (batch.is_decode and batch.num_sampled == count):
             if not batch.sequences:
                 raise OutOfMemory(
                     f"the KV cache has no room for {count} sequences of {length} tokens, which are to be timed: free "
                     "more of the GPU's memory"
                 )
-            self._executor.write(batch)
-            scheduler.update(batch, [SampledToken(0)] * batch.num_sampled)
-            batch = scheduler.schedule()
+            self._executor.prepare(batch)
+            self._scheduler.update(batch, [SampledToken(0)] * batch.num_sampled)
+            batch = self._scheduler.schedule()
         self._running = batch, ids
         return batch
+
+    def _end_running(self) -> None:
+        """Of the batch before."""
+        if self._running is None:
+            return
+        batch, ids = self._running
+        self._scheduler.update(batch, [SampledToken(0)] * batch.num_sampled)
+        for request_id in ids:
+            self._scheduler.abort(request_id)
+        self._running = None
+
+    def _add_requests(self, num_requests: int, length: int, *, max_tokens: int) -> list[str]:
+        """Prompts of so many tokens, none like another; their ids."""
+        params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+        ids = [f"{self._num_requests + number}" for number in range(num_requests)]
+        self._num_requests += num_requests
+        for number, request_id in enumerate(ids):
+            prompt = timed_ids(number, length, self._engine.plan.vocab_size)
+            self._scheduler.add(Request(request_id, prompt, params))
+        return ids
 
     def _context(self, count: int) -> int:
         """Tokens that each of so many decoding sequences has behind it: what the cache holds, and a place to go on."""
