@@ -177,13 +177,21 @@ def tactic_for(bits: int, num_rows: int, num_out: int, num_steps: int) -> Quanti
     """The fastest on an H200 (benchmarks/gpu/tactics.py and tuned.py); few rows are shared by all programs it runs."""
     if num_rows > _FEW_ROWS:
         return _many_rows_tactic(bits, num_rows)
-    splits = min(_MOST_SPLITS, num_steps, triton.cdiv(_PROGRAMS, triton.cdiv(num_out, 64)))
-    block_m = max(16, triton.next_power_of_2(num_rows))
+    tiles, block_m = triton.cdiv(num_out, 64), max(16, triton.next_power_of_2(num_rows))
+    splits = min(_MOST_SPLITS, num_steps, triton.cdiv(_PROGRAMS, tiles))
+    if block_m == 16 and bits == 4:  # equal shares of a number of steps that is mostly a power of 2
+        splits = min(_MOST_SPLITS, num_steps, _power_of_2_in(2 * _PROGRAMS // tiles))
+        return QuantizedTactic(BLOCK_N=64, BLOCK_M=16, SPLITS=splits, num_warps=4, num_stages=6)
     if block_m == 64 and bits == 8:
         return QuantizedTactic(BLOCK_N=64, BLOCK_M=64, SPLITS=splits, num_warps=4, num_stages=3)
     if block_m > 16:
         return QuantizedTactic(BLOCK_N=128, BLOCK_M=block_m, SPLITS=splits, num_warps=4, num_stages=4)
-    return QuantizedTactic(BLOCK_N=64, BLOCK_M=16, SPLITS=splits, num_warps=4, num_stages=6 if bits == 4 else 4)
+    return QuantizedTactic(BLOCK_N=64, BLOCK_M=16, SPLITS=splits, num_warps=4, num_stages=4)
+
+
+def _power_of_2_in(number: int) -> int:
+    """The largest that is not larger; 1 at least."""
+    return 1 << max(1, number).bit_length() - 1
 
 
 def _many_rows_tactic(bits: int, num_rows: int) -> QuantizedTactic:
