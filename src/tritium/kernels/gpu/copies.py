@@ -22,8 +22,8 @@ def _gather_rows_kernel(x_ptr, rows_ptr, out_ptr, num_source_rows, width, stride
     row = tl.program_id(0).to(tl.int64)
     source = tl.load(rows_ptr + row)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    is_known = (source >= 0) & (source < num_source_rows)
-    x = tl.load(x_ptr + source * stride_x + column, mask=(column < width) & is_known, other=float("nan"))
+    known_width = tl.where((source >= 0) & (source < num_source_rows), width, 0)
+    x = tl.load(x_ptr + source * stride_x + column, mask=column < known_width, other=float("nan"))
     tl.store(out_ptr + row * stride_out + column, x, mask=column < width)
 
 
