@@ -1,0 +1,67 @@
+"""A GPU for the executor where there is none: the CPU computes, and Triton's interpreter runs the kernels.
+
+What `runtime/gpu` asks of torch.cuda is answered: one device, whose memory is the host's, whose streams are in order by
+being calls, and whose graphs call again what was captured. Triton must have been told to interpret before it is loaded.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tritium.runtime.gpu.graphs import StepGraphs
+
+MEMORY = 4 << 30  # bytes that it says are free, of as many
+CAPABILITY = (7, 5)  # of computing: the kernels that need no more
+
+
+class FakeEvent:
+    """A moment of the host's clock: all that was launched before it is over."""
+
+    def __init__(self, **_: object) -> None:
+        self._seconds = 0.0
+
+    def record(self) -> None:
+        """Note that the GPU came by here."""
+        self._seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Nothing is to be waited for."""
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        """Milliseconds until the other one."""
+        return 1000 * (end._seconds - self._seconds)
+
+
+class _Again:
+    def __init__(self, run: Callable[[], None]) -> None:
+        self.replay = run
+
+
+def pretend_to_have_a_gpu(patch: Callable[[str, Any], None]) -> None:
+    """patch(name, value): as `monkeypatch.setattr`."""
+    nothing: Callable[..., None] = lambda *_: None  # noqa: E731 - it is a value here
+    answers: dict[str, Any] = {
+        "is_available": True,
+        "current_device": 0,
+        "get_device_name": "a GPU that is not there",
+        "get_device_capability": CAPABILITY,
+        "mem_get_info": (MEMORY, MEMORY),
+        "memory_reserved": 0,
+        "memory_allocated": 0,
+        "graph_pool_handle": (0, 0),
+    }
+    for name, answer in answers.items():
+        patch(f"torch.cuda.{name}", lambda *_, answer=answer: answer)
+    for name in ("synchronize", "empty_cache", "_sleep"):
+        patch(f"torch.cuda.{name}", nothing)
+    patch("torch.cuda.Event", FakeEvent)
+    patch("torch.Tensor.pin_memory", lambda tensor: tensor)
+    patch("tritium.runtime.gpu.device._find_gpu", lambda *_: torch.device("cpu"))
+    patch("tritium.engine.environment._driver", lambda: "none")
+    patch("tritium.runtime.gpu.graphs.StepGraphs._capture", _capture)
+
+
+def _capture(graphs: StepGraphs, size: int) -> _Again:
+    return _Again(lambda: graphs._run(size))
