@@ -104,10 +104,15 @@ def build(
     overrides: fields of `BuildConfig`.
     progress(stage, done, total) is called as work proceeds; stages are `STAGES`, the last counts bytes of weights.
 
+    With `tensor_parallel` and no `rank`, `output_dir` gets an engine for each rank, and the first is opened.
+
     An engine that is already at `output_dir` is replaced; after an error it is as it was. Raises `ConfigError`,
     `CheckpointError`, `CaptureError`, `KernelError` or `EngineError`.
     """
     config = _config(config, overrides)
+    if config.tensor_parallel > 1 and config.rank is None:
+        known: Any = {"weights": weights, "plugins": plugins, "calibration": calibration, "progress": progress}
+        return _build_ranks(model, config, output_dir, example_inputs=example_inputs, profile=profile, **known)
     check_tuning(config.device, config.tune)
     own = load_plugins(plugins)
     if own and example_inputs is not None:
@@ -123,7 +128,7 @@ def build(
         if resolved.encoder is not None:
             compiled = compile_encoder(resolved.module, config, clock=clock)
         else:
-            known: Any = {"dtype": resolved.dtype, "max_model_len": resolved.max_model_len, "plugins": own}
+            known = {"dtype": resolved.dtype, "max_model_len": resolved.max_model_len, "plugins": own}
             known |= {"stored": stored_formats(resolved.recipes, resolved.source), "calibration": calibration}
             compiled = compile_module(resolved.module, config, **known, clock=clock)
         check_tables(compiled.plan, resolved.max_model_len)
@@ -146,6 +151,14 @@ def build(
             with clock.stage("tune"):
                 _tune(Engine.load(path, plugins=own), config, clock)
     return Engine.load(Path(os.path.abspath(output_dir)), plugins=own)
+
+
+def _build_ranks(model: Model, config: BuildConfig, output_dir: str | Path, **known: Any) -> Engine:
+    """Each rank's engine in a directory of its own in `output_dir`, all of them in one step."""
+    with staged(output_dir) as path:
+        for rank in range(config.tensor_parallel):
+            build(model, dataclasses.replace(config, rank=rank), output_dir=path / f"rank-{rank}", **known)
+    return Engine.load(Path(os.path.abspath(output_dir)), plugins=known["plugins"])
 
 
 def _tune(engine: Engine, config: BuildConfig, clock: StageClock) -> None:

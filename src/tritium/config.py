@@ -74,7 +74,8 @@ class BuildConfig:
     certificate: how thoroughly the engine is compared with its checkpoint in fp32 ("none": not at all).
     max_mean_kl: a bound on that comparison, in nats, in place of the scheme's own; beyond it a build fails.
     disabled_passes: names of optional passes to leave out; `pass@module` leaves it out in that part of the model alone.
-    tensor_parallel: processes that share every layer, each with an engine of its own. rank: which of them this is for.
+    tensor_parallel: processes that share every layer, each with an engine of its own. rank: which of them this is for;
+        None: for all of them, in directories beside each other.
     """
 
     dtype: DType = "auto"
@@ -90,7 +91,7 @@ class BuildConfig:
     max_mean_kl: float | None = None
     disabled_passes: tuple[str, ...] = ()
     tensor_parallel: int = 1
-    rank: int = 0
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, DTYPES)
@@ -124,13 +125,11 @@ class BuildConfig:
 
     def _check_ranks(self) -> None:
         check_int("tensor_parallel", self.tensor_parallel, 1, 1024)
-        check_int("rank", self.rank, 0, self.tensor_parallel - 1)
+        if self.rank is not None:
+            check_int("rank", self.rank, 0, self.tensor_parallel - 1)
         if self.tensor_parallel == 1:
             return
         for name, plain in (
-            ("device", "cpu"),
-            ("scheme", None),
-            ("kv_dtype", "auto"),
             ("quantize_embedding", False),
             ("tune", "none"),
             ("certificate", "none"),
@@ -143,8 +142,8 @@ class BuildConfig:
 
     @property
     def ranks(self) -> Ranks:
-        """The processes that share the model, and which of them this is for."""
-        return Ranks(tensor_parallel=self.tensor_parallel, rank=self.rank)
+        """The processes that share the model, and which of them this is for; for all of them: the first."""
+        return Ranks(tensor_parallel=self.tensor_parallel, rank=self.rank or 0)
 
     @property
     def resolved_invariance(self) -> Invariance:

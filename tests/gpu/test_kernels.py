@@ -55,6 +55,13 @@ def test_a_row_that_does_not_exist_is_nan(op: str, device: torch.device) -> None
     assert torch.equal(out[[0, 3]], table[[4, 0]]) and out[1:3].isnan().all()
 
 
+def test_a_part_of_a_table_gives_zeros_for_the_rows_of_other_parts(device: torch.device) -> None:
+    kernel = next(k for k in KERNELS if k.op == "embedding_part" and k.backend == "gpu")
+    table, ids = torch.randn(5, 37, device=device), torch.tensor([4, 5, 9, 10, 0, -1, 7], device=device)
+    out = run(kernel, {"weight_VD": table, "ids_T": ids, "first": 5}, (7, 37), torch.float32)
+    assert torch.equal(out, ops.embedding_part(ids, table, 5))
+
+
 def test_kv_store_writes_each_token_into_its_slot_and_nothing_else(device: torch.device) -> None:
     kernel = next(k for k in KERNELS if k.op == "kv_store" and k.backend == "gpu")
     k, v = (torch.randn(6, 3, 40, device=device)[:, :, 4:24] for _ in range(2))

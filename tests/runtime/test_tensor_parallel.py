@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from tritium import ops
 from tritium.compiler import build
 from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine.engine import Engine
+from tritium.engine.manifest import is_engine
 from tritium.errors import ConfigError, EngineError, KernelError
 from tritium.kernels.eager.collectives import bind_all_gather, bind_all_reduce
 from tritium.kernels.kernel import LaunchContext
@@ -107,6 +109,9 @@ class Alone:
     def __init__(self, *parts: torch.Tensor, rank: int = 0) -> None:
         self.rank, self.num_ranks, self.parts = rank, len(parts), parts
 
+    def smallest(self, numbers: list[int]) -> list[int]:
+        return numbers
+
     def all_gather(self, parts, x) -> None:
         for part, sent in zip(parts, self.parts, strict=True):
             part.copy_(sent)
@@ -122,13 +127,50 @@ def test_a_rank_is_not_taken_for_another(halves) -> None:
         Executor(halves[1], RUNTIME, communicator=Alone(*torch.zeros(3, 1)))
 
 
-@pytest.mark.parametrize(
-    "option", [{"scheme": "w8a8"}, {"tune": "quick"}, {"certificate": "quick"}, {"device": "cuda"}]
-)
+def test_what_was_learned_of_whole_weights_is_not_shared(checkpoint, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"tensor_parallel=2: what calibration has learned .*: quantise without it"):
+        build(
+            checkpoint, output_dir=tmp_path / "engine", tensor_parallel=2, rank=0, calibration={"w": torch.ones(1)}
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("option", [{"tune": "quick"}, {"certificate": "quick"}])
 def test_what_ranks_cannot_have_is_refused(option) -> None:
     ((name, value),) = option.items()
     with pytest.raises(ConfigError, match=f"tensor_parallel=2 does not go with {name}='{value}': leave {name} out"):
         BuildConfig(tensor_parallel=2, **option)
+
+
+def test_without_a_rank_the_engines_of_all_are_built_side_by_side(checkpoint, halves, tmp_path) -> None:
+    first = build(checkpoint, output_dir=tmp_path / "both", tensor_parallel=2)
+    assert first.path == tmp_path / "both" / "rank-0"
+    second = Engine.load(tmp_path / "both" / "rank-1")
+    assert [engine.identity for engine in (first, second)] == [half.identity for half in halves]
+    assert Engine.load(tmp_path / "both").path == first.path and is_engine(tmp_path / "both")
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["rank-0", "rank-1"]
+
+
+@pytest.mark.parametrize(
+    "scheme", ["fp8", *(pytest.param(s, marks=pytest.mark.full) for s in (None, "w8a8", "w8a16", "w4a16_g128"))]
+)
+def test_a_rank_on_a_gpu_runs_kernels_of_its_own(scheme, tmp_path) -> None:
+    """Built here, run where GPUs are. The linear of the logits stays as it is in fp8, as that of a whole model does."""
+    model = make_checkpoint(tmp_path / "model", TINY_MODELS["llama"] | {"vocab_size": 256, "hidden_size": 128})
+    engine = build(model, output_dir=tmp_path / "e", device="cuda", dtype="bfloat16", scheme=scheme, tensor_parallel=2)
+    whole = build(model, output_dir=tmp_path / "whole", device="cuda", dtype="bfloat16", scheme=scheme)
+    kernels = Counter(step.kernel for step in engine.plan.steps)
+    added = {"gpu.all_reduce": 1 + 3 * 2, "eager.all_gather": 1, "gpu.embedding_part": 1}
+    assert kernels - Counter(step.kernel for step in whole.plan.steps) == added
+
+
+def test_the_smallest_rank_says_how_large_the_kv_cache_is(halves) -> None:
+    class Smaller(Alone):
+        def smallest(self, numbers: list[int]) -> list[int]:
+            return [min(pair) for pair in zip(numbers, (3, 32), strict=True)]
+
+    executor = Executor(halves[0], RUNTIME, communicator=Smaller(*torch.zeros(2, 1)))
+    memory = executor.memory
+    assert (memory.num_blocks, memory.max_model_len, memory.num_tokens, memory.num_sequences) == (3, 32, 32, 1)
 
 
 def test_a_rank_beyond_the_ranks_is_refused() -> None:
@@ -186,4 +228,4 @@ def test_ranks_that_are_lost_are_an_error() -> None:
 def test_ranks_that_do_not_come_are_an_error(tmp_path) -> None:
     store = FileStore(str(tmp_path / "store"), 2)
     with pytest.raises(EngineError, match=r"rank 0 of 2 did not find the others: .*; start all of them"):
-        GlooCommunicator(store, 0, 2, timeout=timedelta(seconds=1))
+        GlooCommunicator(store, 0, 2, timeout=timedelta(milliseconds=300))

@@ -71,7 +71,7 @@ def cached_engines() -> list[CachedEngine]:
     found = []
     for path in engines_dir().iterdir():
         if is_engine(path):
-            num_bytes = sum(file.stat().st_size for file in path.iterdir())
+            num_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             found.append(CachedEngine(path, num_bytes, path.stat().st_mtime))
     return sorted(found, key=lambda entry: -entry.last_used)
 

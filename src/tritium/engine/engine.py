@@ -11,7 +11,15 @@ import msgspec
 import torch
 
 from tritium.engine.check import check_plan
-from tritium.engine.manifest import MANIFEST_NAME, PLAN_NAME, TACTICS_NAME, Manifest, check_files, read_manifest
+from tritium.engine.manifest import (
+    MANIFEST_NAME,
+    PLAN_NAME,
+    TACTICS_NAME,
+    Manifest,
+    check_files,
+    rank_directory,
+    read_manifest,
+)
 from tritium.engine.plan import PLAN_VERSION, Plan
 from tritium.engine.refit import Progress, refit_directory
 from tritium.engine.serialise import WEIGHTS_NAME
@@ -39,14 +47,15 @@ class Engine:
 
     @classmethod
     def load(cls, path: str | Path, *, verify: bool = False, plugins: Sequence[Plugin | str] = ()) -> "Engine":
-        """Open an engine directory. plugins: those it was built with, themselves or as "module:name".
+        """Open an engine directory; of one with the engines of all ranks, the first. plugins: those it was built with,
+        themselves or as "module:name".
 
         Files under 32 MiB are always checked against their sha256; larger ones by size, and by hash with `verify`.
         Raises `EngineError`, naming the file and what to do, when one is missing, truncated, damaged or of a newer
         version, when the engine is for another backend, or when its plan is not one that a compiler writes, naming
         the value or step. Never imports the compiler.
         """
-        path = Path(path)
+        path = rank_directory(path)
         manifest = read_manifest(path)
         if manifest.backend not in BACKENDS:
             raise EngineError(

@@ -114,8 +114,19 @@ def encode(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
 
 
+def rank_directory(path: str | Path, rank: int = 0) -> Path:
+    """Where a rank's engine is in the directory of all ranks; `path` itself when it is no such directory."""
+    own = Path(path) / f"rank-{rank}"
+    return own if _is_one(own) else Path(path)
+
+
 def is_engine(path: str | Path) -> bool:
-    """True for the directory of an engine, be it damaged; not for what else has a `manifest.json`, as web pages do."""
+    """True for the directory of an engine, or of all ranks of one, be it damaged; not for what else has a
+    `manifest.json`, as web pages do."""
+    return _is_one(rank_directory(path))
+
+
+def _is_one(path: str | Path) -> bool:
     manifest = Path(path) / MANIFEST_NAME
     if not manifest.is_file():
         return False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tritium.config import BuildConfig
 from tritium.engine import cache
-from tritium.engine.manifest import TACTICS_NAME, is_engine, read_manifest
+from tritium.engine.manifest import TACTICS_NAME, is_engine, rank_directory, read_manifest
 from tritium.errors import ConfigError
 from tritium.weights.hub import model_directory
 
@@ -18,15 +18,17 @@ Build = Callable[[Path, BuildConfig, Path], None]
 
 
 def obtain_engine(model: str | Path, config: BuildConfig, build: Build, *, plugins: Sequence[str] = ()) -> Path:
-    """The engine directory for `model`, which may be one itself; else built by `build` on first use and cached.
+    """The engine directory for `model`, which may be one itself; else built by `build` on first use and cached. Of one
+    that ranks share, the first rank's, beside which the others' are.
 
     plugins: what tells the plugins it is built with from others.
 
     Raises `ConfigError` when `config` contradicts a given engine, `CheckpointError` when there is nothing at `model`.
     """
     if is_engine(model):
-        _check_agrees(Path(model), config)
-        return Path(model)
+        path = rank_directory(model)
+        _check_agrees(path, config)
+        return path
     model_dir = model_directory(model)
     if config.max_model_len is not None and not _is_length_compiled_in(model_dir, config.max_model_len):
         config = replace(config, max_model_len=None)  # only the runtime needs it: one engine serves every length
@@ -37,7 +39,7 @@ def obtain_engine(model: str | Path, config: BuildConfig, build: Build, *, plugi
             build(model_dir, config, path)
         cache.touch(path)
     logger.info("engine: %s", path)
-    return path
+    return rank_directory(path)
 
 
 def _is_length_compiled_in(model_dir: Path, max_model_len: int) -> bool:
@@ -77,6 +79,10 @@ def _check_agrees(path: Path, config: BuildConfig) -> None:
         )
     if config.device != "cpu" and config.device != manifest.backend:
         raise ConfigError(f"device={config.device!r}: the engine {path} is for {manifest.backend!r}; build another one")
+    if config.tensor_parallel not in (1, num_ranks := manifest.mapping.get("tensor_parallel", 1)):
+        raise ConfigError(
+            f"tensor_parallel={config.tensor_parallel}: the engine {path} is for {num_ranks} ranks; build another one"
+        )
     kept = manifest.build.get("kv_dtype", "auto")
     if config.kv_dtype not in ("auto", kept):
         raise ConfigError(f"kv_dtype={config.kv_dtype!r}: the engine {path} was built with {kept!r}; build another")

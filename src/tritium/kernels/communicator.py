@@ -7,7 +7,10 @@ import torch
 
 
 class Communicator(Protocol):
-    """Connects the ranks of one engine. Calls belong on one thread and are made in the same order by every rank."""
+    """Connects the ranks of one engine. Calls belong on one thread and are made in the same order by every rank.
+
+    Each raises `EngineError` when a rank is gone.
+    """
 
     @property
     def rank(self) -> int:
@@ -19,9 +22,22 @@ class Communicator(Protocol):
         """How many there are."""
         ...
 
-    def all_gather(self, parts: Sequence[torch.Tensor], x: torch.Tensor) -> None:
-        """Write rank r's x into parts[r]; dense tensors of one shape and dtype on the CPU. Returns when all have.
+    def all_gather(self, parts: torch.Tensor, x: torch.Tensor) -> None:
+        """Write rank r's x into parts[r]. Dense, of one dtype, on the ranks' device, parts [num_ranks, *x.shape].
 
-        Raises `EngineError` when a rank is gone.
+        On CPUs it returns when all have; on GPUs it is launched on the current stream.
         """
+        ...
+
+    def smallest(self, numbers: Sequence[int]) -> list[int]:
+        """Of each number the smallest that any rank gives. Waits for all of them."""
+        ...
+
+
+class GpuCommunicator(Communicator, Protocol):
+    """Connects ranks that have a GPU each."""
+
+    def all_reduce(self, out: torch.Tensor, x: torch.Tensor) -> None:
+        """Launch: the sum of every rank's x into out, in an order that may differ from element to element. Every rank
+        gets the same bits. Dense, of one shape and dtype."""
         ...

@@ -44,7 +44,7 @@ class LaunchContext:
     token, which come first in the batch (while a graph is captured: as many as it may ever have). num_prefills,
     num_prefill_tokens, num_prefill_keys, longest_prefill: the other sequences, how many tokens they have in this step,
     how many their contexts have together, this step's included, and the longest of these. communicator: connects the
-    ranks that share the model; None when there is one.
+    ranks that share the model; None when there is one. scratch: memory that steps share, each for itself while it runs.
     """
 
     num_decodes: int = 0
@@ -53,6 +53,7 @@ class LaunchContext:
     num_prefill_keys: int = 0
     longest_prefill: int = 0
     communicator: Communicator | None = None
+    scratch: dict[object, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,6 +93,7 @@ KERNELS: tuple[Kernel, ...] = (
         )
         for op, module, bind, supports, numerics in (
             ("embedding", "copies", "bind_embedding", "embedding", "exact"),
+            ("embedding_part", "copies", "bind_embedding_part", "embedding", "exact"),
             ("gather_rows", "copies", "bind_gather_rows", "gather_rows", "exact"),
             ("kv_store", "copies", "bind_kv_store", "kv_store", "exact, or e4m3 saturated"),
             ("rms_norm", "norms", "bind_rms_norm", "norm", "fp32"),
@@ -125,6 +126,15 @@ KERNELS: tuple[Kernel, ...] = (
         for base, supports in zip(
             ROW_BASES, ("rows", "rows", "rows", "gated_rows", "rows", "rows", "pair_rows"), strict=True
         )
+    ),
+    _row(
+        "gpu",
+        "all_reduce",
+        "collectives:bind_all_reduce",
+        "supports:all_reduce",
+        takes_context=True,
+        numerics="NCCL's order",
+        is_invariant=False,
     ),
     *(
         _row("gpu", op, f"kv_int8:bind_{op}", f"supports:{op}_int8", variant="_int8", numerics="fp32, int8 a row")

@@ -187,6 +187,11 @@ def optimise(
             f"tensor_parallel={ranks.tensor_parallel}: {next(iter(stored))!r} is kept quantised, which "
             "ranks cannot share: give them the unquantised model"
         )
+    if ranks.tensor_parallel > 1 and calibrated:
+        raise ConfigError(
+            f"tensor_parallel={ranks.tensor_parallel}: what calibration has learned is of whole weights, ranks have "
+            "parts of them: quantise without it (method rtn)"
+        )
     run = Run(graph, disabled, after)
     verify_captured(graph)
     run(NORMALISE)

@@ -39,7 +39,7 @@ from tritium.weights.recipes import Concat, Constant, Recipe, Reshape
 
 _OURS = torch.ops.tritium
 FP8 = torch.float8_e4m3fn
-LINEAR, ACTIVATION = _OURS.linear.default, _OURS.activation.default
+LINEAR, ACTIVATION, ALL_GATHER = _OURS.linear.default, _OURS.activation.default, _OURS.all_gather.default
 BASES = ("rms_norm", "add_rms_norm", "add_layer_norm", "activation", "gated_activation")  # what can quantise its rows
 GIVE_SUM = ("add_rms_norm", "add_layer_norm")
 
@@ -61,7 +61,7 @@ def quantize_linears(
     Raises `CaptureError` when that leaves no linear.
     """
     kept = scheme.weight
-    logits = set(output_node(graph).all_input_nodes) if kept == FP8_WEIGHT else set()
+    logits = set(map(_own_part, output_node(graph).all_input_nodes)) if kept == FP8_WEIGHT else set()
     linears = [node for node in graph.nodes if _is_quantizable(node, kept, left_out) and node not in logits]
     if not linears:
         raise CaptureError(
@@ -93,6 +93,11 @@ def store_fp8(graph: fx.Graph, groups: Sequence[KVGroup]) -> tuple[KVGroup, ...]
         if node.op == "placeholder" and node.meta["kind"] == "kv":
             node.meta["spec"] = Spec(FP8, spec_of(node).shape)
     return tuple(msgspec.structs.replace(group, dtype=dtype_name(FP8)) for group in groups)
+
+
+def _own_part(result: fx.Node) -> fx.Node:
+    """What a rank computes of a result that is gathered from all."""
+    return args_of(result)[0] if result.target is ALL_GATHER else result
 
 
 def _is_quantizable(node: fx.Node, kept: WeightFormat, left_out: Sequence[str]) -> bool:

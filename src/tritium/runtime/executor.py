@@ -10,6 +10,7 @@ allocates nothing of ours. All calls belong on one thread, the engine thread.
 
 import ctypes
 import logging
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -31,6 +32,7 @@ from tritium.runtime.footprint import footprint
 from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights, bytes_in_use
+from tritium.runtime.memory import shared
 from tritium.runtime.prepared_step import PreparedStep
 from tritium.runtime.prompt_logprobs import PromptScorer, scored_parts
 from tritium.runtime.request import RowError, SampledToken, ScheduledBatch
@@ -61,12 +63,12 @@ class Executor:
 
         tactics: in place of the engine's own, which count only on a machine like that on which they were measured.
         communicator: connects the ranks of an engine that is a part of a model. Every rank must be given the same
-            requests in the same order and a KV cache of the same size (`kv_cache_memory`): they run the same steps.
+            requests in the same order: they run the same steps. The KV cache is as large as the smallest of theirs.
 
         Sets torch's thread count for this thread. Raises `EngineError`, `KernelError` or `OutOfMemory`.
         """
         torch.set_num_threads(config.num_threads or available_threads())
-        _check_ranks(engine, communicator)
+        num_ranks = check_ranks(engine, communicator)
         plan, groups = engine.plan, engine.plan.kv_groups
         self._engine = engine
         self._plan = plan
@@ -80,8 +82,11 @@ class Executor:
             config,
             is_bitwise=engine.manifest.invariance == "bitwise",
             engine_max_model_len=engine.manifest.max_model_len,
-            available_bytes=available_memory(),
+            available_bytes=available_memory() // num_ranks,  # they share the machine's
+            num_ranks=num_ranks,
         )
+        if communicator is not None:
+            layout = replace(layout, memory=shared(layout.memory, groups, config.block_size, communicator.smallest))
         self.memory, self._largest, self._multiples = layout.memory, layout.largest, layout.multiples
         logger.info("%s", self.memory.describe())
         self._slots = RequestSlots(config.max_num_seqs)
@@ -197,8 +202,8 @@ class Executor:
         return bind_tuned(self._plan, self._kernels, self._tactics, binder, index, sizes)
 
 
-def _check_ranks(engine: Engine, communicator: Communicator | None) -> None:
-    """Raises `EngineError` unless the communicator connects this engine's rank with all others."""
+def check_ranks(engine: Engine, communicator: Communicator | None) -> int:
+    """How many there are. Raises `EngineError` unless the communicator connects this engine's rank with all others."""
     ranks = engine.manifest.mapping
     expected = (ranks.get("rank", 0), ranks.get("tensor_parallel", 1))
     if communicator is None and expected[1] > 1:
@@ -211,6 +216,7 @@ def _check_ranks(engine: Engine, communicator: Communicator | None) -> None:
             f"{engine.path} is rank {expected[0]} of {expected[1]}, the communicator is rank {communicator.rank} of "
             f"{communicator.num_ranks}: give each process the engine of its rank"
         )
+    return expected[1]
 
 
 def _null_step(binder: Binder, index: int, sizes: Sizes) -> Thunk:

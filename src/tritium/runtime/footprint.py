@@ -1,5 +1,6 @@
 """What an engine takes of memory, from its plan alone: executors are laid out by it, `tritium plan` shows it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -7,7 +8,8 @@ import torch
 
 from tritium.config import RuntimeConfig
 from tritium.engine.arena import plan_arena
-from tritium.engine.plan import Phase, Plan, Ref, Sizes
+from tritium.engine.plan import Extent, Phase, Plan, Ref, Sizes
+from tritium.kernels.eager.collectives import scratch_len
 from tritium.kernels.kernel import Kernel
 from tritium.runtime.buckets import bucket, common_multiple
 from tritium.runtime.loaded_weights import bytes_in_use
@@ -23,7 +25,7 @@ class Footprint:
     """largest: the largest batch. multiples: what a phase's number of rows is padded to. offsets: in the arena.
 
     weights_bytes, arena_bytes, workspace_bytes: bytes; workspace: what kernels and libraries keep beside the arena on
-    a GPU. memory: the KV cache.
+    a GPU, and ranks for what comes from the others. memory: the KV cache.
     """
 
     largest: Sizes
@@ -55,15 +57,22 @@ def footprint(
     is_bitwise: bool,
     engine_max_model_len: int,
     available_bytes: int,
+    num_ranks: int = 1,
 ) -> Footprint:
-    """Lay out a decoder's plan for `config`. Touches no weight and no device. Raises `OutOfMemory` with the numbers."""
+    """Lay out a decoder's plan for `config`. Touches no weight and no device. Raises `OutOfMemory` with the numbers.
+
+    num_ranks: of the model that the plan is a part of.
+    """
     multiples = {phase: _row_multiple(plan, kernels, phase) if is_bitwise else 1 for phase in PHASES}
     largest = Sizes(
         tokens=bucket(config.max_num_batched_tokens, multiples["tokens"]),
         sequences=config.max_num_seqs,
         rows=bucket(config.max_num_seqs, multiples["rows"]),
     )
-    return _laid_out(plan, kernels, config, largest, multiples, engine_max_model_len, available_bytes)
+    gathered = _gathered_bytes(plan, kernels, largest, num_ranks)
+    available_bytes -= gathered
+    found = _laid_out(plan, kernels, config, largest, multiples, engine_max_model_len, available_bytes)
+    return replace(found, workspace_bytes=gathered)
 
 
 def gpu_footprint(
@@ -73,11 +82,13 @@ def gpu_footprint(
     *,
     engine_max_model_len: int,
     available_bytes: int,
+    num_ranks: int = 1,
 ) -> Footprint:
     """The same for a GPU. available_bytes: what is free of its memory. Raises `OutOfMemory` with the numbers."""
-    experts = _experts_bytes(plan, config.max_num_batched_tokens)
-    available_bytes -= GPU_RESERVE + experts
     largest = Sizes(tokens=config.max_num_batched_tokens, sequences=config.max_num_seqs, rows=config.max_num_seqs)
+    experts = _experts_bytes(plan, config.max_num_batched_tokens)
+    experts += _gathered_bytes(plan, kernels, largest, num_ranks)
+    available_bytes -= GPU_RESERVE + experts
     multiples = dict.fromkeys(PHASES, 1)
     found = _laid_out(plan, kernels, config, largest, multiples, engine_max_model_len, available_bytes, GPU_KV_SHARE)
     tables = len(plan.kv_groups) * config.max_num_seqs * -(-found.memory.max_model_len // config.block_size) * 4
@@ -129,6 +140,22 @@ def _experts_bytes(plan: Plan, num_tokens: int) -> int:
             row_bytes = (int(width) + int(hidden)) * itemsize + 6 * 4  # and its choice, weight, place and tile
             sizes[shapes["down_EDF"], top_k] = 2 * int(str(top_k)) * row_bytes
     return (1 << (num_tokens - 1).bit_length()) * sum(sizes.values())
+
+
+def _gathered_bytes(plan: Plan, kernels: Sequence[Kernel], largest: Sizes, num_ranks: int) -> int:
+    """What kernels/eager/collectives.py keeps: its scratch for each power of two, of which all together take less than
+    twice the largest. Steps of equal sizes share it."""
+    most: dict[tuple[str, str], int] = {}
+    for step, kernel in zip(plan.steps, kernels, strict=True):
+        if kernel.backend == "eager" and step.op in ("all_reduce", "all_gather"):
+            value = plan.value(step.outputs[0])
+            count = math.prod(Extent.parse(dim).at(largest) for dim in value.shape)
+            itemsize = getattr(torch, value.dtype).itemsize
+            parts = 2 * scratch_len(count * (num_ranks if step.op == "all_reduce" else 1)) * itemsize
+            total = 2 * scratch_len(count) * 4 if step.op == "all_reduce" else 0
+            for key, size in ((("parts", value.dtype), parts), (("total", value.dtype), total)):
+                most[key] = max(most.get(key, 0), size)
+    return sum(most.values())
 
 
 def _row_multiple(plan: Plan, kernels: Sequence[Kernel], phase: Phase) -> int:

@@ -12,7 +12,7 @@ TIMEOUT = timedelta(seconds=120)  # how long a rank waits for the others
 
 
 class GlooCommunicator:
-    """See `kernels.communicator.Communicator`."""
+    """See `kernels.communicator.Communicator`. Ranks talk over the machine's own loopback."""
 
     def __init__(self, store: distributed.Store, rank: int, num_ranks: int, *, timeout: timedelta = TIMEOUT) -> None:
         """store: where the ranks find each other, `distributed.FileStore(path, num_ranks)` on one machine.
@@ -20,14 +20,17 @@ class GlooCommunicator:
         Waits for all ranks. Raises `EngineError` when they do not come.
         """
         self.rank, self.num_ranks = rank, num_ranks
+        options = distributed.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._devices = [distributed.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+        options._timeout = timeout
         try:
-            self._group = distributed.ProcessGroupGloo(store, rank, num_ranks, timeout)
+            self._group = distributed.ProcessGroupGloo(store, rank, num_ranks, options)
         except RuntimeError as error:
             raise EngineError(
                 f"rank {rank} of {num_ranks} did not find the others: {error}; start all of them"
             ) from error
 
-    def all_gather(self, parts: Sequence[torch.Tensor], x: torch.Tensor) -> None:
+    def all_gather(self, parts: torch.Tensor, x: torch.Tensor) -> None:
         """See the protocol."""
         try:
             self._group.allgather([list(parts)], [x]).wait()  # type: ignore[attr-defined]  # of its base, in C++
@@ -35,3 +38,10 @@ class GlooCommunicator:
             raise EngineError(
                 f"rank {self.rank} of {self.num_ranks} lost the others: {error}; start all of them again"
             ) from error
+
+    def smallest(self, numbers: Sequence[int]) -> list[int]:
+        """See the protocol."""
+        given = torch.tensor(numbers, dtype=torch.int64)
+        parts = torch.empty((self.num_ranks, len(given)), dtype=torch.int64)
+        self.all_gather(parts, given)
+        return [int(number) for number in parts.min(0).values]

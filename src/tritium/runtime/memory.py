@@ -1,8 +1,8 @@
 """How much memory the KV cache gets, and how long a sequence may become. Pure arithmetic over given numbers."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from tritium.config import RuntimeConfig
 from tritium.engine.plan import KVGroup
@@ -93,6 +93,21 @@ def plan_memory(
         max_model_len=max_model_len,
         num_tokens=(num_blocks - 1) // len(groups) * config.block_size,
         num_sequences=(num_blocks - 1) // per_sequence,
+    )
+
+
+def shared(
+    memory: MemoryPlan, groups: Sequence[KVGroup], block_size: int, smallest: Callable[[Sequence[int]], list[int]]
+) -> MemoryPlan:
+    """What every rank has room for. smallest: of each number the smallest that any rank gives."""
+    num_blocks, max_model_len = smallest([memory.num_blocks, memory.max_model_len])
+    per_sequence = blocks_needed(groups, max_model_len, block_size, 1)
+    return replace(
+        memory,
+        num_blocks=num_blocks,
+        max_model_len=max_model_len,
+        num_tokens=(num_blocks - 1) // max(1, len(groups)) * block_size,
+        num_sequences=(num_blocks - 1) // per_sequence if per_sequence else 0,
     )
 
 

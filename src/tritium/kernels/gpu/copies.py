@@ -1,4 +1,4 @@
-"""embedding, gather_rows, kv_store: copies by row number.
+"""embedding, embedding_part, gather_rows, kv_store: copies by row number.
 
 One program copies (a part of) one row. Rows are dense in their last dimension; sources and targets may be strided.
 """
@@ -18,12 +18,16 @@ _BLOCK = 2048  # elements: 16 bytes a thread for bf16 in 8 warps
 
 
 @triton.jit
-def _gather_rows_kernel(x_ptr, rows_ptr, out_ptr, num_source_rows, width, stride_x, stride_out, BLOCK: tl.constexpr):
+def _gather_rows_kernel(
+    x_ptr, rows_ptr, out_ptr, num_source_rows, first, width, stride_x, stride_out,
+    BLOCK: tl.constexpr, IS_PART: tl.constexpr,
+):  # fmt: skip
+    """Row - first of x; one that x lacks is all NaN, or zeros, when x is a part of a table."""
     row = tl.program_id(0).to(tl.int64)
-    source = tl.load(rows_ptr + row)
+    source = tl.load(rows_ptr + row) - first
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     known_width = tl.where((source >= 0) & (source < num_source_rows), width, 0)
-    x = tl.load(x_ptr + source * stride_x + column, mask=column < known_width, other=float("nan"))
+    x = tl.load(x_ptr + source * stride_x + column, mask=column < known_width, other=0.0 if IS_PART else float("nan"))
     tl.store(out_ptr + row * stride_out + column, x, mask=column < width)
 
 
@@ -63,6 +67,11 @@ def bind_embedding(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> 
     return _bind_gather(args["weight_VD"], args["ids_T"], outputs[0])
 
 
+def bind_embedding_part(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.embedding_part into outputs[0]."""
+    return _bind_gather(args["weight_VD"], args["ids_T"], outputs[0], first=args["first"], is_part=True)
+
+
 def bind_gather_rows(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.gather_rows into outputs[0]. A number that x has no row for gives a row of NaN."""
     return _bind_gather(args["x_TD"], args["rows_R"], outputs[0])
@@ -96,11 +105,12 @@ def need_dense(**tensors: torch.Tensor) -> None:
             raise KernelError(f"{name}: a part of sizes {tuple(tensor.shape)} has strides {tensor.stride()}: not dense")
 
 
-def _bind_gather(x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> Thunk:
+def _bind_gather(
+    x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, *, first: int = 0, is_part: bool = False
+) -> Thunk:
     need_dense(source=x[0], rows=rows, out=out[0])
     width = x.shape[1]
     block = min(_BLOCK, triton.next_power_of_2(width))
     grid = (rows.shape[0], triton.cdiv(width, block))
-    return partial(
-        _gather_rows_kernel[grid], x, rows, out, x.shape[0], width, x.stride(0), out.stride(0), BLOCK=block, num_warps=4
-    )
+    sizes = (x.shape[0], first, width, x.stride(0), out.stride(0))
+    return partial(_gather_rows_kernel[grid], x, rows, out, *sizes, BLOCK=block, IS_PART=is_part, num_warps=4)

@@ -24,6 +24,11 @@ def gather_rows(args: Mapping[str, Any]) -> str | None:
     return _rows("rows_R", args["rows_R"]) or _floats(x_TD=args["x_TD"])
 
 
+def all_reduce(args: Mapping[str, Any]) -> str | None:
+    """Floating numbers."""
+    return _floats(x=args["x"])
+
+
 def norm(args: Mapping[str, Any]) -> str | None:
     """Rows that fit in one program, of two or three dimensions."""
     x = args["x"]

@@ -11,7 +11,7 @@ host yet is -1 - slot; the GPU puts in the slot's last token.
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ from tritium.engine.environment import gpu_environment
 from tritium.engine.plan import Sizes
 from tritium.engine.tactics import Tactics
 from tritium.errors import OutOfMemory
+from tritium.kernels.communicator import GpuCommunicator
 from tritium.kernels.kernel import Kernel, LaunchContext, Thunk
 from tritium.runtime.batch import BatchBuilder, BatchLayout
 from tritium.runtime.binding import Binder, bind_tuned
 from tritium.runtime.bound_steps import BoundSteps
+from tritium.runtime.executor import check_ranks
 from tritium.runtime.footprint import gpu_footprint
 from tritium.runtime.gpu.buckets import gpu_bucket
 from tritium.runtime.gpu.device import check_kernels, gpu_for
@@ -35,7 +37,7 @@ from tritium.runtime.gpu.sampler import GpuSampler
 from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights
-from tritium.runtime.memory import gpu_out_of_memory, megabytes
+from tritium.runtime.memory import gpu_out_of_memory, megabytes, shared
 from tritium.runtime.prepared_step import PreparedStep
 from tritium.runtime.prompt_logprobs import PromptScorer, ScoredPart, scored_parts
 from tritium.runtime.request import RowError, SampledToken, ScheduledBatch
@@ -76,12 +78,20 @@ class GpuExecutor:
     """
 
     def __init__(
-        self, engine: Engine, config: RuntimeConfig, *, has_graphs: bool = True, tactics: Tactics | None = None
+        self,
+        engine: Engine,
+        config: RuntimeConfig,
+        *,
+        has_graphs: bool = True,
+        tactics: Tactics | None = None,
+        communicator: GpuCommunicator | None = None,
     ) -> None:
         """Load and lay out everything. Raises `EngineError` without a GPU, `KernelError`, or `OutOfMemory`.
 
         tactics: in place of the engine's own, which count only on a GPU like that on which they were measured.
+        communicator: as for `Executor`.
         """
+        num_ranks = check_ranks(engine, communicator)
         self.device = gpu_for(engine)
         self._engine = engine
         self._plan = plan = engine.plan
@@ -96,7 +106,11 @@ class GpuExecutor:
             config,
             engine_max_model_len=engine.manifest.max_model_len,
             available_bytes=free_bytes,
+            num_ranks=num_ranks,
         )
+        if communicator is not None:
+            memory = shared(self.footprint.memory, plan.kv_groups, config.block_size, communicator.smallest)
+            self.footprint = replace(self.footprint, memory=memory)
         self.memory, self._largest = self.footprint.memory, self.footprint.largest
         logger.info("%s", self.memory.describe())
         self._slots = RequestSlots(config.max_num_seqs)
@@ -111,7 +125,7 @@ class GpuExecutor:
         self._sampler = GpuSampler(plan.vocab_size, config.max_num_seqs, config.max_num_seqs)
         self._host_sampler = Sampler(plan.vocab_size, config.max_num_seqs)
         self._scorer = PromptScorer(plan.vocab_size, config.max_num_seqs)
-        self._context = LaunchContext()
+        self._context = LaunchContext(communicator=communicator)
         self._seconds_waited = 0.0
         self._turn = 0
         try:
