@@ -33,7 +33,6 @@ def xqa(
     num_kv_heads: int,
     page_size: int,
     q_scale: float = 1.0,
-    sliding_win_size: int = 0,
     kv_layout: str = "NHD",
 ) -> None:
     """flashinfer.xqa.xqa of 0.7.2, its signature as far as it is used."""
@@ -45,9 +44,8 @@ def xqa(
     assert k_cache.shape[1:] == v_cache.shape[1:] == (num_kv_heads, page_size, head_size)
     for s in range(num_sequences):
         length = int(seq_lens[s, 0])
-        first = max(0, length - sliding_win_size) if sliding_win_size else 0
         pages = page_table[s, : -(-length // page_size)].tolist()
-        k, v = (torch.cat([x[p] for p in pages], 1)[:, first:length].float() for x in (k_cache, v_cache))
+        k, v = (torch.cat([x[p] for p in pages], 1)[:, :length].float() for x in (k_cache, v_cache))
         k, v = (x.repeat_interleave(num_heads // num_kv_heads, 0) for x in (k, v))
         scores = (k @ q[s, 0].float().unsqueeze(2)).squeeze(2) * q_scale / head_size**0.5
         output[s, 0] = (scores.softmax(1).unsqueeze(1) @ v).squeeze(1).to(output.dtype)
@@ -85,7 +83,7 @@ def names(args: dict[str, Any]) -> list[str]:
 
 @pytest.mark.usefixtures("package")
 def test_where_the_package_is_installed_its_row_is_one_to_choose_and_never_the_first() -> None:
-    rows = valid_kernels("paged_attention", specs(window=4096), available={"gpu", "eager"})
+    rows = valid_kernels("paged_attention", specs(), available={"gpu", "eager"})
     row = next(kernel for kernel in rows if kernel.name == ROW)
     assert rows[0].name == "gpu.paged_attention" and row.min_capability == (9, 0) and not row.is_invariant
     assert valid_tactics(row, specs()) == [{}, {"single_tokens": "own"}]
@@ -108,8 +106,9 @@ def test_where_the_package_is_missing_its_row_is_too_and_a_plan_that_names_it_ru
         ({"cache": torch.float8_e4m3fn}, "q is torch.bfloat16, the cache torch.float8_e4m3fn"),
         ({"cache": torch.int8}, "the cache torch.int8; equal ones of 16 bits are known"),
         ({"dtype": torch.float32}, "q is torch.float32"),
-        ({"softcap": 50.0}, "it knows no cap or slopes"),
-        ({"slopes": TensorSpec(dtype=torch.float32, shape=(32,))}, "it knows no cap or slopes"),
+        ({"window": 4096}, "it knows no window, cap or slopes"),
+        ({"softcap": 50.0}, "it knows no window, cap or slopes"),
+        ({"slopes": TensorSpec(dtype=torch.float32, shape=(32,))}, "it knows no window, cap or slopes"),
         ({"head_size": 80}, "32 heads of 80 over 8 kv heads; up to 16 of 64, 128 or 256 are known"),
         ({"num_heads": 71, "num_kv_heads": 1, "head_size": 64}, "71 heads of 64 over 1 kv heads"),
     ],
@@ -128,23 +127,17 @@ def bound(
 
 
 @pytest.mark.usefixtures("package")
-@pytest.mark.parametrize(
-    ("shape", "page", "window"), [((8, 2, 128), 16, 0), ((4, 4, 64), 64, 70), ((6, 1, 256), 128, 1)]
-)
+@pytest.mark.parametrize(("shape", "page"), [((8, 2, 128), 16), ((4, 4, 64), 64), ((6, 1, 256), 128)])
 def test_single_tokens_are_right_wherever_the_cache_lies_and_prompts_behind_them_are_left(
-    shape: tuple[int, int, int], page: int, window: int
+    shape: tuple[int, int, int], page: int
 ) -> None:
-    chunks = [*enumerate(SINGLES), (1, (5, 120))]
-    problem = Problem.draw([context for _, context in SINGLES], *shape, torch.bfloat16, window=window)
-    args = problem.args(chunks, block_size=page) | {"scale": 0.3 * shape[2] ** -0.5}
-    clean = args["cache_layer"].nan_to_num()  # the stand-in multiplies what it then hides
-    args["cache_layer"] = torch.stack([clean, clean], 1)[:, 1]
+    problem = Problem.draw([context for _, context in SINGLES], *shape, torch.bfloat16)
+    scaled = Problem([0.3 * q for q in problem.q], problem.k, problem.v)
+    args = problem.args([*enumerate(SINGLES), (1, (5, 120))], block_size=page) | {"scale": 0.3 * shape[2] ** -0.5}
     out, run = bound(args)
     assert run is not None and not args["cache_layer"].is_contiguous() and run()
     for s, chunk in enumerate(SINGLES):
-        wanted = Problem([0.3 * q for q in problem.q], problem.k, problem.v, window=window).dense(
-            s, chunk, torch.float32
-        )
+        wanted = scaled.dense(s, chunk, torch.float32)
         assert (out[s] - wanted[0]).norm() <= 0.004 * wanted.norm()
     assert (out[len(SINGLES) :] == 77).all()
 

@@ -16,6 +16,6 @@ from tritium.kernels.kernel import LaunchContext, Thunk
 def bind(
     args: Mapping[str, Any], outputs: Sequence[torch.Tensor], context: LaunchContext, *, single_tokens: str = ""
 ) -> Thunk:
-    """ops.paged_attention without cap or slopes into outputs[0]. single_tokens: "own" for `attention`'s kernel."""
+    """ops.paged_attention without window, cap or slopes into outputs[0]. single_tokens: "own" for `attention`'s."""
     singles = None if single_tokens else flashinfer_decode.bind(args, outputs[0], context)
     return attention.bind(args, outputs, context, singles=singles)

@@ -34,7 +34,7 @@ def bind(args: Mapping[str, Any], out: torch.Tensor, context: LaunchContext) -> 
     page = cache_layer.shape[3]
     if page not in PAGES or not all(x.is_contiguous() for x in (q, out, table)):
         return None
-    shape = (q.dtype, q.device, q.shape[1], cache_layer.shape[2], page, q.shape[2], args["window"])
+    shape = (q.dtype, q.device, q.shape[1], cache_layer.shape[2], page, q.shape[2])
     launch = _launcher(*shape)
     if launch is None:
         return None
@@ -57,7 +57,6 @@ def _launcher(
     num_kv_heads: int,
     page: int,
     head_size: int,
-    window: int,
 ) -> Callable[..., None] | None:
     """launch(q_SNH, k, v, table_SB, lengths_S, out_SNH, scale), compiled and tried; None: it cannot run here."""
     workspace = torch.empty(_SCRATCH_BYTES, dtype=torch.uint8, device=device)
@@ -86,7 +85,6 @@ def _launcher(
             num_kv_heads,
             page,
             q_scale=scale * head_size**0.5,  # it divides by the root itself
-            sliding_win_size=window,
             kv_layout="HND",
         )
 
