@@ -54,18 +54,15 @@ __device__ __forceinline__ const u8* key_at(const u8* const (&place)[LOOKUPS], i
 
 #if IS_INT8
 #define MOST_Q 32512.0f  // what q's largest element becomes: 127 * 256
-__device__ __forceinline__ float larger(float a, float b) {  // NaN where one is: integers have none to tell of it
-    float out;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
-    return out;
-}
+// Integers have no NaN to tell of one in q.
+__device__ __forceinline__ float larger(float a, float b) { return larger_or_nan(a, b); }
 // A pair of a word of q, the first one first.
 __device__ __forceinline__ void set_pair(u32 (&word)[2], int which, float a, float b) {
-    const int x = __float2int_rn(a), y = __float2int_rn(b), at = which * 16;
-    const u32 high = ((x + 128) >> 8 & 0xff) << at | ((y + 128) >> 8 & 0xff) << (at + 8);
-    const u32 low = (x & 0xff) << at | (y & 0xff) << (at + 8);
-    word[0] = which ? word[0] | high : high;
-    word[1] = which ? word[1] | low : low;
+    // 1.5 * 2^23 rounds, and leaves the integer in the low bytes: an SM converts 16 numbers a clock
+    const u32 x = __float_as_uint(a + 12582912.0f), y = __float_as_uint(b + 12582912.0f);
+    const u32 high = __byte_perm(x + 128, y + 128, 0x0051), low = __byte_perm(x, y, 0x0040);
+    word[0] = which ? __byte_perm(word[0], high, 0x5410) : high;
+    word[1] = which ? __byte_perm(word[1], low, 0x5410) : low;
 }
 // Bytes 0 and 1, or 2 and 3, plus 128 as f16 of 2^-24.
 __device__ __forceinline__ u32 low_pair(u32 four) { return __byte_perm(four ^ 0x80808080, 0, 0x4140); }
@@ -90,11 +87,8 @@ __device__ __forceinline__ void load_scales(Tile& x, const u8* const (&place)[LO
     const int row = (LOOKUPS == 1 ? start : 0) % PAGE + t % PAGE;
     const float* from = reinterpret_cast<const float*>(part + PAGE * HEAD_SIZE + to_part) + row;
 #pragma unroll
-    for (int e = 0; e < SCALES; e++) {
-        x.scales[e] = 0.0f;
-        if (t + e < min(left, TILE) && (WINDOW == 0 || t + e >= hidden))
-            asm volatile("ld.global.nc.L1::no_allocate.f32 %0, [%1];" : "=f"(x.scales[e]) : "l"(from + e));
-    }
+    for (int e = 0; e < SCALES; e++)
+        x.scales[e] = load_once(from + e, t + e < min(left, TILE) && (WINDOW == 0 || t + e >= hidden));
 }
 // That of key 2c + e of column tile j.
 __device__ __forceinline__ float scale_of(const Tile& x, int j, int c, int e) {
@@ -123,11 +117,7 @@ __device__ __forceinline__ void load_values(Tile& v, const u8* const (&place)[LO
     for (int i = 0; i < COLUMNS * 2; i++) {
         const int t = i / 2 * 8 + i % 2 + 2 * c;
         const u8* from = key_at(place, i / 2 * 8) + (i % 2 + 2 * c) * HEAD_SIZE + TO_VALUES + g * 8;
-        u32 a = 0, b = 0;
-        if (t < left && (WINDOW == 0 || t >= hidden))
-            asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(a), "=r"(b) : "l"(from));
-        words[i * 2] = a;
-        words[i * 2 + 1] = b;
+        load_once(words[i * 2], words[i * 2 + 1], from, t < left && (WINDOW == 0 || t >= hidden));
     }
 #else
 #pragma unroll

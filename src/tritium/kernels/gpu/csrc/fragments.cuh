@@ -65,6 +65,24 @@ __device__ __forceinline__ uint4 load_once(const void* p, bool is_there) {
     return v;
 }
 
+__device__ __forceinline__ void load_once(u32& x, u32& y, const void* p, bool is_there) {
+    u32 a = 0, b = 0;
+    if (is_there) asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(a), "=r"(b) : "l"(p));
+    x = a;
+    y = b;
+}
+__device__ __forceinline__ float load_once(const float* p, bool is_there) {
+    float x = 0.0f;
+    if (is_there) asm volatile("ld.global.nc.L1::no_allocate.f32 %0, [%1];" : "=f"(x) : "l"(p));
+    return x;
+}
+
+__device__ __forceinline__ float larger_or_nan(float a, float b) {
+    float out;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+    return out;
+}
+
 // Programmatic dependent launch: the next kernel may start; what this one reads of the one before is complete. Both do
 // nothing where the launch did not ask for it.
 __device__ __forceinline__ void let_next_start() {
