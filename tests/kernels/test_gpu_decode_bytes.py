@@ -1,20 +1,18 @@
 """csrc/decode_bytes.cu without a GPU: compiled as C++ with a warp of fibers (warp.h), against the op's reference."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from tritium.kernels.gpu.cuda import SOURCE_DIR
 from tritium.ops.fp8 import FP8
 from tritium.ops.kv_int8 import quantize_cache
 from tritium.ops.quantized import quantize_rows
 from tritium.testing.attention_problems import Problem
 
+Compiled = Callable[[str, dict[str, Any], str], ctypes.CDLL]
 WARPS = 2
 LENGTHS = (1, 33, 90)
 CALL = """
@@ -35,21 +33,7 @@ extern "C" void run(int blocks, const void* const* inputs, void* const* outputs,
 """
 
 
-def compiled(constants: dict[str, Any], folder: Path) -> ctypes.CDLL:
-    """The kernel with these constants, for warps on a CPU."""
-    lines = [
-        f"#define {name} {f'{value}f' if isinstance(value, float) else int(value)}" for name, value in constants.items()
-    ]
-    texts = (Path(__file__).with_name("warp.h"), SOURCE_DIR / "decode_bytes.cu")
-    source, library = folder / "kernel.cpp", folder / "kernel.so"
-    source.write_text("\n".join([*lines, *(path.read_text() for path in texts), CALL]))
-    compiler = shutil.which("g++") or shutil.which("c++")
-    assert compiler, "the tests need a C++ compiler, as the CPU kernels do"
-    subprocess.run([compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", source, "-o", library], check=True)
-    return ctypes.CDLL(str(library))
-
-
-def decode(args: dict[str, Any], splits: int, folder: Path) -> torch.Tensor:
+def decode(args: dict[str, Any], splits: int, compiled: Compiled) -> torch.Tensor:
     """What the kernel gives, its splits joined as `join_splits_kernel` does."""
     q, cache, table, slopes = (args[name] for name in ("q_TNH", "cache_layer", "block_table_SB", "alibi_slopes_N"))
     (sequences, num_heads, head_size), (num_kv_heads, page) = q.shape, cache.shape[2:4]
@@ -65,8 +49,9 @@ def decode(args: dict[str, Any], splits: int, folder: Path) -> torch.Tensor:
     numbers = (*q.stride()[:2], *out.stride()[:2], cache.stride(0), table.stride(0), splits)
     pointers = [(ctypes.c_void_p * len(x))(*(t.data_ptr() for t in x)) for x in (inputs, (out, partial))]
     blocks = -(-sequences * num_kv_heads * splits // WARPS)
-    run = compiled(constants, folder).run
-    run(blocks, *pointers, (ctypes.c_int64 * 7)(*numbers), ctypes.c_float(args["scale"]))
+    compiled("decode_bytes", constants, CALL).run(
+        blocks, *pointers, (ctypes.c_int64 * 7)(*numbers), ctypes.c_float(args["scale"])
+    )
     if splits > 1:
         largest, norms = partial[..., head_size], partial[..., head_size + 1]
         share = torch.exp2(largest - largest.amax(-1, keepdim=True))
@@ -101,7 +86,7 @@ FORMS = [  # heads, dtypes of q and cache, page, splits, and more
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_its_error_is_at_most_twice_that_of_low_precision(form: tuple[Any, ...], tmp_path: Path) -> None:
+def test_its_error_is_at_most_twice_that_of_low_precision(form: tuple[Any, ...], compiled: Compiled) -> None:
     shape, dtype, cache, page, splits, extra = form
     problem = Problem.draw(list(LENGTHS), *shape, dtype, **extra)
     for part, most in ((problem.k, 0.5), (problem.v, 2.0 if cache == torch.int8 else 0.5)):
@@ -111,19 +96,19 @@ def test_its_error_is_at_most_twice_that_of_low_precision(form: tuple[Any, ...],
     args = problem.args([(i, (1, length)) for i, length in enumerate(LENGTHS)], block_size=page)
     kept = args["cache_layer"]
     args["cache_layer"] = quantize_cache(kept) if cache == torch.int8 else kept.to(FP8)
-    for i, got in enumerate(decode(args, splits, tmp_path)):
+    for i, got in enumerate(decode(args, splits, compiled)):
         exact, low = (problem.dense(i, (1, LENGTHS[i]), arithmetic)[0] for arithmetic in (torch.float64, dtype))
         limit = max((low - exact).norm(), (exact.to(dtype) - exact).norm())
         assert (got - exact).norm() <= 2 * limit, i
 
 
-def test_what_is_not_a_number_reaches_those_who_see_it_and_nobody_else(tmp_path: Path) -> None:
+def test_what_is_not_a_number_reaches_those_who_see_it_and_nobody_else(compiled: Compiled) -> None:
     problem = Problem.draw([60] * 4, 4, 2, 64, torch.float16, window=40)
     chunks = [(i, (1, 60)) for i in range(4)]
 
     def answers() -> torch.Tensor:
         args = problem.args(chunks, block_size=16)
-        return decode({**args, "cache_layer": quantize_cache(args["cache_layer"])}, 1, tmp_path)
+        return decode({**args, "cache_layer": quantize_cache(args["cache_layer"])}, 1, compiled)
 
     clean = answers()
     problem.v[0][19, 0, 3] = float("nan")  # the window hides it

@@ -19,6 +19,7 @@ using i64 = long long;
 using std::min;
 struct uint2 { u32 x, y; };
 struct uint4 { u32 x, y, z, w; };
+inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
 inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
 struct Index { int x; };
 static Index threadIdx, blockIdx;
