@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tritium import ops
+from tritium.kernels.gpu.tactics import LINEAR_FP8
 from tritium.kernels.kernel import resolve
 from tritium.kernels.table import KERNELS
 from tritium.ops.fp8 import FP8, quantize_fp8
@@ -14,9 +15,9 @@ from tritium.testing.attention_problems import Problem
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
-def launch(op: str, args: dict[str, Any], outputs: list[torch.Tensor]) -> None:
+def launch(op: str, args: dict[str, Any], outputs: list[torch.Tensor], **tactic: Any) -> None:
     kernel = next(k for k in KERNELS if k.op == op and k.backend == "gpu")
-    resolve(kernel.target)(args, outputs)()
+    resolve(kernel.target)(args, outputs, **tactic)()
 
 
 @pytest.mark.parametrize("width", [1008, 4096, 14336])
@@ -75,7 +76,7 @@ def test_every_activation_of_wide_and_of_unaligned_rows_is_the_ops(kind: str, is
         assert (values - wanted).norm() <= 0.02 * wanted.norm()
 
 
-@pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 16, 64, 1000])
+@pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 16, 17, 64, 1000])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("num_k", [16, 528, 4096, 14336])
 def test_a_linear_is_the_ops(num_tokens: int, has_bias: bool, num_k: int) -> None:
@@ -84,10 +85,11 @@ def test_a_linear_is_the_ops(num_tokens: int, has_bias: bool, num_k: int) -> Non
     args: dict[str, Any] = {"x": x, "x_scales": x_scales, "weight_NK": weight, "weight_scales": scales.view(1, -1)}
     bias = torch.randn(768, device="cuda", dtype=torch.bfloat16) if has_bias else None
     args |= {"bias": bias, "dtype": "bfloat16"}
-    out = torch.full((num_tokens, 768), float("nan"), device="cuda", dtype=torch.bfloat16)
-    launch("linear_fp8", args, [out])
     expected = ops.op_named("linear_fp8").reference(**{**args, "dtype": "float32"})
-    assert (out.float() - expected).norm() <= 0.004 * expected.norm()  # bf16's rounding; fast sums keep 14 bits
+    for tactic in LINEAR_FP8:
+        out = torch.full((num_tokens, 768), float("nan"), device="cuda", dtype=torch.bfloat16)
+        launch("linear_fp8", args, [out], **tactic)
+        assert (out.float() - expected).norm() <= 0.004 * expected.norm()  # bf16's rounding; fast sums keep 14 bits
 
 
 def test_the_cache_takes_fp8_and_attention_reads_it() -> None:

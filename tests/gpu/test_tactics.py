@@ -7,7 +7,7 @@ import torch
 
 from tritium import ops
 from tritium.kernels.gpu.tactics import INT8 as INT8_TILES
-from tritium.kernels.gpu.tactics import QUANTIZED
+from tritium.kernels.gpu.tactics import LINEAR, QUANTIZED
 from tritium.kernels.kernel import Kernel, resolve
 from tritium.kernels.table import KERNELS
 from tritium.ops.int8 import quantize_int8
@@ -52,6 +52,21 @@ def test_every_tile_of_a_quantised_linear_is_within_twice_the_references_own_err
             return
         exact = x.double() @ dequantize_weight(numbers, scales).double().t() + bias.double()
         reference = ops.quantized_linear(x, numbers, scales, bias, False)
+        ulp = torch.finfo(torch.float16).eps * exact.abs().max()
+        assert (out.cpu().double() - exact).abs().max() <= 2 * (reference.double() - exact).abs().max() + ulp
+
+
+@pytest.mark.parametrize("tactic", LINEAR, ids=named)
+def test_a_linear_is_within_twice_the_references_own_error_whosever_it_is(
+    tactic: dict[str, Any], device: torch.device
+) -> None:
+    weight, bias = torch.randn(100, 1040 if HAS_GPU else 272).half(), torch.randn(100).half()
+    for num_rows in ROWS:
+        x = torch.randn(num_rows, weight.shape[1]).half()
+        args = {"x": x.to(device), "weight_NK": weight.to(device), "bias": bias.to(device)}
+        out = torch.full((num_rows, 100), float("nan"), dtype=torch.float16, device=device)
+        resolve(row("gpu.linear").target)(args, [out], **tactic)()
+        exact, reference = x.double() @ weight.double().t() + bias.double(), ops.linear(x, weight, bias)
         ulp = torch.finfo(torch.float16).eps * exact.abs().max()
         assert (out.cpu().double() - exact).abs().max() <= 2 * (reference.double() - exact).abs().max() + ulp
 

@@ -83,7 +83,10 @@ def test_an_fp8_plan_has_blocks_splits_and_torchs_attention_to_choose_among_and_
         "gpu.paged_attention:split_below=0", "gpu.paged_attention:split_below=132",
         "gpu.paged_attention:split_below=528", "gpu.paged_attention_fixed", "gpu.paged_attention_varlen",
     ]  # fmt: skip
-    assert found["linear_fp8"] == ["gpu.linear_fp8", "gpu.linear_fp8_fixed"]
+    assert found["linear_fp8"] == [
+        "gpu.linear_fp8", "gpu.linear_fp8:by=triton", "gpu.linear_fp8:by=cublas", "gpu.linear_fp8_fixed"
+    ]  # fmt: skip
+    assert found["linear"] == ["gpu.linear", "gpu.linear:by=triton", "gpu.linear_fixed"]
     assert "rms_norm_fp8" not in found
 
 

@@ -23,7 +23,12 @@ _TACTICS: dict[str, tuple[dict[str, int], ...]] = {
     "paged_attention": ({"item_rows": 64}, {"item_rows": 16}, {"item_rows": 32}, {"item_rows": 128})
 }
 _QUANTIZED: tuple[dict[str, str], ...] = tuple({"path": path} for path in ("auto", "vectors", "tiles", "groups"))
-_GPU_TACTICS = {"paged_attention": gpu.PAGED_ATTENTION, "linear_int8": gpu.INT8}
+_GPU_TACTICS = {
+    "paged_attention": gpu.PAGED_ATTENTION,
+    "linear": gpu.LINEAR,
+    "linear_fp8": gpu.LINEAR_FP8,
+    "linear_int8": gpu.INT8,
+}
 _PACK = {"qweight": "packing:pack_weight", "scales_NG": "packing:pack_scales"}
 _NEEDS: dict[str, dict[str, Any]] = {"fp8": {"min_capability": (8, 9)}, "int8": {"min_capability": (7, 5)}}
 
@@ -106,7 +111,7 @@ KERNELS: tuple[Kernel, ...] = (
             ("add_layer_norm", "norms", "bind_add_layer_norm", "add_norm", "fp32"),
             ("rope_kv_store", "rope", "bind_rope_kv_store", "rope_kv_store", "fp32, or e4m3 saturated"),
             ("linear", "linear", "bind", "linear", "cuBLAS"),
-            ("linear_fp8", "fp8", "bind_linear", "fp8_linear", "cuBLASLt, fast accumulation; few rows: fp32"),
+            ("linear_fp8", "fp8", "bind_linear", "fp8_linear", "cuBLASLt or Triton, fast accumulation; few rows: fp32"),
             ("moe", "moe", "bind_moe", "moe", "fp32, K in steps of one size"),
             ("experts", "moe", "bind_experts", "experts", "fp32, K in steps of one size"),
             ("linear_int8", "matmul", "bind_int8", "int8_linear", "exact sums, fp32 scales"),

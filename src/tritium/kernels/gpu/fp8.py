@@ -1,4 +1,4 @@
-"""Linears of rows and weights in fp8 (e4m3): by cuBLASLt, and of few rows by csrc/linear_fp8.cu.
+"""Linears of rows and weights in fp8 (e4m3): by cuBLASLt, of few rows by csrc/linear_fp8.cu, of some by Triton.
 
 They take a scale a row of x and a scale a row of the weight (an H200 runs them as fast as per-tensor scales, LOG).
 """
@@ -9,25 +9,37 @@ from typing import Any
 
 import torch
 
+from tritium.kernels.gpu import matmul
 from tritium.kernels.gpu.copies import need_dense
-from tritium.kernels.gpu.cuda import can_convert_fp8, launcher
+from tritium.kernels.gpu.cuda import can_convert_fp8, is_hopper, launcher
 from tritium.kernels.kernel import Thunk
 
 FEW_ROWS = 16
+_SOME_ROWS = 64  # of a tile of Triton's; cuBLASLt's have 128 (benchmarks/gpu/tuned.py: 5 to 15 % slower on an H200)
 
 
-def bind_linear(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
-    """ops.linear_fp8 into outputs[0]: up to `FEW_ROWS` rows by csrc/linear_fp8.cu, more by cuBLASLt, summing fast.
+def bind_linear(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], *, by: str = "") -> Thunk:
+    """ops.linear_fp8 into outputs[0]. by: "own", csrc/linear_fp8.cu, for up to `FEW_ROWS`; "triton"; "cublas", summing
+    fast; else what the number of rows decides.
 
     A bias is added by itself behind cuBLASLt: with row-wise scales it refuses one at some numbers of rows (torch 2.11).
     """
     out, bias = outputs[0], args["bias"]
     x, weight = args["x"], args["weight_NK"].t()
-    if x.shape[0] <= FEW_ROWS and can_convert_fp8(x.device):
+    by = by or _by(x.shape[0], x.device)
+    if by == "own":
         return bind_few_rows(args, out)
+    if by == "triton":
+        return matmul.bind_fixed(args, outputs)
     scales = (args["x_scales"], args["weight_scales"])
     product = partial(torch._scaled_mm, x, weight, *scales, out_dtype=out.dtype, use_fast_accum=True, out=out)
     return product if bias is None else lambda: product().add_(bias)
+
+
+def _by(num_rows: int, device: torch.device) -> str:
+    if num_rows <= FEW_ROWS and can_convert_fp8(device):
+        return "own"
+    return "triton" if num_rows <= _SOME_ROWS and is_hopper(device) else "cublas"
 
 
 def bind_few_rows(args: Mapping[str, Any], out: torch.Tensor, *, warps: int = 0, depth: int = 4) -> Thunk:

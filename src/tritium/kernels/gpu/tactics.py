@@ -53,6 +53,9 @@ PAGED_ATTENTION: tuple[Tactic, ...] = (
     {"split_below": 528},
     {"prompts": "triton"},
 )
+# Whose GEMM: cuBLAS's, or Triton's, in place of what sizes decide.
+LINEAR: tuple[Tactic, ...] = ({}, {"by": "triton"})
+LINEAR_FP8: tuple[Tactic, ...] = ({}, {"by": "triton"}, {"by": "cublas"})
 # "own" in place of FlashInfer's kernel, where that is slower.
 FLASHINFER: tuple[Tactic, ...] = ({}, {"single_tokens": "own"})
 
