@@ -44,7 +44,7 @@ def test_a_step_that_finds_no_room_ends_its_requests_alone(tmp_path: Path, monke
     loop = OverlapLoop(make_scheduler(engine, config, executor), executor)  # type: ignore[arg-type]
     run = executor._run  # type: ignore[union-attr]
 
-    def full(tokens: int, rows: int) -> None:
+    def full(**_: int) -> None:
         torch.empty(1 << 45, dtype=torch.uint8, device="cuda")
 
     def ask(name: str) -> StepOutput:
