@@ -30,12 +30,13 @@ from tritium.keywords import check_known
 from tritium.mailbox import AsyncMailbox
 from tritium.progress import progress_bar
 from tritium.prompts import Prompt, as_prompts
-from tritium.runtime.assemble import load_tokenizer, make_loop
+from tritium.runtime.assemble import load_tokenizer
 from tritium.runtime.beam_search import BeamSearch, BeamSearchOutput, run_searches
 from tritium.runtime.engine_thread import EngineThread
 from tritium.runtime.gpu.device import check_device
 from tritium.runtime.make_request import RequestMaker
 from tritium.runtime.outputs import CompletionOutput, RequestOutput, StepOutput, join_steps
+from tritium.runtime.ranks.launch import open_loop
 from tritium.runtime.request import Request
 from tritium.runtime.scheduler_config import SchedulerConfig, SchedulerStats
 from tritium.runtime.weight_updates import OnInflight, WeightUpdate
@@ -84,7 +85,9 @@ class LLM(EncoderMethods):
         if self.engine.manifest.kind == "encoder":
             self._encoder = TextEncoder(self.engine, self.config, self.tokenizer)
             return
-        self._engine_thread = EngineThread(partial(make_loop, self.engine, self.config, self.tokenizer))
+        self._engine_thread = EngineThread(
+            partial(open_loop, self.engine, self.config, self.tokenizer, plugins=plugins)
+        )
         weakref.finalize(self, self._thread.close)  # also when the interpreter ends: no thread computes while it dies
 
     # -- offline -------------------------------------------------------------------------------------------------------

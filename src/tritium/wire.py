@@ -130,7 +130,7 @@ _TO_ENGINE = msgspec.msgpack.Decoder(Start | Commands)
 _TO_SERVER = msgspec.msgpack.Decoder(Ready | Failed | Report)
 
 
-def frame(message: Start | Commands | Ready | Failed | Report) -> bytes:
+def frame(message: msgspec.Struct) -> bytes:
     """The message as it goes over the socket."""
     body = _ENCODER.encode(message)
     return _LENGTH.pack(len(body)) + body

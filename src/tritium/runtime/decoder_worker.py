@@ -7,10 +7,11 @@ from typing import Any
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.errors import RequestError
-from tritium.runtime.assemble import load_tokenizer, make_loop
-from tritium.runtime.engine_loop import EngineLoop
+from tritium.runtime.assemble import load_tokenizer
+from tritium.runtime.loop import Loop
 from tritium.runtime.make_request import RequestMaker
 from tritium.runtime.outputs import StepOutput
+from tritium.runtime.ranks.launch import open_loop
 from tritium.runtime.request import SampledToken
 from tritium.sampling_params import SamplingParams
 from tritium.wire import Abort, Command, Encode, Output, TokenLogprob
@@ -21,7 +22,7 @@ logger = logging.getLogger("tritium")
 class DecoderWorker:
     """Requests in, one step's outputs at a time out. All calls belong on one thread."""
 
-    def __init__(self, loop: EngineLoop, maker: RequestMaker) -> None:
+    def __init__(self, loop: Loop, maker: RequestMaker) -> None:
         self._loop = loop
         self._maker = maker
         self._outputs: list[StepOutput] = []
@@ -30,7 +31,7 @@ class DecoderWorker:
     def load(cls, engine: Engine, config: RuntimeConfig) -> "DecoderWorker":
         """Raises what the engine's tokenizer, memory or kernels raise."""
         tokenizer = load_tokenizer(engine)
-        loop = make_loop(engine, config, tokenizer)
+        loop = open_loop(engine, config, tokenizer)
         return cls(loop, RequestMaker(tokenizer, engine.manifest.eos_token_ids, engine.path))
 
     @property
@@ -45,8 +46,8 @@ class DecoderWorker:
 
     @property
     def has_work(self) -> bool:
-        """True while requests are unfinished."""
-        return self._loop.has_work
+        """True while requests are unfinished, and once there is nothing more to do but to end."""
+        return self._loop.has_work or self._loop.failure is not None
 
     @property
     def is_stalled(self) -> bool:
@@ -76,7 +77,10 @@ class DecoderWorker:
             self._outputs.append(StepOutput(command.request_id, "", (), finish_reason="error", refusal=error))
 
     def step(self) -> bool:
-        """Compute one batch; False when nothing could run."""
+        """Compute one batch; False when nothing could run. Raises why the loop can do nothing any more, when all its
+        requests have ended."""
+        if self._loop.failure is not None and not self._loop.has_work:
+            raise self._loop.failure
         try:
             self._loop.step()
         except Exception as error:  # the process outlives whatever one step does

@@ -37,6 +37,8 @@ class StepExecutor(Protocol):
 class EngineLoop:
     """Not thread-safe: `EngineThread` gives it a thread of its own and a safe door."""
 
+    failure: EngineError | None = None  # it outlives whatever a step does
+
     def __init__(
         self,
         scheduler: Scheduler,

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from tritium.errors import EngineError, TritiumError
-from tritium.runtime.engine_loop import EngineLoop
+from tritium.runtime.loop import Loop
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.request import Request
 from tritium.runtime.stream import Listener
@@ -23,14 +23,14 @@ _IDLE_WAIT = 0.001  # seconds, when requests wait and none of them can run
 
 
 class EngineThread:
-    """Runs an `EngineLoop`. `submit`, `abort` and `close` may be called from any thread."""
+    """Runs a `Loop`. `submit`, `abort` and `close` may be called from any thread."""
 
-    def __init__(self, make_loop: Callable[[], EngineLoop], name: str = "tritium-engine") -> None:
+    def __init__(self, make_loop: Callable[[], Loop], name: str = "tritium-engine") -> None:
         """Start the thread, make the loop on it and wait until that is done; what it raises is raised here."""
-        self._inbox: deque[Callable[[EngineLoop], None]] = deque()
+        self._inbox: deque[Callable[[Loop], None]] = deque()
         self._wake = threading.Condition()
         self._is_closing = False
-        started: Future[EngineLoop] = Future()
+        started: Future[Loop] = Future()
         self._thread = threading.Thread(target=self._run, args=(make_loop, started), name=name, daemon=True)
         self._thread.start()
         self._loop = started.result()
@@ -41,7 +41,7 @@ class EngineThread:
         Raises `EngineError` when the engine is closed.
         """
 
-        def take(loop: EngineLoop) -> None:
+        def take(loop: Loop) -> None:
             try:
                 loop.submit(request, listener, is_streaming=is_streaming)
             except TritiumError as error:
@@ -57,7 +57,7 @@ class EngineThread:
     def update_weights(self, update: WeightUpdate) -> int:
         """Wait until the new weights are in use; returns their generation, or raises why the old ones stay."""
 
-        def take(loop: EngineLoop) -> None:
+        def take(loop: Loop) -> None:
             try:
                 loop.update_weights(update)
             except TritiumError as error:
@@ -75,7 +75,7 @@ class EngineThread:
             self._thread.join()
 
     @property
-    def running_loop(self) -> EngineLoop:
+    def running_loop(self) -> Loop:
         """The loop; from other threads only to read counts."""
         return self._loop
 
@@ -84,14 +84,14 @@ class EngineThread:
         """True until the thread has ended."""
         return self._thread.is_alive()
 
-    def _post(self, message: Callable[[EngineLoop], None]) -> None:
+    def _post(self, message: Callable[[Loop], None]) -> None:
         with self._wake:
             if self._is_closing:
                 raise EngineError("this engine is closed")
             self._inbox.append(message)
             self._wake.notify()
 
-    def _run(self, make_loop: Callable[[], EngineLoop], started: "Future[EngineLoop]") -> None:
+    def _run(self, make_loop: Callable[[], Loop], started: "Future[Loop]") -> None:
         try:
             loop = make_loop()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for us
@@ -111,7 +111,7 @@ class EngineThread:
             self._take_messages(loop)
             loop.close()
 
-    def _take_messages(self, loop: EngineLoop) -> bool:
+    def _take_messages(self, loop: Loop) -> bool:
         """Wait for work, run what others posted; False when it is time to end."""
         with self._wake:
             while not (self._inbox or self._is_closing or loop.has_work):
@@ -125,7 +125,7 @@ class EngineThread:
                 logger.exception("a message to the engine thread failed")
         return not self._is_closing
 
-    def _rest(self, loop: EngineLoop) -> None:
+    def _rest(self, loop: Loop) -> None:
         """Nothing was sent in this step. That is usual in prefill; when nothing could run, do not spin."""
         if loop.is_stalled:
             with self._wake:

@@ -1,0 +1,117 @@
+"""Opens an engine's loop: in this process alone, or with a process for each other rank that shares the model."""
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from tritium.config import RuntimeConfig, available_threads
+from tritium.engine.engine import Engine
+from tritium.engine.manifest import is_engine
+from tritium.errors import ConfigError, EngineError
+from tritium.kernels.communicator import Communicator
+from tritium.runtime.assemble import make_loop
+from tritium.runtime.loop import Loop
+from tritium.runtime.nccl import NcclCommunicator
+from tritium.runtime.ranks.connect import connect
+from tritium.runtime.ranks.loop import RanksLoop
+from tritium.runtime.ranks.messages import Connect, Loaded, Opened, StartRank
+from tritium.runtime.ranks.peers import COMMAND, Peers
+from tritium.text.tokenizer import Tokenizer
+
+
+def open_loop(
+    engine: Engine,
+    config: RuntimeConfig,
+    tokenizer: Tokenizer | None,
+    *,
+    plugins: Sequence[object] = (),
+    command: Sequence[str] = COMMAND,
+) -> Loop:
+    """The loop of an engine, with all its memory. Call it on the thread that will run it.
+
+    An engine of the first of several ranks has the others' beside it; each gets a process. plugins: what the engine was
+    opened with. command: what runs such a process.
+
+    Raises what a rank's engine, memory or kernels raise, `EngineError` when one of them is lost meanwhile.
+    """
+    num_ranks = engine.manifest.mapping.get("tensor_parallel", 1)
+    if num_ranks == 1:
+        return make_loop(engine, config, tokenizer)
+    config = _of_each(engine, config, num_ranks)
+    peers = Peers(_starts(engine, config, num_ranks, plugins), command)
+    place = Path(tempfile.mkdtemp(prefix="tritium-ranks-"))
+    ranks: Communicator | None = None
+
+    def close() -> None:
+        if isinstance(ranks, NcclCommunicator):
+            ranks.close()
+        peers.close()
+
+    try:
+        _check_alike(engine, peers.wait(Loaded))
+        store = str(place / "store")
+        peers.send(Connect(store))
+        ranks = connect(engine, store, 0, num_ranks)
+        if isinstance(ranks, NcclCommunicator):
+            peers.on_failure = ranks.close
+        loop = make_loop(engine, config, tokenizer, communicator=ranks, watch=peers)
+        peers.wait(Opened)
+    except BaseException as error:
+        reason = peers.explain(error) if isinstance(error, Exception) else error
+        close()
+        raise reason from error
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(place)
+    return RanksLoop(loop, peers, close)
+
+
+def _of_each(engine: Engine, config: RuntimeConfig, num_ranks: int) -> RuntimeConfig:
+    """The configuration of every rank. Raises `EngineError` when there are too few GPUs."""
+    if engine.manifest.backend == "cuda":
+        if (found := torch.cuda.device_count()) < num_ranks:
+            raise EngineError(
+                f"{engine.path.parent} is for {num_ranks} GPUs, and torch finds {found} here: build it with "
+                f"tensor_parallel={max(1, found)}"
+            )
+        return config
+    return dataclasses.replace(config, num_threads=config.num_threads or max(1, available_threads() // num_ranks))
+
+
+def _starts(engine: Engine, config: RuntimeConfig, num_ranks: int, plugins: Sequence[object]) -> list[StartRank]:
+    if engine.manifest.mapping.get("rank", 0) != 0:
+        raise EngineError(
+            f"{engine.path} is rank {engine.manifest.mapping['rank']} of {num_ranks}: open the first rank's engine, or "
+            "the directory of all"
+        )
+    for plugin in plugins:
+        if not isinstance(plugin, str):
+            raise ConfigError(
+                f"plugin {getattr(plugin, 'name', plugin)!r} is an object, which other processes cannot have: name "
+                "it as 'module:name'"
+            )
+    paths = [engine.path.absolute().parent / f"rank-{rank}" for rank in range(1, num_ranks)]
+    for path in paths:
+        if not is_engine(path):
+            raise EngineError(
+                f"{path} is no engine: {engine.path} is rank 0 of {num_ranks}, and the others' are expected beside it; "
+                f"build them with tensor_parallel={num_ranks} and no rank"
+            )
+    runtime, names = dataclasses.asdict(config), [str(plugin) for plugin in plugins]
+    return [StartRank(str(path), rank, num_ranks, runtime, names) for rank, path in enumerate(paths, 1)]
+
+
+def _check_alike(engine: Engine, others: list[Loaded]) -> None:
+    """Raises `EngineError` when a rank has other weights than the first."""
+    own = engine.manifest
+    for rank, other in enumerate(others, 1):
+        if (other.model, other.generation) != (own.model, own.weights_generation):
+            raise EngineError(
+                f"{engine.path} has weights of generation {own.weights_generation} of {own.model.get('source')}, rank "
+                f"{rank} of generation {other.generation} of {other.model.get('source')}: refit or build all ranks"
+            )

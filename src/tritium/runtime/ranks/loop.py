@@ -1,0 +1,114 @@
+"""The first rank's loop: before each step the other ranks are told what came up, and then all run the same step.
+
+That they stay alike needs no more than that: scheduling is a function of what was submitted, in its order; a request's
+seed is drawn here and sent along; and every rank chooses its tokens of logits with the same bits, which were gathered
+or summed for all of them. A listener that fails, which only this rank has, ends its request before the next step.
+"""
+
+import logging
+from collections.abc import Callable
+
+from tritium.errors import EngineError, RequestError
+from tritium.runtime.engine_loop import EngineLoop
+from tritium.runtime.outputs import StepOutput
+from tritium.runtime.ranks.messages import Drop, Take, Turn
+from tritium.runtime.ranks.peers import Peers
+from tritium.runtime.request import Request
+from tritium.runtime.scheduler import Scheduler
+from tritium.runtime.stream import Listener, ListenerGone
+from tritium.runtime.weight_updates import WeightUpdate
+
+logger = logging.getLogger("tritium")
+
+
+class RanksLoop:
+    """An `EngineLoop` that several processes run. Not thread-safe, like it."""
+
+    def __init__(self, loop: EngineLoop, peers: Peers, close: Callable[[], None]) -> None:
+        """loop: this rank's. close: ends the other ranks and the connection to them."""
+        self._loop, self._peers, self._close = loop, peers, close
+        self._commands: list[Take | Drop] = []
+        self._unheard: list[str] = []  # requests whose listeners have failed
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """This rank's, and so everybody's."""
+        return self._loop.scheduler
+
+    @property
+    def is_stalled(self) -> bool:
+        """The last step found nothing that could run."""
+        return self._loop.is_stalled
+
+    @property
+    def failure(self) -> EngineError | None:
+        """Why the ranks were lost; nothing can be computed any more."""
+        return self._peers.failure
+
+    @property
+    def has_work(self) -> bool:
+        """True while a request is unfinished or unreported."""
+        return self._loop.has_work
+
+    def submit(self, request: Request, listener: Listener, *, is_streaming: bool = False) -> None:
+        """As `EngineLoop.submit`. Raises `EngineError` once a rank is lost."""
+        if self.failure is not None:
+            raise self.failure
+        if request.params.logits_processors:
+            raise RequestError(
+                f"request {request.request_id!r}: logits_processors are code of this process, which the other ranks do "
+                "not have: leave them out, or run the model without tensor_parallel"
+            )
+        self._loop.submit(request, self._guarded(request.request_id, listener), is_streaming=is_streaming)
+        self._commands.append(Take.of(request, is_streaming=is_streaming))
+
+    def abort(self, request_id: str) -> None:
+        """As `EngineLoop.abort`."""
+        self._commands.append(Drop(request_id))
+        self._loop.abort(request_id)
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        """Raises `EngineError`: ranks take new weights when they are started."""
+        raise EngineError(
+            "a model that several ranks share takes no new weights while it runs: refit it on disk (tritium refit) and "
+            "start it again"
+        )
+
+    def step(self) -> list[StepOutput]:
+        """As `EngineLoop.step`, on every rank. Once a rank is lost, every request ends with the reason."""
+        unheard, self._unheard = self._unheard, []
+        for request_id in unheard:
+            self.abort(request_id)
+        outputs: list[StepOutput] = []
+        if self.failure is None:
+            commands, self._commands = self._commands, []
+            self._peers.send(Turn(commands))
+        if self.failure is None:
+            outputs = self._loop.step()
+        if self.failure is not None:
+            outputs += self._loop.fail_all(self.failure)
+        return outputs
+
+    def fail_all(self, error: BaseException) -> list[StepOutput]:
+        """As `EngineLoop.fail_all`."""
+        return self._loop.fail_all(error)
+
+    def close(self) -> None:
+        """As `EngineLoop.close`; the other ranks' processes end."""
+        try:
+            self._loop.close()
+        finally:
+            self._close()
+
+    def _guarded(self, request_id: str, listener: Listener) -> Listener:
+        """The listener, whose failure the loop does not see: here it would end the request in the middle of a step."""
+
+        def tell(output: StepOutput) -> None:
+            try:
+                listener(output)
+            except Exception as error:
+                if not isinstance(error, ListenerGone):
+                    logger.exception("the listener of request %r failed; the request ends", request_id)
+                self._unheard.append(request_id)
+
+        return tell

@@ -1,0 +1,118 @@
+"""What the first rank's process and the others say to each other: msgpack messages over a private Unix socket pair.
+
+first → other   `StartRank`, `Connect`, then a `Turn` for each step: what came up since the last one
+other → first   `Loaded`, `Opened`, then `Chosen` now and then; or `RankFailed`, its last word
+"""
+
+import dataclasses
+from typing import Any
+
+import msgspec
+
+from tritium.runtime.request import Request
+from tritium.sampling_params import SamplingParams
+
+_DEFAULTS = SamplingParams()
+_PARAMS = tuple(f.name for f in dataclasses.fields(SamplingParams))
+
+
+class StartRank(msgspec.Struct, frozen=True, tag=True):
+    """engine: the rank's engine directory. runtime: the fields of `RuntimeConfig`. plugins: as "module:name"."""
+
+    engine: str
+    rank: int
+    num_ranks: int
+    runtime: dict[str, Any]
+    plugins: list[str]
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """The engine's files are whole. model, generation: which weights they hold."""
+
+    model: dict[str, str]
+    generation: int
+
+
+class Connect(msgspec.Struct, frozen=True, tag=True):
+    """All are there: meet at `store`, a file."""
+
+    store: str
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    """The engine is open: turns can come."""
+
+
+class Take(msgspec.Struct, frozen=True, tag=True):
+    """Submit a request. params: the fields of `SamplingParams` that are not at their defaults."""
+
+    request_id: str
+    token_ids: list[int]
+    params: dict[str, Any]
+    is_streaming: bool
+    priority: int
+    eos_token_ids: tuple[int, ...]
+    cache_salt: str
+    bad_word_ids: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, request: Request, *, is_streaming: bool) -> "Take":
+        """A request that was submitted just now: its seed is drawn, nothing of it is computed."""
+        given = {name: getattr(request.params, name) for name in _PARAMS}
+        params = {name: value for name, value in given.items() if value != getattr(_DEFAULTS, name)}
+        if "logit_bias" in params:
+            params["logit_bias"] = dict(params["logit_bias"])
+        return cls(
+            request.request_id,
+            list(request.prompt_token_ids),
+            params,
+            is_streaming,
+            request.priority,
+            request.eos_token_ids,
+            request.cache_salt,
+            request.bad_word_ids,
+        )
+
+    def request(self) -> Request:
+        """The same request, for another rank."""
+        return Request(
+            request_id=self.request_id,
+            prompt_token_ids=self.token_ids,
+            params=SamplingParams(**self.params),
+            priority=self.priority,
+            eos_token_ids=self.eos_token_ids,
+            cache_salt=self.cache_salt,
+            bad_word_ids=self.bad_word_ids,
+        )
+
+
+class Drop(msgspec.Struct, frozen=True, tag=True):
+    """Abort a request."""
+
+    request_id: str
+
+
+class Turn(msgspec.Struct, frozen=True, tag=True):
+    """In this order, then one step."""
+
+    commands: list[Take | Drop]
+
+
+class Chosen(msgspec.Struct, frozen=True, tag=True):
+    """After so many steps: a hash of every token they chose."""
+
+    num_steps: int
+    digest: int
+
+
+class RankFailed(msgspec.Struct, frozen=True, tag=True):
+    """kind: a class of `tritium.errors`."""
+
+    kind: str
+    message: str
+
+
+TO_RANK: msgspec.msgpack.Decoder[StartRank | Connect | Turn] = msgspec.msgpack.Decoder(StartRank | Connect | Turn)
+FROM_RANK: msgspec.msgpack.Decoder[Loaded | Opened | Chosen | RankFailed] = msgspec.msgpack.Decoder(
+    Loaded | Opened | Chosen | RankFailed
+)

@@ -1,0 +1,203 @@
+"""The first rank's end of the other ranks: starts their processes, sends them its steps, and notices when one is lost.
+
+A thread reads what they say. When one ends, fails, chooses another token, or no step ends for a long time, that is the
+failure of all: the others are killed and `on_failure` lets go of whatever waits for them.
+"""
+
+import logging
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import msgspec
+
+from tritium import errors
+from tritium.errors import EngineError
+from tritium.runtime.ranks.executor import Tokens
+from tritium.runtime.ranks.messages import FROM_RANK, Chosen, Loaded, Opened, RankFailed, StartRank
+from tritium.wire import FrameBuffer, frame
+
+logger = logging.getLogger("tritium")
+
+START_SECONDS = 600.0  # in which the others load their parts
+STEP_SECONDS = 300.0  # in which a step ends, a first one that compiles kernels too
+END_SECONDS = 5.0  # that the others get to end by themselves
+COMMAND = (sys.executable, "-P", "-m", "tritium.runtime.ranks.process")
+_CAUSE_SECONDS = 2.0  # that a failed call waits for the thread to hear why
+_READ_SIZE = 1 << 16
+_KEPT_STEPS = 4096  # of whose tokens hashes are kept until the others have said theirs
+
+
+class Peers:
+    """The processes of ranks 1 and up. Also the `Watch` of the first rank's executor."""
+
+    def __init__(self, starts: Sequence[StartRank], command: Sequence[str] = COMMAND) -> None:
+        """Start a process for each. command: what is run, with a file descriptor as its argument."""
+        self.failure: EngineError | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._changed = threading.Condition()
+        self._said: list[list[Loaded | Opened]] = [[] for _ in starts]
+        self._tokens = Tokens()
+        self._digests: dict[int, int] = {}  # by the number of steps
+        self._busy_since: float | None = None
+        self._is_closing = False
+        self._num_ranks = len(starts) + 1
+        self._sockets: list[socket.socket] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        for start in starts:
+            ours, its = socket.socketpair()
+            with its:
+                self._processes.append(
+                    subprocess.Popen(
+                        [*command, str(its.fileno())], pass_fds=(its.fileno(),), stdin=subprocess.DEVNULL, stdout=2
+                    )
+                )
+            self._sockets.append(ours)
+            self._send_to(ours, start)
+        self._thread = threading.Thread(target=self._listen, name="tritium-ranks", daemon=True)
+        self._thread.start()
+
+    def wait(self, kind: type[Loaded | Opened]) -> list[Any]:
+        """What each has said of this kind, by rank from 1 on. Raises why one never will."""
+        with self._changed:
+            is_said = self._changed.wait_for(
+                lambda: self.failure or all(any(isinstance(m, kind) for m in said) for said in self._said),
+                START_SECONDS,
+            )
+            if self.failure is not None:
+                raise self.failure
+            if not is_said:
+                raise EngineError(f"a rank of {self._num_ranks} was not ready within {START_SECONDS:g} s: see its log")
+            return [next(m for m in said if isinstance(m, kind)) for said in self._said]
+
+    def send(self, message: msgspec.Struct) -> None:
+        """To all of them; what goes wrong is a failure."""
+        for connection in self._sockets:
+            self._send_to(connection, message)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """See `Watch`. Raises `failure` in place of what is raised inside, or of a result that cannot be trusted."""
+        self._busy_since = time.monotonic()
+        try:
+            yield
+        except Exception as error:
+            with self._changed:
+                self._changed.wait_for(lambda: self.failure is not None, _CAUSE_SECONDS)
+            self._fail(EngineError(f"rank 0 of {self._num_ranks} failed: {type(error).__name__}: {error}"))
+            assert self.failure is not None
+            raise self.failure from error
+        finally:
+            self._busy_since = None
+        if self.failure is not None:
+            raise self.failure
+
+    def chose(self, token_ids: Sequence[int]) -> None:
+        """See `Watch`."""
+        self._tokens.add(token_ids)
+        self._digests[self._tokens.num_steps] = self._tokens.digest
+        self._digests.pop(self._tokens.num_steps - _KEPT_STEPS, None)
+
+    def explain(self, error: Exception) -> Exception:
+        """Why a call that needs the others failed: their reason, if there is one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.failure is not None, _CAUSE_SECONDS)
+        return self.failure or error
+
+    def close(self) -> None:
+        """End the processes, at first politely. May be called again."""
+        self._is_closing = True
+        for connection in self._sockets:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for process in self._processes:
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._thread.join()
+        for connection in self._sockets:
+            connection.close()
+
+    def _send_to(self, connection: socket.socket, message: msgspec.Struct) -> None:
+        try:
+            connection.sendall(frame(message))
+        except OSError:  # the thread hears the reason, if it has one
+            with self._changed:
+                self._changed.wait_for(lambda: self.failure is not None, _CAUSE_SECONDS)
+            self._fail(EngineError(f"a rank of {self._num_ranks} takes no more messages: start all of them again"))
+
+    def _listen(self) -> None:
+        """The thread."""
+        buffers = [FrameBuffer() for _ in self._sockets]
+        with selectors.DefaultSelector() as selector:
+            for index, connection in enumerate(self._sockets):
+                selector.register(connection, selectors.EVENT_READ, index)
+            while not self._is_closing and self.failure is None:
+                for key, _ in selector.select(timeout=0.5):
+                    self._read(key.data, buffers[key.data])
+                since = self._busy_since
+                if since is not None and time.monotonic() - since > STEP_SECONDS:
+                    self._fail(EngineError(f"no step of {self._num_ranks} ranks ended within {STEP_SECONDS:g} s"))
+
+    def _read(self, index: int, buffer: FrameBuffer) -> None:
+        try:
+            data = self._sockets[index].recv(_READ_SIZE)
+        except OSError:
+            data = b""
+        try:
+            for body in buffer.feed(data):
+                self._note(index, FROM_RANK.decode(body))
+        except (EngineError, msgspec.DecodeError) as error:
+            self._fail(EngineError(f"rank {index + 1} of {self._num_ranks} said what cannot be read: {error}"))
+        if not data and not self._is_closing:
+            self._fail(EngineError(f"rank {index + 1} of {self._num_ranks} {self._how_it_ended(index)}"))
+
+    def _note(self, index: int, message: Loaded | Opened | Chosen | RankFailed) -> None:
+        if isinstance(message, RankFailed):
+            kind = getattr(errors, message.kind, EngineError)
+            self._fail(kind(f"rank {index + 1} of {self._num_ranks}: {message.message}"))
+        elif isinstance(message, Chosen):
+            self._compare(index, message)
+        else:
+            with self._changed:
+                self._said[index].append(message)
+                self._changed.notify_all()
+
+    def _compare(self, index: int, chosen: Chosen) -> None:
+        """Its tokens and ours, after as many steps, if we have come as far: else with a later word."""
+        ours = self._digests.get(chosen.num_steps)
+        if ours is not None and ours != chosen.digest:
+            self._fail(
+                EngineError(
+                    f"rank {index + 1} of {self._num_ranks} chose other tokens than rank 0 by step {chosen.num_steps}: "
+                    "its GPU or its weights differ; build the engine again, and use GPUs of one kind"
+                )
+            )
+
+    def _how_it_ended(self, index: int) -> str:
+        process = self._processes[index]
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
+        code = process.returncode
+        ended = "was ended by signal" if code is not None and code < 0 else "ended with exit code"
+        return f"{ended} {abs(code) if code is not None else 'unknown'}; start all of them again"
+
+    def _fail(self, error: EngineError) -> None:
+        """The first reason is kept."""
+        with self._changed:
+            if self.failure is not None or self._is_closing:
+                return
+            self.failure = error
+            self._changed.notify_all()
+        logger.error("%s", error)
+        for process in self._processes:
+            process.kill()
+        self.on_failure()

@@ -1,0 +1,140 @@
+"""A rank of a model that several processes share, but the first: it does, step by step, what the first one does.
+
+    python -m tritium.runtime.ranks.process FD
+
+FD: one end of a Unix socket pair. The process ends when the other end closes, whatever it waits for.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any, NoReturn
+
+import msgspec
+import torch
+
+from tritium.config import RuntimeConfig
+from tritium.engine.engine import Engine
+from tritium.errors import EngineError, TritiumError
+from tritium.runtime.assemble import load_tokenizer, make_loop
+from tritium.runtime.ranks.connect import connect
+from tritium.runtime.ranks.executor import Tokens
+from tritium.runtime.ranks.messages import (
+    TO_RANK,
+    Chosen,
+    Connect,
+    Loaded,
+    Opened,
+    RankFailed,
+    StartRank,
+    Take,
+    Turn,
+)
+from tritium.wire import FrameBuffer, frame
+
+logger = logging.getLogger("tritium")
+
+STEPS_A_WORD = 32  # steps between two hashes of what was chosen, while there is work
+_READ_SIZE = 1 << 18
+
+
+class RankProcess:
+    """Talks to the first rank. Also the `Watch` of this rank's executor."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._messages: SimpleQueue[Any] = SimpleQueue()
+        self._tokens = Tokens()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def run(self) -> NoReturn:
+        """Open the engine that the first message names, then take turns; does not return."""
+        start = self._messages.get()
+        try:
+            if not isinstance(start, StartRank):
+                raise EngineError("the first rank did not say which engine to open")
+            logging.basicConfig(level=logging.WARNING, format=f"tritium rank {start.rank}: %(message)s")
+            self._serve(start)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the end of all ranks
+            self._fail(error)
+
+    def _serve(self, start: StartRank) -> NoReturn:
+        engine = Engine.load(start.engine, plugins=start.plugins)
+        if engine.manifest.backend == "cuda":
+            torch.cuda.set_device(start.rank)
+        self._say(Loaded(engine.manifest.model, engine.manifest.weights_generation))
+        place = self._messages.get()
+        assert isinstance(place, Connect), place
+        ranks = connect(engine, place.store, start.rank, start.num_ranks)
+        loop = make_loop(engine, RuntimeConfig(**start.runtime), load_tokenizer(engine), communicator=ranks, watch=self)
+        self._say(Opened())
+        while True:
+            turn = self._messages.get()
+            assert isinstance(turn, Turn), turn
+            for command in turn.commands:
+                if isinstance(command, Take):
+                    loop.submit(command.request(), lambda output: None, is_streaming=command.is_streaming)
+                else:
+                    loop.abort(command.request_id)
+            loop.step()
+            if not loop.has_work:
+                self._say_chosen()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """See `Watch`: whatever is raised ends this process."""
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001 - the loop would go on without the others
+            self._fail(error)
+
+    def chose(self, token_ids: Sequence[int]) -> None:
+        """See `Watch`."""
+        self._tokens.add(token_ids)
+        if self._tokens.num_steps % STEPS_A_WORD == 0:
+            self._say_chosen()
+
+    def _say_chosen(self) -> None:
+        self._say(Chosen(self._tokens.num_steps, self._tokens.digest))
+
+    def _say(self, message: msgspec.Struct) -> None:
+        self._connection.sendall(frame(message))
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        """Say why, and end: other threads may wait for a GPU that waits for ever."""
+        kind = type(error).__name__ if isinstance(error, TritiumError) else EngineError.__name__
+        text = str(error) if isinstance(error, TritiumError) else f"{type(error).__name__}: {error}"
+        try:
+            self._say(RankFailed(kind, text))
+        except OSError:
+            logger.error("%s", text)  # the first rank is gone
+        os._exit(1)
+
+    def _read(self) -> None:
+        """On a thread of its own: the process ends with the first rank's, also in the middle of a step."""
+        buffer = FrameBuffer()
+        try:
+            while data := self._connection.recv(_READ_SIZE):
+                for body in buffer.feed(data):
+                    self._messages.put(TO_RANK.decode(body))
+        except ConnectionError:
+            pass
+        except (EngineError, msgspec.DecodeError) as error:
+            self._fail(error)
+        os._exit(0)
+
+
+def main() -> None:
+    """The process. Ctrl-C at a terminal reaches it too: the first rank decides when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    RankProcess(socket.socket(fileno=int(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""A model in two processes, started by whoever opens it: the answers of one process, one clear end when one is lost."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from tritium import LLM, SamplingParams
+from tritium.compiler import build
+from tritium.engine.engine import Engine
+from tritium.errors import EngineError, RequestError
+from tritium.runtime.outputs import StepOutput
+from tritium.runtime.request import Request
+from tritium.testing.tiny_models import TINY_MODELS, make_checkpoint, random_prompt
+
+LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "kv_cache_memory": 1 << 20, "num_threads": 1}
+PROMPTS = [random_prompt(length, 199, seed=length) for length in (3, 17, 40, 9, 5)]
+PARAMS = [
+    SamplingParams(temperature=0, max_tokens=12, ignore_eos=True),
+    SamplingParams(temperature=0.9, top_p=0.9, seed=7, max_tokens=12, ignore_eos=True, n=2),
+    SamplingParams(temperature=0, max_tokens=9, ignore_eos=True, repetition_penalty=1.3, logit_bias={5: 2.0}),
+    SamplingParams(temperature=1.0, seed=3, max_tokens=20, min_tokens=3, stop_token_ids=[7, 9], logprobs=2),
+    SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, prompt_logprobs=1),
+]
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
+    place = tmp_path_factory.mktemp("ranks")
+    model = make_checkpoint(place / "model", TINY_MODELS["llama"] | {"vocab_size": 200})
+    return {
+        "alone": build(model, output_dir=place / "alone"),
+        "shared": build(model, output_dir=place / "shared", tensor_parallel=2),
+    }
+
+
+@pytest.fixture(scope="module")
+def shared(engines: dict[str, Engine]) -> Iterator[LLM]:
+    with LLM(engines["shared"].path.parent, **LIMITS) as llm:
+        yield llm
+
+
+def answers(llm: LLM) -> list[list[int]]:
+    outputs = llm.generate(PROMPTS, PARAMS, use_progress=False)
+    return [one.token_ids for output in outputs for one in output.outputs]
+
+
+def rank_processes() -> list[int]:
+    """The processes of other ranks that this one has started, by whichever of its threads."""
+    children = [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+    return [pid for pid in children if b"tritium.runtime.ranks.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_two_processes_answer_as_one_does(engines: dict[str, Engine], shared: LLM) -> None:
+    with LLM(engines["alone"].path, **LIMITS) as alone:
+        expected = answers(alone)
+    assert answers(shared) == expected
+    assert len({token for tokens in expected for token in tokens}) > 20
+    assert answers(shared) == expected  # now that prefixes are cached
+
+
+LONG = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+
+
+async def first_tokens(llm: LLM, count: int) -> list[int]:
+    """The first tokens of a long output, which is left then."""
+    found: list[int] = []
+    stream = llm.generate_async(PROMPTS[1], LONG, request_id="left")
+    async for part in stream:
+        found += part.outputs[0].token_ids
+        if len(found) >= count:
+            break
+    await stream.aclose()  # type: ignore[attr-defined]
+    return found
+
+
+def test_a_request_that_is_aborted_leaves_the_ranks_alike(shared: LLM) -> None:
+    expected = answers(shared)
+    tokens = asyncio.run(first_tokens(shared, 5))
+    (whole,) = shared.generate([PROMPTS[1]], LONG, use_progress=False)
+    assert whole.outputs[0].token_ids[: len(tokens)] == tokens
+    assert answers(shared) == expected
+    assert shared.stats.num_running == 0
+
+
+def test_a_listener_that_fails_ends_its_request_and_no_other(shared: LLM) -> None:
+    def fail(output: StepOutput) -> None:
+        raise ArithmeticError("nobody hears this")
+
+    heard: SimpleQueue[StepOutput] = SimpleQueue()
+    expected = shared.generate([PROMPTS[3]], LONG, use_progress=False)[0].outputs[0].token_ids
+    shared._thread.submit(Request("deaf", PROMPTS[1], LONG), fail, is_streaming=True)
+    shared._thread.submit(Request("hears", PROMPTS[3], LONG), heard.put)
+    assert list(heard.get(timeout=60).token_ids) == expected
+    assert shared.stats.num_running == 0
+
+
+def test_code_that_only_one_process_has_is_refused(shared: LLM) -> None:
+    params = SamplingParams(max_tokens=2, logits_processors=[lambda prompt, output, row: None])
+    with pytest.raises(RequestError, match=r"logits_processors are code of this process, .*: leave them out"):
+        shared.generate([PROMPTS[0]], params, use_progress=False)
+
+
+def test_new_weights_are_for_the_engine_on_disk(shared: LLM, engines: dict[str, Engine]) -> None:
+    with pytest.raises(EngineError, match=r"takes no new weights while it runs: refit it on disk .* start it again"):
+        shared.update_weights(engines["alone"].path.parent / "model")
+
+
+def test_when_a_rank_is_lost_every_request_ends_with_the_reason_and_so_does_the_next(shared: LLM) -> None:
+    """The last test: it ends the ranks that the others have used."""
+    heard: SimpleQueue[StepOutput] = SimpleQueue()
+    (process,) = rank_processes()
+
+    def hear(output: StepOutput) -> None:
+        if output.finish_reason is None:
+            os.kill(process, signal.SIGKILL)  # in the middle of what the engine does
+        else:
+            heard.put(output)
+
+    for index, prompt in enumerate(PROMPTS[:3]):
+        shared._thread.submit(Request(f"r{index}", prompt, LONG), hear, is_streaming=True)
+    ends = [heard.get(timeout=60) for _ in range(3)]
+    reason = "rank 1 of 2 was ended by signal 9; start all of them again"
+    assert [(end.finish_reason, end.error) for end in ends] == [("error", f"EngineError: {reason}")] * 3
+    with pytest.raises(EngineError, match=reason):
+        shared.generate([PROMPTS[0]], LONG, use_progress=False)
+    shared.close()
+    assert rank_processes() == []
