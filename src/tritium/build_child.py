@@ -62,7 +62,7 @@ def main() -> int:
     reply = {}
     try:
         config = BuildConfig(**request["build"])
-        check_device(config.device)  # what this builds is run here
+        check_device(config.device, config.tensor_parallel)  # what this builds is run here
         build(request["model"], config, output_dir=request["output_dir"], plugins=request["plugins"])
     except TritiumError as error:
         reply = {"error": type(error).__name__, "message": str(error)}

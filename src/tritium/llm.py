@@ -60,6 +60,8 @@ class LLM(EncoderMethods):
     use, in a child process, and cached by content; later starts compile nothing.
     plugins: ops and kernels of your own, as `Plugin` objects or "module:name": those that an engine was built with, or,
         for a model, those to build with (then named, since a child process builds).
+    With `tensor_parallel=N`, or an engine that was built with it, N - 1 more processes are started, which compute each
+    layer together with this one; with device="cuda" each has a GPU.
     options: the fields of `BuildConfig` (dtype, scheme, device, max_model_len, ...) and of `RuntimeConfig`
     (max_num_seqs, max_num_batched_tokens, kv_cache_memory, num_threads, seed, ...). An unknown one is a `ConfigError`.
     """
@@ -68,7 +70,7 @@ class LLM(EncoderMethods):
         """Raises `ConfigError`, `CheckpointError`, `EngineError` or `OutOfMemory`, each naming what is wrong."""
         _speak()
         build, self.config = _split_options(options)
-        check_device(build.device)
+        check_device(build.device, build.tensor_parallel)
         own = load_plugins(plugins)
         keys = [f"{given} {plugin.name} {plugin.version}" for given, plugin in zip(plugins, own, strict=True)]
         path = obtain_engine(model, build, partial(build_in_child, plugins=plugins), plugins=keys)

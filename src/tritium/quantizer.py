@@ -64,6 +64,11 @@ def quantize(
     if (calibration_text is None) != (method == "rtn"):
         need = "needs no text" if method == "rtn" else "learns from a text: give calibration_text (--calibration FILE)"
         raise ConfigError(f"method={method!r} {need}")
+    if config.tensor_parallel > 1 and method != "rtn":
+        raise ConfigError(
+            f"method={method!r} learns of whole weights, and ranks have parts of them: leave tensor_parallel="
+            f"{config.tensor_parallel} out, or say method='rtn'"
+        )
     learned: dict[str, Tensor] = {}
     if calibration_text is not None:
         learned = _learn(model, config, method, Path(calibration_text), num_tokens, work_dir, progress)

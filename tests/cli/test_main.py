@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tritium import __version__
 from tritium.cli.main import app
 
-COMPILED = "--dtype --scheme --kv-dtype --quantize-embedding --device --max-model-len"
+COMPILED = "--dtype --scheme --kv-dtype --quantize-embedding --device --max-model-len --tensor-parallel"
 PLANNED = f"{COMPILED} --max-num-seqs --max-num-batched-tokens --kv-cache-memory"
 OPENED = f"{PLANNED} --num-threads --plugin"
 CHOSEN = "--max-tokens --min-tokens --temperature --top-k --top-p --min-p --seed --stop --ignore-eos"

@@ -58,6 +58,18 @@ def test_every_request_gets_its_own_tokens_whoever_else_runs(harness):
     harness.assert_pool_is_full()
 
 
+def test_the_executor_hears_of_every_end_also_when_nothing_else_was_running(harness):
+    told = []
+    harness.executor.before_step = lambda batch: told.extend(request.request_id for request in batch.finished)
+    harness.submit("left", [1, 2], max_tokens=20)
+    harness.loop.step()
+    harness.loop.abort("left")
+    harness.loop.step()  # as the engine thread does after every message, with nothing to compute
+    harness.submit("next", [3], max_tokens=2)
+    harness.run()
+    assert told == ["left"]
+
+
 def test_tokens_survive_preemption():
     harness = Harness(num_blocks=20)
     for i, prompt in enumerate(PROMPTS):

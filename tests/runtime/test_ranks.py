@@ -8,6 +8,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
+import torch
 
 from tritium import LLM, SamplingParams
 from tritium.compiler import build
@@ -108,6 +109,26 @@ def test_code_that_only_one_process_has_is_refused(shared: LLM) -> None:
 def test_new_weights_are_for_the_engine_on_disk(shared: LLM, engines: dict[str, Engine]) -> None:
     with pytest.raises(EngineError, match=r"takes no new weights while it runs: refit it on disk .* start it again"):
         shared.update_weights(engines["alone"].path.parent / "model")
+
+
+def scores(model: Path, num_ranks: int, scheme: str | None) -> torch.Tensor:
+    """Log-probabilities of a prompt's tokens, by a model that is built when it is opened."""
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    with LLM(model, tensor_parallel=num_ranks, scheme=scheme, **LIMITS) as llm:
+        assert llm.engine.manifest.mapping.get("tensor_parallel", 1) == num_ranks
+        (out,) = llm.generate([PROMPTS[2]], params, use_progress=False)
+    return torch.tensor([token.logprob for token in out.prompt_logprobs or () if token is not None])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16_g128"])
+def test_ranks_round_weights_no_worse_than_one_process_does(scheme: str, engines: dict[str, Engine]) -> None:
+    """A rank's parts of rows have scales of their own."""
+    model = engines["alone"].path.parent / "model"
+    exact = scores(model, 1, None)
+    assert len(exact) == 39 and torch.allclose(scores(model, 2, None), exact, atol=1e-4)
+    errors = [float((scores(model, num_ranks, scheme) - exact).abs().mean()) for num_ranks in (1, 2)]
+    assert 0 < errors[1] < 1.5 * errors[0]
 
 
 def test_when_a_rank_is_lost_every_request_ends_with_the_reason_and_so_does_the_next(shared: LLM) -> None:

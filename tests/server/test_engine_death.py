@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -34,6 +35,30 @@ def test_a_killed_engine_ends_its_requests_with_an_error_and_is_replaced(server:
     assert server.engine_pid() != pid
     assert server.health()["num_restarts"] == before["num_restarts"] + 1
     assert client.completions.create(max_tokens=8, **wanted).choices[0].text == expected
+
+
+@pytest.mark.full
+def test_an_engine_that_loses_one_of_its_ranks_says_so_and_is_replaced(start_server: Any) -> None:
+    server = start_server("--tensor-parallel", "2")
+    client = server.client()
+    wanted = {"model": "demo_model", "prompt": "def main(", "temperature": 0}
+    expected = client.completions.create(max_tokens=8, **wanted).choices[0].text
+    (rank,) = children_of(server.engine_pid())
+    stream = client.completions.create(max_tokens=480, stream=True, extra_body={"ignore_eos": True}, **wanted)
+    next(stream)
+    os.kill(rank, signal.SIGKILL)
+    with pytest.raises(openai.APIError, match="rank 1 of 2 was ended by signal 9"):
+        list(stream)
+    server.wait_until(lambda: server.health()["code"] == 200 and server.health()["num_restarts"] == 1)
+    assert client.completions.create(max_tokens=8, **wanted).choices[0].text == expected
+    others = children_of(server.engine_pid())
+    assert server.stop() == 0
+    server.wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in others))
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that one of its threads has started."""
+    return [int(p) for path in Path(f"/proc/{pid}/task").glob("*/children") for p in path.read_text().split()]
 
 
 @pytest.mark.full

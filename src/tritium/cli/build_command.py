@@ -55,7 +55,8 @@ def run(
     if engine.tactics is not None:
         say_tactics(engine)
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in engine.manifest.timings.items())
-    say(f"built {about['engine']}: {about['steps']} steps, {about['bytes'] / 1e6:.1f} MB ({stages})")
+    ranks = f", one of {build_config.tensor_parallel} ranks" if build_config.tensor_parallel > 1 else ""
+    say(f"built {about['engine']}{ranks}: {about['steps']} steps, {about['bytes'] / 1e6:.1f} MB ({stages})")
 
 
 def choose_model(

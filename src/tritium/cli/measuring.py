@@ -107,7 +107,7 @@ def _build_arch(arch: str, config: Mapping[str, Any], place: Path, *, is_dummy: 
             f"--arch {arch} is an encoder and generates no text, which is what is measured here; build it with "
             "`tritium build` and time LLM.embed, as benchmarks/bench_encoder.py does"
         )
-    check_device(build_config.device)
+    check_device(build_config.device, build_config.tensor_parallel)
     start = time.perf_counter()
     plugins = config.get("plugins", ())
     build(source, build_config, output_dir=place / arch, weights="dummy", plugins=plugins)

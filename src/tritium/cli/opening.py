@@ -17,6 +17,7 @@ def resolved_config(llm: LLM) -> dict[str, Any]:
         "architecture": manifest.model.get("architecture", ""),
         "dtype": manifest.dtype,
         "invariance": manifest.invariance,
+        "tensor_parallel": manifest.mapping.get("tensor_parallel"),
         **asdict(llm.config),
         "max_model_len": limits.max_model_len,
         "num_threads": llm.config.num_threads or available_threads(),

@@ -32,6 +32,9 @@ QuantizeEmbedding = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, or cuda for an NVIDIA GPU; default cpu.")]
 MaxModelLen = Annotated[int | None, typer.Option(help="Longest prompt plus output, in tokens.")]
+TensorParallel = Annotated[
+    int | None, typer.Option("--tensor-parallel", help="Processes, each with a GPU if on GPUs, that share each layer.")
+]
 Arch = Annotated[str | None, typer.Option(help="A well-known shape instead of a model, e.g. llama-3.2-1b.")]
 DummyWeights = Annotated[bool, typer.Option("--dummy-weights", help="Random weights; needs no download.")]
 
@@ -98,6 +101,7 @@ COMPILED: Group = {
     "quantize_embedding": QuantizeEmbedding,
     "device": Device,
     "max_model_len": MaxModelLen,
+    "tensor_parallel": TensorParallel,
 }
 BUILT: Group = {
     **COMPILED,

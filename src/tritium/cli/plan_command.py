@@ -24,16 +24,18 @@ from tritium.runtime.kernel_choice import choose_kernels
 from tritium.runtime.memory import megabytes
 
 CONTEXT_BYTES = 600 << 20  # of a GPU's memory: what CUDA takes for a process before anything is allocated
+NCCL_BYTES = 400 << 20  # what NCCL takes of each GPU for its buffers
 
 
 class Planned(NamedTuple):
-    """A model's plan and what the footprint needs beside it."""
+    """A model's plan, or a rank's, and what the footprint needs beside it."""
 
     plan: Plan
     max_model_len: int
     is_bitwise: bool
     dtype: str
     device: Device = "cpu"
+    num_ranks: int = 1
 
 
 def run(
@@ -58,14 +60,15 @@ def run(
         raise ConfigError(f"--gpu {gpu}: {model} is an engine for a CPU; build it with --device cuda")
     if known is not None:
         check_capability(choose_kernels(planned.plan, device="cuda"), known.name, known.capability)
-        available = known.memory_bytes - CONTEXT_BYTES
+        available = known.memory_bytes - CONTEXT_BYTES - (NCCL_BYTES if planned.num_ranks > 1 else 0)
     else:
-        available = _memory_of(planned.device) if memory is None else memory
+        available = _memory_of(planned.device, planned.num_ranks) if memory is None else memory
     found = predict(planned, runtime, available)
     about = {
         "model": model or arch,
         "dtype": planned.dtype,
         "device": planned.device,
+        **({"tensor_parallel": planned.num_ranks} if planned.num_ranks > 1 else {}),
         "max_num_seqs": runtime.max_num_seqs,
         "max_num_batched_tokens": runtime.max_num_batched_tokens,
         "block_size": runtime.block_size,
@@ -74,6 +77,8 @@ def run(
         print_json({"config": {**about, **asdict(runtime), "memory": available}, **figures(found)})
         return
     say_config(about, is_json=False)
+    if planned.num_ranks > 1:
+        print(f"each of {planned.num_ranks} ranks:")
     rows = {
         "weights": megabytes(found.weights_bytes),
         "arena": f"{megabytes(found.arena_bytes)} (activations of {found.largest.tokens:,} tokens in one step)",
@@ -97,14 +102,16 @@ def plan_of(model: str | None, arch: str | None, build: BuildConfig) -> Planned:
         manifest = engine.manifest
         device: Device = "cuda" if manifest.backend == "cuda" else "cpu"
         is_bitwise = manifest.invariance == "bitwise"
-        return Planned(engine.plan, manifest.max_model_len, is_bitwise, manifest.dtype, device)
+        num_ranks = manifest.mapping.get("tensor_parallel", 1)
+        return Planned(engine.plan, manifest.max_model_len, is_bitwise, manifest.dtype, device, num_ranks)
     say("compiling the graph, without weights")
     resolved = resolve_model(choose_model(model, arch, build, is_dummy=True), build, "dummy" if arch else None)
     if resolved.encoder is not None:
         raise _unplanned(model or f"--arch {arch}", "encoder")
     compiled = compile_module(resolved.module, build, dtype=resolved.dtype)
     dtype = compute_dtype(compiled.plan)
-    return Planned(compiled.plan, resolved.max_model_len, build.resolved_invariance == "bitwise", dtype, build.device)
+    is_bitwise = build.resolved_invariance == "bitwise"
+    return Planned(compiled.plan, resolved.max_model_len, is_bitwise, dtype, build.device, build.tensor_parallel)
 
 
 def _unplanned(name: str, kind: str) -> ConfigError:
@@ -114,10 +121,10 @@ def _unplanned(name: str, kind: str) -> ConfigError:
     )
 
 
-def _memory_of(device: Device) -> int:
-    """Bytes that this process may use, on a GPU what is free of the first one."""
+def _memory_of(device: Device, num_ranks: int) -> int:
+    """Bytes that a rank's process may use, on a GPU what is free of the first one."""
     if device == "cpu":
-        return available_memory()
+        return available_memory() // num_ranks
     if not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no GPU here; say by --gpu which you have, or by --memory its bytes")
     return torch.cuda.mem_get_info()[0]
@@ -126,6 +133,7 @@ def _memory_of(device: Device) -> int:
 def predict(planned: Planned, runtime: RuntimeConfig, available_bytes: int) -> Footprint:
     """What an executor of this plan would allocate, on a CPU by this machine's kernels. Raises `OutOfMemory`."""
     known: dict[str, Any] = {"engine_max_model_len": planned.max_model_len, "available_bytes": available_bytes}
+    known["num_ranks"] = planned.num_ranks
     kernels = choose_kernels(planned.plan, device=planned.device, is_bitwise=planned.is_bitwise)
     if planned.device == "cuda":
         return gpu_footprint(planned.plan, kernels, runtime, **known)

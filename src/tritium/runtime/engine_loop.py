@@ -59,6 +59,7 @@ class EngineLoop:
         self._tokenizer = tokenizer
         self._streams: dict[str, RequestStream] = {}
         self._fan_outs: dict[str, FanOut] = {}  # by the parent's request_id, until its last child has ended
+        self._untold: tuple[Request, ...] = ()  # ended, and no batch was run since: the executor does not know
         self.is_stalled = False  # the last step found nothing that could run
 
     @property
@@ -112,11 +113,13 @@ class EngineLoop:
             if self._is_heard(r)
             for out in self._end(r.request_id, r.finish_reason or "abort")
         ]
+        self._untold += batch.finished
         if not batch.sequences:
             self.scheduler.update(batch, [])
             return ended
         try:
-            tokens = self.executor.execute(batch)
+            told, self._untold = self._untold, ()
+            tokens = self.executor.execute(batch._replace(finished=told))
             if len(tokens) != batch.num_sampled:
                 raise RuntimeError(f"the executor returned {len(tokens)} tokens for {batch.num_sampled} sequences")
         except Exception as error:  # whatever a step raises must not end the loop

@@ -173,6 +173,8 @@ def main() -> None:
             serve(connection)
         except (BrokenPipeError, ConnectionResetError):  # the server is gone
             sys.exit(0)
+        except TritiumError as error:
+            sys.exit(f"tritium engine: {error}")
 
 
 if __name__ == "__main__":

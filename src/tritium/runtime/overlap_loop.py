@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tritium.runtime.engine_loop import EngineLoop, error_text
 from tritium.runtime.outputs import StepOutput
-from tritium.runtime.request import PENDING, Request, RowError, SampledToken, ScheduledBatch
+from tritium.runtime.request import PENDING, RowError, SampledToken, ScheduledBatch
 from tritium.runtime.scheduler import Scheduler
 from tritium.runtime.weight_updates import WeightUpdates
 from tritium.text.tokenizer import Tokenizer
@@ -73,7 +73,6 @@ class OverlapLoop(EngineLoop):
         super().__init__(scheduler, executor, tokenizer, seed=seed, updates=updates)
         self._overlapping = executor
         self._pending: _Pending | None = None
-        self._untold: tuple[Request, ...] = ()  # ended, and no batch was launched since: the executor does not know
 
     @property
     def has_work(self) -> bool:

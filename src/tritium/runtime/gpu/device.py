@@ -10,10 +10,15 @@ from tritium.errors import EngineError
 from tritium.kernels.kernel import Kernel
 
 
-def check_device(device: str) -> None:
-    """Raise `EngineError` for "cuda" where there is no GPU: to be asked before an engine is built to be run here."""
+def check_device(device: str, num_gpus: int = 1) -> None:
+    """Raise `EngineError` for "cuda" where there are fewer GPUs: asked before an engine is built to be run here."""
     if device == "cuda":
         _find_gpu(f"device={device!r} was asked for", "leave it out to run on the CPU")
+        if (found := torch.cuda.device_count()) < num_gpus:
+            raise EngineError(
+                f"tensor_parallel={num_gpus} with device={device!r} needs as many GPUs, and torch finds {found} here: "
+                f"say at most {found}"
+            )
 
 
 def check_tuning(device: str, effort: str) -> None:

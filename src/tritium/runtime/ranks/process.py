@@ -38,8 +38,6 @@ from tritium.runtime.ranks.messages import (
 )
 from tritium.wire import FrameBuffer, frame
 
-logger = logging.getLogger("tritium")
-
 STEPS_A_WORD = 32  # steps between two hashes of what was chosen, while there is work
 _READ_SIZE = 1 << 18
 
@@ -104,16 +102,16 @@ class RankProcess:
         self._say(Chosen(self._tokens.num_steps, self._tokens.digest))
 
     def _say(self, message: msgspec.Struct) -> None:
-        self._connection.sendall(frame(message))
+        try:
+            self._connection.sendall(frame(message))
+        except OSError:  # the first rank is gone
+            os._exit(0)
 
     def _fail(self, error: BaseException) -> NoReturn:
         """Say why, and end: other threads may wait for a GPU that waits for ever."""
         kind = type(error).__name__ if isinstance(error, TritiumError) else EngineError.__name__
         text = str(error) if isinstance(error, TritiumError) else f"{type(error).__name__}: {error}"
-        try:
-            self._say(RankFailed(kind, text))
-        except OSError:
-            logger.error("%s", text)  # the first rank is gone
+        self._say(RankFailed(kind, text))
         os._exit(1)
 
     def _read(self) -> None:
