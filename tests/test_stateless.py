@@ -214,11 +214,6 @@ def test_what_cannot_be_compiled_is_refused_with_its_node(call: object, message:
             {"dtype": "bfloat16"},
             "'bfloat16' has no meaning .* convert the module itself",
         ),
-        (
-            {"image": torch.zeros(1)},
-            {"device": "cuda"},
-            "device='cuda' is for decoders: stateless modules are",
-        ),
         ({"image": torch.zeros(1)}, {"max_model_len": 9}, "max_model_len=9 has no meaning for a stateless module"),
     ],
 )

@@ -140,7 +140,7 @@ def build(
         with clock.stage("resolve"):
             resolved = resolve_stateless(model, config, weights)  # type: ignore[arg-type]  # it says what else is refused
             inputs = read_example_inputs(resolved.module, example_inputs)
-        compiled = compile_stateless(resolved.module, inputs, clock=clock)
+        compiled = compile_stateless(resolved.module, inputs, config, clock=clock)
     with staged(output_dir) as path:  # what fails its certificate, or cannot be tuned, takes nobody's place
         with clock.stage("write"):
             _write(resolved, compiled, config, own, path, clock, profile)
@@ -248,7 +248,9 @@ def _compile(
     return dataclasses.replace(compiled, constants=compiled.constants | dict(calibration))
 
 
-def compile_stateless(module: nn.Module, inputs: ModuleInputs, *, clock: StageClock | None = None) -> Compiled:
+def compile_stateless(
+    module: nn.Module, inputs: ModuleInputs, config: BuildConfig, *, clock: StageClock | None = None
+) -> Compiled:
     """The same for a stateless module with these inputs. Raises `CaptureError` with the node that cannot be."""
     clock = clock or StageClock(None)
     with clock.stage("capture"):
@@ -257,10 +259,11 @@ def compile_stateless(module: nn.Module, inputs: ModuleInputs, *, clock: StageCl
         if captured.restriction is not None:
             raise captured.restriction
     with clock.stage("optimise"):
-        optimised = optimise_module(captured.graph)
+        optimised = optimise_module(captured.graph, disabled=pipeline.left_out((), config.device))
     with clock.stage("lower"):
         plan = lower_module(optimised.graph, captured.outputs)
-    return _compiled(plan, captured, optimised, clock)
+    is_bitwise = config.resolved_invariance == "bitwise"
+    return _compiled(plan, captured, optimised, clock, device=config.device, is_bitwise=is_bitwise)
 
 
 def compile_encoder(module: nn.Module, config: BuildConfig, *, clock: StageClock | None = None) -> Compiled:
@@ -274,14 +277,16 @@ def compile_encoder(module: nn.Module, config: BuildConfig, *, clock: StageClock
             captured.graph,
             captured.outputs,
             module.row_outputs,
-            disabled=config.disabled_passes,
+            disabled=pipeline.left_out(config.disabled_passes, config.device),
             scheme=config.scheme,
             unquantized=config.unquantized,
             has_quantized_embedding=config.quantize_embedding,
+            device=config.device,
         )
     with clock.stage("lower"):
         plan = lower_encoder(optimised.graph, captured.outputs, module.config.vocab_size)
-    return _compiled(plan, captured, optimised, clock)
+    is_bitwise = config.resolved_invariance == "bitwise"
+    return _compiled(plan, captured, optimised, clock, device=config.device, is_bitwise=is_bitwise)
 
 
 def _blocks(module: nn.Module) -> str | None:

@@ -130,8 +130,6 @@ def _encoder(
 ) -> ResolvedModel:
     if config.tensor_parallel > 1:
         raise ConfigError(f"tensor_parallel={config.tensor_parallel} is for decoders: leave it out for an encoder")
-    if config.device != "cpu":
-        raise ConfigError(f"device={config.device!r} is for decoders: encoders are computed on the CPU, leave it out")
     module = models.create_encoder(described)
     sentence = read_sentence_config(model_dir) if model_dir is not None else SentenceConfig()
     longest = described.num_positions
@@ -229,8 +227,6 @@ def resolve_stateless(module: nn.Module, config: BuildConfig, weights: Weights) 
         if (value := getattr(config, name)) != getattr(BuildConfig(), name):
             hint = "; convert the module itself, by module.to(...)" if name == "dtype" else ""
             raise ConfigError(f"{name}={value!r} has no meaning for a stateless module{hint}")
-    if config.device != "cpu":
-        raise ConfigError(f"device={config.device!r} is for decoders: stateless modules are computed on the CPU")
     source = _source(weights, lambda: ModuleSource(module))
     own = {name: name for name, _ in module.named_parameters(remove_duplicate=False)}
     buffers = dict(module.named_buffers(remove_duplicate=False))

@@ -17,8 +17,8 @@ from tritium.engine.engine import Engine
 from tritium.errors import ConfigError, RequestError
 from tritium.progress import progress_bar
 from tritium.prompts import Prompt, as_prompts
+from tritium.runtime.assemble import make_encoder_runner
 from tritium.runtime.encoder_request import POOLINGS, EncoderRequest, Pooling, Task
-from tritium.runtime.encoder_runner import EncoderRunner
 from tritium.runtime.encoder_thread import EncoderThread
 from tritium.text.tokenizer import Tokenizer
 from tritium.text.tokenizer_files import ADD_TOKENIZER
@@ -77,7 +77,7 @@ class TextEncoder:
         """Raises `EngineError`, `KernelError` or `OutOfMemory`."""
         self._engine, self._tokenizer = engine, tokenizer
         self._ids = map("request-{}".format, itertools.count())
-        self._thread = EncoderThread(partial(EncoderRunner, engine, config))
+        self._thread = EncoderThread(partial(make_encoder_runner, engine, config))
         self._info = self._thread.runner.info
         weakref.finalize(self, self._thread.close)
 

@@ -14,6 +14,7 @@ from tritium.kernels.cpu.varlen import bind_varlen_attention, supports_varlen_at
 from tritium.kernels.kernel import TensorSpec
 from tritium.testing.isa_levels import LEVELS, TWO_KERNELS, compiled
 from tritium.testing.layouts import draw_layouts, draw_threads
+from tritium.testing.packed_attention import draw, textbook
 
 pytestmark = pytest.mark.skipif(not library.available(), reason=library.why_not())
 LENGTHS = [1, 70, 3, 200, 64, 65, 128]
@@ -21,41 +22,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [(4, 4, 64), (8, 2, 40), (3, 1, 16)]  # query heads, kv heads, head size
 
 
-def draw(lengths: list[int], num_heads: int, num_kv_heads: int, head_size: int, dtype: torch.dtype) -> dict[str, Any]:
-    """q, k and v side by side in one tensor, as merged projections leave them; rows of padding behind them."""
-    total, width = sum(lengths), (num_heads + 2 * num_kv_heads) * head_size
-    merged = torch.randn(total + 5, width).mul(1.5).to(dtype)
-    merged[total:] = float("nan")
-    q, k, v = merged.split([num_heads * head_size, num_kv_heads * head_size, num_kv_heads * head_size], dim=1)
-    starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist(), -9], dtype=torch.int32)
-    return {
-        "q_TNH": q.view(-1, num_heads, head_size),
-        "k_TKH": k.view(-1, num_kv_heads, head_size),
-        "v_TKH": v.view(-1, num_kv_heads, head_size),
-        "cu_seqlens_q": starts,
-        "batch_counts": torch.tensor([len(lengths), total, 0, 0], dtype=torch.int32),
-        "scale": head_size**-0.5,
-        "softcap": 0.0,
-    }
-
-
 def compute(args: dict[str, Any]) -> torch.Tensor:
     out = torch.full(args["q_TNH"].shape, 77.0, dtype=args["q_TNH"].dtype)
     bind_varlen_attention(args, [out])()
     return out
-
-
-def textbook(args: dict[str, Any], dtype: torch.dtype) -> torch.Tensor:
-    """All in `dtype`, one sequence after the other."""
-    outputs, starts = [], args["cu_seqlens_q"].tolist()
-    for i in range(int(args["batch_counts"][0])):
-        q, k, v = (args[n][starts[i] : starts[i + 1]].to(dtype).transpose(0, 1) for n in ("q_TNH", "k_TKH", "v_TKH"))
-        k, v = (x.repeat_interleave(len(q) // len(x), dim=0) for x in (k, v))
-        scores = q @ k.transpose(1, 2) * args["scale"]
-        if args["softcap"]:
-            scores = args["softcap"] * torch.tanh(scores / args["softcap"])
-        outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
-    return torch.cat(outputs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])

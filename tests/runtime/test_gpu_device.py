@@ -7,17 +7,20 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tritium import LLM, build, models
+from tritium import LLM, build
 from tritium.cli.main import app
 from tritium.compiler import compile_module
-from tritium.config import BuildConfig
+from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine.engine import Engine
-from tritium.errors import ConfigError, EngineError
+from tritium.errors import EngineError
 from tritium.models.hf_config import parse_config
+from tritium.runtime.engine_process import load_worker
 from tritium.runtime.gpu import device
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.testing.plain_models import PlainLlama
+from tritium.testing.stateless_models import ImageClassifier, inputs_for
 from tritium.testing.tiny_configs import TINY_MODELS
+from tritium.testing.tiny_encoders import make_encoder
 
 DEMO = str(Path(__file__).parents[2] / "examples" / "demo_model")
 ASKED = "device='cuda' was asked for, and torch .* finds no GPU here; leave it out to run on the CPU"
@@ -65,10 +68,23 @@ def test_a_gpu_without_triton_is_told_what_to_install(monkeypatch: pytest.Monkey
         device.gpu_for(engine)
 
 
-def test_an_encoder_is_not_built_for_a_gpu(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="device='cuda' is for decoders: encoders are computed on the CPU, leave"):
-        build(models.encoder_preset("bert-base"), output_dir=tmp_path / "engine", weights="dummy", device="cuda")
-    assert not (tmp_path / "engine").exists()
+def test_an_encoder_is_built_for_a_gpu_and_says_that_there_is_none(tmp_path: Path) -> None:
+    path, _ = make_encoder(tmp_path / "model", "BertModel")
+    built = build(path, output_dir=tmp_path / "engine", device="cuda")
+    assert built.manifest.backend == "cuda" and built.manifest.invariance == "fast"
+    for open_it in (lambda: LLM(built.path), lambda: load_worker(built, RuntimeConfig())):
+        with pytest.raises(
+            EngineError, match=r"was built for an NVIDIA GPU, .* no GPU here; .*tritium build .*model --"
+        ):
+            open_it()
+
+
+def test_a_stateless_module_is_built_for_a_gpu_and_says_that_there_is_none(tmp_path: Path) -> None:
+    module = ImageClassifier().eval()
+    built = build(module, example_inputs=inputs_for(module, 2), output_dir=tmp_path / "engine", device="cuda")
+    assert "gpu.linear" in {step.kernel for step in built.plan.steps}
+    with pytest.raises(EngineError, match=r"was built for an NVIDIA GPU, .* finds no GPU here; build it for the CPU"):
+        built.run(**inputs_for(module, 2))
 
 
 def test_a_gpu_without_fp8_units_is_told_which_schemes_it_can_run() -> None:

@@ -1,4 +1,4 @@
-"""When a step of single tokens is called, captured and replayed; torch's graphs are played here, no GPU is needed."""
+"""When a step is called, captured and replayed; torch's graphs are played here, no GPU is needed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,3 +76,15 @@ def test_a_step_that_fails_is_not_taken_for_compiled(said: Said) -> None:
         graphs.run(2)
     graphs.run(2)
     assert said == []
+
+
+def test_only_the_sizes_used_last_are_remembered(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[object] = []
+    stream = type("Stream", (), {"synchronize": lambda self: waits.append(self)})()
+    monkeypatch.setattr("torch.cuda.current_stream", lambda: stream)
+    graphs = StepGraphs(lambda size: said.append(("run", size)), 2)
+    for size in (1, 1, 2, 2, 3, 2, 1):
+        graphs.run(size)
+    runs = [size for what, *size in said if what == "run"]
+    assert runs == [[1], [1], [1], [2], [2], [2], [3], [1]] and len(waits) == 2
+    assert said.count(("replay",)) == 1

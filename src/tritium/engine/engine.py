@@ -95,6 +95,8 @@ class Engine:
     def run(self, **tensors: Any) -> dict[str, torch.Tensor]:
         """Compute one batch of a stateless module: its named inputs [batch, ...], torch or numpy -> its named outputs.
 
+        Outputs are torch tensors on the CPU, also those of an engine for a GPU, unless all its inputs lie on that GPU:
+        then they stay there, in the order of the caller's current stream.
         Loads the weights at the first call. Threads may call it at once: batches are computed one after another on a
         thread of the engine's own. An id that a table has no row for gives NaN. Raises `RequestError` for inputs that
         are not the module's (name, dtype, sizes, a batch outside the profile), `EngineError` for an engine that is no

@@ -3,6 +3,8 @@
 A module is run as it is, on exactly the batch that it is given; nothing is padded, so it may mix what it likes.
 """
 
+from collections.abc import Sequence
+
 from torch import fx
 
 from tritium.graph.grammar import verify_form
@@ -33,13 +35,13 @@ MODULE = (
 )
 
 
-def optimise_module(graph: fx.Graph) -> Optimised:
-    """Run the passes on a captured graph, in place.
+def optimise_module(graph: fx.Graph, disabled: Sequence[str] = ()) -> Optimised:
+    """Run the passes on a captured graph, in place, without the optional ones that are `disabled`.
 
     Raises `CaptureError` with the node that no kernel runs, or whose sizes are not linear in the batch.
     """
     verify_form(graph)
-    run = Run(graph)
+    run = Run(graph, disabled)
     run(MODULE)
     verify_module(graph)
     return Optimised.of(graph, run.matches)

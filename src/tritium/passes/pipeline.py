@@ -49,7 +49,7 @@ from tritium.passes.shard import shard
 from tritium.passes.sites import check_sites, hidden, split
 from tritium.passes.smooth import smooth
 from tritium.passes.views import canonicalise_views
-from tritium.quant.schemes import FP8, WeightFormat, scheme_named
+from tritium.quant.schemes import FP8, QuantScheme, WeightFormat, scheme_named
 from tritium.weights.recipes import Recipe
 
 Rewrite = Callable[[fx.Graph], PassResult]
@@ -206,7 +206,7 @@ def optimise(
     run(MERGE)
     chosen = scheme_named(scheme) if scheme is not None else None
     # after merging: a merged linear is quantised as one, part by part
-    has_rows = chosen is not None and (chosen.weight == FP8 or (chosen.int8_activations and device == "cuda"))
+    has_rows = chosen is not None and quantises_rows(chosen, device)
     how: dict[str, Any] = {"scheme": chosen, "left_out": unquantized, "calibrated": calibrated}
     if chosen is not None and not has_rows:
         run([Pass(name="quantize", run=partial(quantize, **how))])
@@ -226,6 +226,11 @@ def optimise(
         run.matches["quantize_kv"] = kept.num_matches
     verify(graph, foreign=[target for _, target in (foreign or {}).values()])
     return Optimised.of(graph, run.matches, kv_groups)
+
+
+def quantises_rows(scheme: QuantScheme, device: str) -> bool:
+    """The rows that a linear reads are quantised by the ops before it (`quantize_rows`), not by the linear."""
+    return scheme.weight == FP8 or (scheme.int8_activations and device == "cuda")
 
 
 NOT_ON_GPUS = ("fuse_linear_activation", "merge_outputs", "fuse_linear_add")

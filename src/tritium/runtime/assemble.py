@@ -6,6 +6,7 @@ from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.kernels.communicator import Communicator
 from tritium.kernels.kernel import resolve
+from tritium.runtime.encoder_runner import EncoderRunner
 from tritium.runtime.engine_loop import EngineLoop
 from tritium.runtime.executor import Executor
 from tritium.runtime.gpu.device import gpu_for
@@ -17,6 +18,7 @@ from tritium.runtime.weight_updates import WeightUpdates
 from tritium.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from tritium.runtime.gpu.encoder_runner import GpuEncoderRunner
     from tritium.runtime.gpu.executor import GpuExecutor
 
 
@@ -58,6 +60,15 @@ def make_executor(
         )
         return executor
     return Executor(engine, config, communicator=communicator)
+
+
+def make_encoder_runner(engine: Engine, config: RuntimeConfig) -> "EncoderRunner | GpuEncoderRunner":
+    """The same of an encoder. Call it on the thread that will run it."""
+    if engine.manifest.backend == "cuda":
+        gpu_for(engine)
+        runner: GpuEncoderRunner = resolve("tritium.runtime.gpu.encoder_runner:GpuEncoderRunner")(engine, config)
+        return runner
+    return EncoderRunner(engine, config)
 
 
 def make_scheduler(engine: Engine, config: RuntimeConfig, executor: "Executor | GpuExecutor") -> Scheduler:

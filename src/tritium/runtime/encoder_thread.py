@@ -1,32 +1,35 @@
 """The thread of an encoder: its torch ops and kernels run here. Requests that come meanwhile join the next batch."""
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 import torch
 
 from tritium.errors import EngineError
+from tritium.runtime.encoder_pipeline import EncoderPipeline
 from tritium.runtime.encoder_queue import EncoderQueue
 from tritium.runtime.encoder_request import EncoderRequest
 from tritium.runtime.encoder_runner import EncoderRunner
 
-logger = logging.getLogger("tritium")
+if TYPE_CHECKING:
+    from tritium.runtime.gpu.encoder_runner import GpuEncoderRunner
 
 Answer = Future[torch.Tensor]
+MakeRunner = Callable[[], "EncoderRunner | GpuEncoderRunner"]
 
 
 class EncoderThread:
     """`submit` and `close` may be called from any thread. `runner`: its limits may be read from any thread."""
 
-    runner: EncoderRunner
+    runner: "EncoderRunner | GpuEncoderRunner"
 
-    def __init__(self, make_runner: Callable[[], EncoderRunner], name: str = "tritium-encoder") -> None:
+    def __init__(self, make_runner: MakeRunner, name: str = "tritium-encoder") -> None:
         """Start the thread and make the runner on it; what that raises is raised here."""
         self._wake = threading.Condition()
         self._is_closing = False
-        started: Future[EncoderRunner] = Future()
+        started: Future[EncoderRunner | GpuEncoderRunner] = Future()
         self._thread = threading.Thread(target=self._run, args=(make_runner, started), name=name, daemon=True)
         self._thread.start()
         self.runner = started.result()
@@ -59,7 +62,7 @@ class EncoderThread:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _run(self, make_runner: Callable[[], EncoderRunner], started: "Future[EncoderRunner]") -> None:
+    def _run(self, make_runner: MakeRunner, started: "Future[EncoderRunner | GpuEncoderRunner]") -> None:
         try:
             runner = make_runner()
             self._queue: EncoderQueue[Answer] = EncoderQueue(runner.max_tokens, runner.max_requests)
@@ -67,25 +70,22 @@ class EncoderThread:
             started.set_exception(error)
             return
         started.set_result(runner)
-        while batch := self._next_batch():
+        pipeline: EncoderPipeline[Answer] = EncoderPipeline(runner)
+        while (batch := self._next_batch(may_wait=not pipeline)) or pipeline:
             wanted = [(request, answer) for request, answer in batch if answer.set_running_or_notify_cancel()]
-            try:
-                results = runner.compute([request for request, _ in wanted]) if wanted else []
-            except Exception as error:  # one batch must not end the thread
-                logger.exception("a batch of the encoder failed")
-                for _, answer in wanted:
-                    answer.set_exception(error)
-                continue
-            for (_, answer), result in zip(wanted, results, strict=True):
-                answer.set_result(result)
+            for answer, found in pipeline.step(wanted):
+                if isinstance(found, Exception):
+                    answer.set_exception(found)
+                else:
+                    answer.set_result(found)
         while left := self._queue.next_batch():
             for _, answer in left:
                 answer.set_exception(EngineError("this engine was closed before the request was computed"))
         runner.close()
 
-    def _next_batch(self) -> list[tuple[EncoderRequest, Answer]]:
-        """Wait for work; empty when it is time to end."""
+    def _next_batch(self, *, may_wait: bool) -> list[tuple[EncoderRequest, Answer]]:
+        """Wait for work, if we may; empty when there is none, or when it is time to end."""
         with self._wake:
-            while not (self._queue or self._is_closing):
+            while may_wait and not (self._queue or self._is_closing):
                 self._wake.wait()
             return [] if self._is_closing else self._queue.next_batch()

@@ -1,22 +1,24 @@
 """The work of an engine process that embeds texts: calls in, batches of their texts computed side by side."""
 
-import logging
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.errors import EngineError, RequestError
+from tritium.runtime.assemble import make_encoder_runner
+from tritium.runtime.encoder_pipeline import EncoderPipeline
 from tritium.runtime.encoder_queue import EncoderQueue
 from tritium.runtime.encoder_request import EncoderRequest
 from tritium.runtime.encoder_runner import EncoderRunner
 from tritium.runtime.engine_loop import error_text
 from tritium.wire import Abort, Command, Encode, Output
 
-logger = logging.getLogger("tritium")
+if TYPE_CHECKING:
+    from tritium.runtime.gpu.encoder_runner import GpuEncoderRunner
 
 
 class _Place(NamedTuple):
@@ -31,8 +33,9 @@ class EncoderWorker:
 
     is_stalled = False  # every text fits a batch by itself
 
-    def __init__(self, runner: EncoderRunner, embedding_size: int) -> None:
+    def __init__(self, runner: "EncoderRunner | GpuEncoderRunner", embedding_size: int) -> None:
         self._runner = runner
+        self._pipeline: EncoderPipeline[_Place] = EncoderPipeline(runner)
         self._embedding_size = embedding_size
         self._queue: EncoderQueue[_Place] = EncoderQueue(runner.max_tokens, runner.max_requests)
         self._arrivals: dict[str, float] = {}  # by id, of requests that have texts waiting
@@ -49,7 +52,7 @@ class EncoderWorker:
             )
         size = engine.plan.value(engine.plan.outputs["hidden"]).shape[-1]
         assert isinstance(size, int)
-        return cls(EncoderRunner(engine, config), size)
+        return cls(make_encoder_runner(engine, config), size)
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -63,13 +66,14 @@ class EncoderWorker:
 
     @property
     def stats(self) -> dict[str, int]:
-        """Texts that wait; between two batches none is being computed."""
-        return {"num_running": 0, "num_waiting": sum(self._num_left.values())}
+        """Texts that are being computed, on a GPU, and texts that wait."""
+        num_running = len(self._pipeline)
+        return {"num_running": num_running, "num_waiting": max(0, sum(self._num_left.values()) - num_running)}
 
     @property
     def has_work(self) -> bool:
-        """True while texts wait, be it to be passed over because their request was aborted."""
-        return bool(self._queue)
+        """True while texts are computed or wait, be it to be passed over because their request was aborted."""
+        return bool(self._queue or self._pipeline)
 
     def apply(self, command: Command) -> None:
         """Take a request, or forget one. A request that cannot be taken has a refusal as its only output."""
@@ -92,18 +96,13 @@ class EncoderWorker:
         self._queue.add([(one, _Place(command.request_id, i)) for i, one in enumerate(requests)])
 
     def step(self) -> bool:
-        """Compute one batch; False when all that waited was aborted."""
+        """Launch a batch, if one waits, and finish what is over; False when all that waited was aborted."""
         batch = [(one, place) for one, place in self._queue.next_batch() if place.request_id in self._num_left]
-        if not batch:
+        if not (batch or self._pipeline):
             return False
-        try:
-            embeddings: Sequence[torch.Tensor | None] = self._runner.compute([one for one, _ in batch])
-            error = None
-        except Exception as raised:  # one batch must not end the process
-            logger.exception("a batch of the encoder failed")
-            embeddings, error = [None] * len(batch), error_text(raised)
-        for (_, place), embedding in zip(batch, embeddings, strict=True):
-            self._finish(place, embedding, error)
+        for place, found in self._pipeline.step(batch):
+            if place.request_id in self._num_left:  # not aborted meanwhile
+                self._finish(place, found)
         return True
 
     def take_outputs(self) -> list[Output]:
@@ -127,18 +126,18 @@ class EncoderWorker:
         )
         return request
 
-    def _finish(self, place: _Place, embedding: torch.Tensor | None, error: str | None) -> None:
+    def _finish(self, place: _Place, found: torch.Tensor | Exception) -> None:
         self._outputs.append(
             Output(
                 place.request_id,
                 "",
                 [],
-                finish_reason="stop" if embedding is not None else "error",
-                error=error,
+                finish_reason="error" if isinstance(found, Exception) else "stop",
+                error=error_text(found) if isinstance(found, Exception) else None,
                 arrival=self._arrivals[place.request_id],
                 finished=time.monotonic(),
                 sample_index=place.sample_index,
-                embedding=embedding.numpy().astype("<f4").tobytes() if embedding is not None else b"",
+                embedding=found.numpy().astype("<f4").tobytes() if isinstance(found, torch.Tensor) else b"",
             )
         )
         self._num_left[place.request_id] -= 1

@@ -111,12 +111,16 @@ def shared(
     )
 
 
-def gpu_out_of_memory(doing: str, name: str, free_bytes: int, total_bytes: int, parts: str) -> OutOfMemory:
-    """One error with the numbers. parts: what the engine takes (`Footprint.describe`)."""
+LESS_OF_A_DECODER = "less kv_cache_memory, less max_num_batched_tokens (activations) or max_num_seqs"
+
+
+def gpu_out_of_memory(
+    doing: str, name: str, free_bytes: int, total_bytes: int, parts: str, less: str = LESS_OF_A_DECODER
+) -> OutOfMemory:
+    """One error with the numbers. parts: what the engine takes (`Footprint.describe`). less: what to give less of."""
     return OutOfMemory(
         f"{doing} ran out of memory on {name}: {megabytes(free_bytes)} of {megabytes(total_bytes)} are free; the "
-        f"engine takes {parts}. Stop what else uses the GPU, give less kv_cache_memory, less max_num_batched_tokens "
-        "(activations) or max_num_seqs, or build with a scheme of fewer bits"
+        f"engine takes {parts}. Stop what else uses the GPU, give {less}, or build with a scheme of fewer bits"
     )
 
 

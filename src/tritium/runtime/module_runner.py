@@ -1,4 +1,4 @@
-"""Runs the engine of a stateless module: named tensors in, named tensors out."""
+"""Runs the engine of a stateless module, on a CPU or a GPU: named tensors in, named tensors out."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +11,7 @@ from tritium.config import OptimizationProfile
 from tritium.engine.engine import Engine
 from tritium.engine.plan import Extent, Sizes, Value
 from tritium.errors import EngineError, RequestError
+from tritium.runtime.gpu.device import gpu_for
 from tritium.runtime.plan_runner import PlanRunner
 
 
@@ -25,17 +26,27 @@ class ModuleRunner:
         self._inputs = {value.name: value for value in engine.plan.values if value.kind == "input"}
         self._outputs = tuple(engine.plan.outputs)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tritium-module")
+        self._device = gpu_for(engine) if engine.manifest.backend == "cuda" else None
         self._thread.submit(self._open, engine, num_threads).result()
 
     def run(self, tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Each input, a torch tensor or a numpy array [batch, ...]; each output, a torch tensor of its own.
+        """Each input, a torch tensor or a numpy array [batch, ...]; each output, a torch tensor of its own, on the CPU.
+
+        On a GPU, when every input lies there: on it too, in the order of the caller's current stream, not waited for.
 
         Raises `RequestError` for a name, dtype or shape that is not the module's, a batch outside the profile, or
         batches that differ; `EngineError` when a step fails on the values.
         """
         given = {name: _tensor(name, value) for name, value in tensors.items()}
         batch = self._check(given)
-        return self._thread.submit(self._compute, given, batch).result()
+        if self._device is None:
+            return self._thread.submit(self._compute, given, batch).result()
+        stream = torch.cuda.current_stream(self._device)
+        found = self._thread.submit(self._compute_on_gpu, given, batch, stream).result()
+        for tensor in found.values():
+            if tensor.is_cuda:
+                tensor.record_stream(stream)
+        return found
 
     def _open(self, engine: Engine, num_threads: int | None) -> None:
         largest = _sizes(self.profile.max)
@@ -43,7 +54,12 @@ class ModuleRunner:
             name: torch.zeros([Extent.parse(dim).at(largest) for dim in value.shape], dtype=getattr(torch, value.dtype))
             for name, value in self._inputs.items()
         }
-        self._runner = PlanRunner(engine, largest, self._buffers, num_threads)
+        self._pinned: dict[str, torch.Tensor] = {}
+        if self._device is not None:
+            torch.cuda.set_device(self._device)
+            self._pinned = {name: tensor.pin_memory() for name, tensor in self._buffers.items()}
+            self._buffers = {name: tensor.to(self._device) for name, tensor in self._buffers.items()}
+        self._runner = PlanRunner(engine, largest, self._buffers, num_threads, device=self._device)
         self._runner.bound("tokens", _sizes(self.profile.opt))
 
     def _compute(self, given: Mapping[str, torch.Tensor], batch: int) -> dict[str, torch.Tensor]:
@@ -51,6 +67,24 @@ class ModuleRunner:
             self._buffers[name][:batch].copy_(tensor)
         self._runner.run("tokens", _sizes(batch))
         return {name: self._runner.output(name, _sizes(batch)).clone() for name in self._outputs}
+
+    def _compute_on_gpu(
+        self, given: Mapping[str, torch.Tensor], batch: int, stream: torch.cuda.Stream
+    ) -> dict[str, torch.Tensor]:
+        """stream: the caller's, on which inputs were made and outputs are read that lie on the GPU."""
+        own = torch.cuda.current_stream(self._device)
+        own.wait_stream(stream)
+        for name, tensor in given.items():
+            if not tensor.is_cuda:
+                tensor = self._pinned[name][:batch].copy_(tensor)
+            self._buffers[name][:batch].copy_(tensor, non_blocking=True)
+        self._runner.run("tokens", _sizes(batch))
+        found = {name: self._runner.output(name, _sizes(batch)) for name in self._outputs}
+        if not all(tensor.device == self._device for tensor in given.values()):
+            return {name: tensor.cpu() for name, tensor in found.items()}  # waits: the pinned inputs are free again
+        found = {name: tensor.clone() for name, tensor in found.items()}
+        stream.wait_stream(own)
+        return found
 
     def _check(self, given: Mapping[str, torch.Tensor]) -> int:
         """The batch, when all is as the module takes it."""

@@ -119,10 +119,12 @@ def _largest_decode(engine: Engine) -> int:
 
 def _counts(engine: Engine, effort: Effort) -> list[int]:
     """Sizes of batches that this engine can be given."""
-    longest = engine.manifest.max_model_len
+    longest, is_gpu = engine.manifest.max_model_len, engine.manifest.backend == "cuda"
     if engine.manifest.kind != "encoder":
         longest = max(_largest_decode(engine), longest - 2)
-    counts = GPU_COUNTS if engine.manifest.backend == "cuda" else COUNTS
+    elif is_gpu:
+        longest = max(GPU_COUNTS["full"])  # several texts
+    counts = GPU_COUNTS if is_gpu else COUNTS
     return [count for count in counts["full" if effort == "none" else effort] if count <= longest]
 
 
@@ -165,9 +167,8 @@ def _measure(
 def _timing(engine: Engine, counts: list[int], num_threads: int | None) -> Iterator[TimeBatch]:
     """What times batches of these numbers of tokens."""
     if engine.manifest.backend == "cuda":  # loaded only here: where there is no GPU there may be no Triton
-        timer = resolve("tritium.runtime.gpu.step_times:GpuStepTimer")(
-            engine, counts, largest_decode=GPU_LARGEST_DECODE
-        )
+        kind = "GpuEncoderStepTimer" if engine.manifest.kind == "encoder" else "GpuStepTimer"
+        timer = resolve(f"tritium.runtime.gpu.step_times:{kind}")(engine, counts, largest_decode=GPU_LARGEST_DECODE)
         try:
             yield timer.times
         finally:

@@ -14,11 +14,14 @@ _ONE_THREAD = 32768  # elements: at::internal::GRAIN_SIZE; below it a loop is no
 
 
 def row_blocks(*tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-    """The tensors cut along their first dimension into blocks that are safe to run element-wise functions on."""
+    """The tensors cut along their first dimension into blocks that are safe to run element-wise functions on.
+
+    On a GPU that is all of them: its functions treat every element alike.
+    """
     first = tensors[0]
-    num_rows = first.shape[0] if first.dim() else 1
-    if not first.dim():
+    if not first.dim() or first.device.type != "cpu":
         return [tensors]
+    num_rows = first.shape[0]
     row_size = first.numel() // max(num_rows, 1)
     step = 1
     if row_size and row_size % _VECTOR == 0 and all(t.is_contiguous() for t in tensors):

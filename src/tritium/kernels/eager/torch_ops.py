@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tritium.errors import EngineError, KernelError
+from tritium.kernels.eager.index_checks import index_check
 from tritium.kernels.kernel import Bind, Thunk
 from tritium.ops.torch_ops import TORCH_OPS, overload
 
@@ -37,8 +38,11 @@ def _bind(op: str, args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> 
     positional, keywords = _call(op, function._schema, args)
     call = partial(function, *positional, **keywords)
     shapes = [out.shape for out in outputs]
+    check = index_check(op, args) if outputs[0].device.type != "cpu" else None
 
     def thunk() -> None:
+        if check is not None:
+            check()
         found = call()
         results = found if isinstance(found, (tuple, list)) else (found,)
         if [x.shape for x in results] != shapes:

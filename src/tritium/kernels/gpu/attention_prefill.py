@@ -7,7 +7,7 @@ Keys are read from the pages, where kv_store has put this step's too. Sums in fp
 import triton
 import triton.language as tl
 
-from tritium.kernels.gpu.attention_tile import LOG2_E, in_half, load_tile, scores_in_base_2, sequence_of
+from tritium.kernels.gpu.attention_tile import LOG2_E, attended, in_half, load_tile, scores_in_base_2, sequence_of
 
 
 @triton.jit
@@ -34,13 +34,7 @@ def _attend(
         if WINDOW > 0:
             is_seen = is_seen & (key[None, :] > position[:, None] - WINDOW)
         score = tl.where(is_seen, score, -float("inf"))
-    new_m = tl.maximum(m, tl.max(score, 1))
-    safe_m = tl.where(new_m == -float("inf"), 0.0, new_m)  # a window may hide a whole tile from a row
-    p = tl.exp2(score - safe_m[:, None])
-    alpha = tl.exp2(m - safe_m)
-    norm = norm * alpha + tl.sum(p, 1)
-    acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * alpha[:, None], input_precision=PRECISION)
-    return acc, norm, new_m
+    return attended(acc, norm, m, q, score, v, PRECISION)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""What the kernels of paged_attention share: scores as exponents, the keys that are seen, a tile of keys and values.
+"""What attention's kernels share: scores as exponents, the keys that are seen, a tile of keys and values.
 
 Layout: cache [block, 2, kv head, PAGE, HEAD_SIZE]; in int8 each [PAGE, HEAD_SIZE] is followed by its rows' scales
 (ops/kv_int8.py), and a row becomes fp32 when loaded. A cache in e4m3 is computed in f16, which holds its numbers
@@ -98,6 +98,18 @@ def load_tile(
         k = k.to(tl.float32) * tl.load(scales_ptr, mask=is_key, other=0.0)[:, None]
         v = v.to(tl.float32) * tl.load(scales_ptr + TO_VALUES // 4, mask=is_key, other=0.0)[:, None]
     return k, v
+
+
+@triton.jit
+def attended(acc, norm, m, q, score, v, PRECISION: tl.constexpr):
+    """One tile of keys more into sums acc, norms and maxima m, by its scores; -inf where a row does not see a key."""
+    new_m = tl.maximum(m, tl.max(score, 1))
+    safe_m = tl.where(new_m == -float("inf"), 0.0, new_m)  # a window may hide a whole tile from a row
+    p = tl.exp2(score - safe_m[:, None])
+    alpha = tl.exp2(m - safe_m)
+    norm = norm * alpha + tl.sum(p, 1)
+    acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * alpha[:, None], input_precision=PRECISION)
+    return acc, norm, new_m
 
 
 @triton.jit

@@ -144,6 +144,27 @@ def varlen_attention(args: Mapping[str, Any]) -> str | None:
     return paged_attention(args)
 
 
+def packed_attention(args: Mapping[str, Any]) -> str | None:
+    """q, k and v of one floating dtype, heads of up to 256."""
+    q, k, v = args["q_TNH"], args["k_TKH"], args["v_TKH"]
+    (num_heads, head_size), (num_kv_heads, kv_head_size) = q.shape[1:], k.shape[1:]
+    if k.shape[1:] != v.shape[1:] or head_size != kv_head_size or not 0 < head_size <= 256:
+        return f"heads of q, k and v are {head_size}, {kv_head_size} and {v.shape[2]} long; equal ones of up to 256 fit"
+    if num_heads % num_kv_heads:
+        return f"{num_heads} query heads cannot share {num_kv_heads} kv heads"
+    if len({q.dtype, k.dtype, v.dtype}) > 1:
+        return f"the dtypes differ: q {q.dtype}, k {k.dtype}, v {v.dtype}"
+    return _floats(q_TNH=q)
+
+
+def packed_flash(args: Mapping[str, Any]) -> str | None:
+    """The same in 16 bits, heads in multiples of 8, no cap."""
+    q = args["q_TNH"]
+    if args["softcap"] or q.dtype == torch.float32 or q.shape[2] % 8:
+        return f"q is {q.dtype} with heads of {q.shape[2]}, the cap {args['softcap']}; 16 bits and no cap are known"
+    return packed_attention(args)
+
+
 def flashinfer_attention(args: Mapping[str, Any]) -> str | None:
     """Where FlashInfer is installed: 16 bits, the cache in q's dtype, up to 16 heads of 64, 128 or 256 a kv head.
 

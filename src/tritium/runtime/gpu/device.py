@@ -6,8 +6,9 @@ from importlib.util import find_spec
 import torch
 
 from tritium.engine.engine import Engine
-from tritium.errors import EngineError
+from tritium.errors import EngineError, OutOfMemory
 from tritium.kernels.kernel import Kernel
+from tritium.runtime.memory import LESS_OF_A_DECODER, gpu_out_of_memory
 
 
 def check_device(device: str, num_gpus: int = 1) -> None:
@@ -58,6 +59,19 @@ def check_capability(kernels: Sequence[Kernel], name: str, capability: tuple[int
             f"{needed.name} needs compute capability {wanted}, and {name} has {found}: build the model with "
             "--scheme w8a8, w8a16 or w4a16_g128, or with none"
         )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take of the GPU's memory: what is free, and what torch holds unused."""
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return free_bytes + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def out_of_memory(device: torch.device, doing: str, parts: str, less: str = LESS_OF_A_DECODER) -> OutOfMemory:
+    """What is said when an allocation on the GPU fails; see `gpu_out_of_memory`."""
+    torch.cuda.empty_cache()
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    return gpu_out_of_memory(doing, torch.cuda.get_device_name(device), free_bytes, total_bytes, parts, less)
 
 
 def _find_gpu(why: str, instead: str) -> torch.device:

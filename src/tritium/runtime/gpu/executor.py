@@ -30,14 +30,14 @@ from tritium.runtime.bound_steps import BoundSteps
 from tritium.runtime.executor import check_ranks
 from tritium.runtime.footprint import gpu_footprint
 from tritium.runtime.gpu.buckets import gpu_bucket
-from tritium.runtime.gpu.device import check_kernels, gpu_for
+from tritium.runtime.gpu.device import check_kernels, free_memory, gpu_for, out_of_memory
 from tritium.runtime.gpu.graphs import StepGraphs
 from tritium.runtime.gpu.inputs import DeviceInputs
 from tritium.runtime.gpu.sampler import GpuSampler
 from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
 from tritium.runtime.kv_cache import KVCache
 from tritium.runtime.loaded_weights import LoadedWeights
-from tritium.runtime.memory import gpu_out_of_memory, megabytes, shared
+from tritium.runtime.memory import megabytes, shared
 from tritium.runtime.prepared_step import PreparedStep
 from tritium.runtime.prompt_logprobs import PromptScorer, ScoredPart, scored_parts
 from tritium.runtime.request import RowError, SampledToken, ScheduledBatch
@@ -229,8 +229,7 @@ class GpuExecutor:
         Raises `OutOfMemory` when there is no room for both.
         """
         needed = self.footprint.weights_bytes
-        free_bytes = torch.cuda.mem_get_info(self.device)[0]
-        free_bytes += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        free_bytes = free_memory(self.device)
         if needed > free_bytes:
             raise OutOfMemory(
                 f"new weights take {megabytes(needed)} beside the old ones until they are exchanged, "
@@ -340,11 +339,7 @@ class GpuExecutor:
 
     def _out_of_memory(self, doing: str) -> OutOfMemory:
         """What is said when an allocation fails."""
-        torch.cuda.empty_cache()
-        free_bytes, total = torch.cuda.mem_get_info(self.device)
-        return gpu_out_of_memory(
-            doing, torch.cuda.get_device_name(self.device), free_bytes, total, self.footprint.describe()
-        )
+        return out_of_memory(self.device, doing, self.footprint.describe())
 
 
 def _token(token_id: int) -> SampledToken | RowError:

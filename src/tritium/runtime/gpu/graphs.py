@@ -1,33 +1,49 @@
-"""Steps of single tokens as CUDA graphs: one for each bucket of sizes, captured when it is met the second time."""
+"""Steps as CUDA graphs: one for each bucket of sizes, captured when it is met the second time."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
+Size = TypeVar("Size", bound=Hashable)
 
-class StepGraphs:
+
+class _Captured(NamedTuple):
+    """kept: what `run` gave while the graph was captured; it may own memory whose addresses the graph holds."""
+
+    graph: torch.cuda.CUDAGraph
+    kept: object
+
+
+class StepGraphs(Generic[Size]):
     """Owns the graphs and the pool of memory that they share. They hold the addresses of weights and inputs."""
 
-    def __init__(self, run: Callable[[int], None]) -> None:
-        """run: launches every kernel of a step of so many single tokens."""
-        self._run = run
+    def __init__(self, run: Callable[[Size], object], most: int = 1 << 30) -> None:
+        """run: launches every kernel of a step of that size. most: sizes that are remembered, the last used ones."""
+        self._run, self._most = run, most
         self.forget()
 
-    def run(self, size: int) -> None:
-        """Replay a step of `size` single tokens; the first time it is called, which compiles what has to be."""
-        if graph := self._graphs.get(size):
-            graph.replay()
-            return
-        self._run(size)  # the second time too: capture runs nothing, and this step has to be computed
-        self._graphs[size] = self._capture(size) if size in self._graphs else None
+    def run(self, size: Size) -> None:
+        """Replay a step of that size; the first time it is called, which compiles what has to be."""
+        found = self._graphs.get(size)
+        if found is not None:
+            found.graph.replay()
+        else:
+            self._run(size)  # the second time too: capture runs nothing, and this step has to be computed
+            self._graphs[size] = self._capture(size) if size in self._graphs else None
+        self._graphs.move_to_end(size)
+        if len(self._graphs) > self._most:
+            torch.cuda.current_stream().synchronize()  # its graph may be running
+            self._graphs.popitem(last=False)
 
     def forget(self) -> None:
         """Drop all graphs: what they would run is about to change."""
-        self._graphs: dict[int, torch.cuda.CUDAGraph | None] = {}  # None: met once
+        self._graphs: OrderedDict[Size, _Captured | None] = OrderedDict()  # None: met once
         self._pool = torch.cuda.graph_pool_handle()
 
-    def _capture(self, size: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, size: Size) -> _Captured:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            self._run(size)
-        return graph
+            kept = self._run(size)
+        return _Captured(graph, kept)

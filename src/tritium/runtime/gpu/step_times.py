@@ -20,6 +20,8 @@ from tritium.engine.tactics import Tactics
 from tritium.errors import OutOfMemory
 from tritium.kernels.kernel import Thunk
 from tritium.runtime.assemble import make_scheduler
+from tritium.runtime.encoder_request import EncoderRequest
+from tritium.runtime.gpu.encoder_runner import GpuEncoderRunner
 from tritium.runtime.gpu.executor import GpuExecutor
 from tritium.runtime.kv_cache import block_bytes
 from tritium.runtime.request import Request, SampledToken, ScheduledBatch
@@ -28,6 +30,7 @@ from tritium.sampling_params import SamplingParams
 
 MOST_KEYS = 65_536  # that the sequences of a decoding batch have behind them together
 LONGEST_CONTEXT = 1024
+LONGEST_TEXT = 256  # tokens of one text of an encoder's batch
 _MOST_NEW = 64  # tokens that a sequence may decode until the last one has its prompt
 _FEWEST_TOKENS = 4096  # a step; with MOST_KEYS few enough steps for _MOST_NEW
 _CYCLES_A_SECOND = 2_000_000_000  # at most, of any GPU's clock
@@ -63,16 +66,7 @@ class GpuStepTimer:
         inf: the step's kernel wants more of something than this GPU has.
         """
         self._executor.use(tactics)
-        thunks = self._executor.thunks(self._executor.prepare(self._batch(count)))
-        refused = {number for number, thunk in enumerate(thunks) if not _can_run(thunk)}
-        kept = [_nothing if number in refused else thunk for number, thunk in enumerate(thunks)]
-        wait, rounds = _LONGEST_WAIT, []
-        for _ in range(WARM_UP_ROUNDS + repeats):
-            seconds, launching = _round(kept, wait)
-            wait = min(_LONGEST_WAIT, 1.5 * launching)
-            rounds.append(seconds)
-        seconds = medians(rounds[WARM_UP_ROUNDS:])
-        return [math.inf if number in refused else one for number, one in enumerate(seconds)]
+        return _times(self._executor.thunks(self._executor.prepare(self._batch(count))), repeats)
 
     def close(self) -> None:
         """Give the GPU's memory back."""
@@ -134,6 +128,48 @@ def _cache_bytes(engine: Engine, config: RuntimeConfig) -> int:
 def no_tactics() -> Tactics:
     """Every step by its default."""
     return Tactics(environment={}, effort="none")
+
+
+class GpuEncoderStepTimer:
+    """Times batches of texts of one encoder, by any tactics; its weights are loaded once."""
+
+    def __init__(self, engine: Engine, counts: Sequence[int], *, largest_decode: int) -> None:
+        """counts: tokens of the batches to be timed. largest_decode: of no meaning for an encoder."""
+        self._vocab_size = engine.plan.vocab_size
+        self._longest = min(engine.manifest.max_model_len, LONGEST_TEXT)
+        config = RuntimeConfig(
+            max_num_seqs=-(-max(counts, default=1) // self._longest), max_num_batched_tokens=max(1, *counts)
+        )
+        self._runner = GpuEncoderRunner(engine, config, has_graphs=False, tactics=no_tactics())
+
+    def times(self, count: int, tactics: Tactics, repeats: int) -> list[float]:
+        """As `GpuStepTimer.times`, for `count` tokens in texts of up to `LONGEST_TEXT`."""
+        self._runner.use(tactics)
+        lengths = [min(self._longest, count - start) for start in range(0, count, self._longest)]
+        batch = [
+            EncoderRequest(
+                token_ids=timed_ids(number, length, self._vocab_size), token_types=[0] * length, task="embed"
+            )
+            for number, length in enumerate(lengths)
+        ]
+        return _times(self._runner.thunks(batch), repeats)
+
+    def close(self) -> None:
+        """Give the GPU's memory back."""
+        self._runner.close()
+
+
+def _times(thunks: Sequence[Thunk], repeats: int) -> list[float]:
+    """Seconds of each step: the median of `repeats` rounds after warm-up; inf for one that cannot run."""
+    refused = {number for number, thunk in enumerate(thunks) if not _can_run(thunk)}
+    kept = [_nothing if number in refused else thunk for number, thunk in enumerate(thunks)]
+    wait, rounds = _LONGEST_WAIT, []
+    for _ in range(WARM_UP_ROUNDS + repeats):
+        seconds, launching = _round(kept, wait)
+        wait = min(_LONGEST_WAIT, 1.5 * launching)
+        rounds.append(seconds)
+    seconds = medians(rounds[WARM_UP_ROUNDS:])
+    return [math.inf if number in refused else one for number, one in enumerate(seconds)]
 
 
 def _can_run(thunk: Thunk) -> bool:

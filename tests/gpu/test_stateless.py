@@ -1,0 +1,64 @@
+"""Stateless modules on a GPU: each equals the module run by torch on a CPU, and what lies on the GPU stays there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tritium import OptimizationProfile, build
+from tritium.errors import EngineError
+from tritium.testing.stateless_models import STATELESS, inputs_for
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+PROFILE = OptimizationProfile(min=1, opt=2, max=9)
+
+
+@pytest.fixture(autouse=True)
+def _whole_fp32() -> Iterator[None]:
+    """Convolutions in fp32 and not, as is torch's default, in TF32."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+def expected_of(module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    with torch.no_grad():
+        found = module(**inputs)
+    return found if isinstance(found, dict) else {"output": found}
+
+
+@pytest.mark.parametrize("name", STATELESS)
+def test_every_batch_equals_torch_from_either_side(name: str, tmp_path: Path) -> None:
+    module = STATELESS[name]().eval()
+    example: Any = inputs_for(module, 3)
+    engine = build(module, example_inputs=example, output_dir=tmp_path / "e", profile=PROFILE, device="cuda")
+    for batch in (1, 2, 9):
+        inputs = inputs_for(module, batch)
+        expected, found = expected_of(module, inputs), engine.run(**inputs)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            on_gpu = engine.run(**{name: tensor.cuda() for name, tensor in inputs.items()})
+            copies = {name: tensor.clone() for name, tensor in on_gpu.items()}
+        torch.cuda.synchronize()
+        for output, value in expected.items():
+            assert found[output].device.type == "cpu" and on_gpu[output].is_cuda
+            torch.testing.assert_close(found[output], value, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(copies[output].cpu(), value, rtol=1e-4, atol=1e-5)
+
+
+class Chooser(nn.Module):
+    """Rows of x by their numbers."""
+
+    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+        return torch.gather(x, 1, rows) * 2
+
+
+def test_an_index_that_does_not_exist_is_an_error_and_the_gpu_goes_on(tmp_path: Path) -> None:
+    example: Any = {"x": torch.randn(2, 5), "rows": torch.zeros(2, 3, dtype=torch.int64)}
+    engine = build(Chooser(), example_inputs=example, output_dir=tmp_path / "e", device="cuda")
+    x, rows = torch.randn(2, 5), torch.tensor([[4, 0, 1], [2, 3, 4]])
+    for wrong in (5, -1):
+        with pytest.raises(EngineError, match=r"step aten.gather.default failed: an index is outside 0 to 4"):
+            engine.run(x=x, rows=torch.full((2, 3), wrong))
+    torch.testing.assert_close(engine.run(x=x, rows=rows)["output"], x.gather(1, rows) * 2)
