@@ -243,8 +243,7 @@ def _compile(
             raise captured.restriction
     with clock.stage("lower"):
         plan = pipeline.to_plan(optimised)
-    is_bitwise = config.resolved_invariance == "bitwise"
-    compiled = _compiled(plan, captured, optimised, clock, plugins, config.device, is_bitwise=is_bitwise)
+    compiled = _compiled(plan, captured, optimised, config, clock, plugins)
     return dataclasses.replace(compiled, constants=compiled.constants | dict(calibration))
 
 
@@ -262,8 +261,7 @@ def compile_stateless(
         optimised = optimise_module(captured.graph, disabled=pipeline.left_out((), config.device))
     with clock.stage("lower"):
         plan = lower_module(optimised.graph, captured.outputs)
-    is_bitwise = config.resolved_invariance == "bitwise"
-    return _compiled(plan, captured, optimised, clock, device=config.device, is_bitwise=is_bitwise)
+    return _compiled(plan, captured, optimised, config, clock)
 
 
 def compile_encoder(module: nn.Module, config: BuildConfig, *, clock: StageClock | None = None) -> Compiled:
@@ -285,8 +283,7 @@ def compile_encoder(module: nn.Module, config: BuildConfig, *, clock: StageClock
         )
     with clock.stage("lower"):
         plan = lower_encoder(optimised.graph, captured.outputs, module.config.vocab_size)
-    is_bitwise = config.resolved_invariance == "bitwise"
-    return _compiled(plan, captured, optimised, clock, device=config.device, is_bitwise=is_bitwise)
+    return _compiled(plan, captured, optimised, config, clock)
 
 
 def _blocks(module: nn.Module) -> str | None:
@@ -298,14 +295,12 @@ def _compiled(
     plan: Plan,
     captured: Captured,
     optimised: pipeline.Optimised,
+    config: BuildConfig,
     clock: StageClock,
     plugins: Sequence[Plugin] = (),
-    device: str = "cpu",
-    *,
-    is_bitwise: bool = True,
 ) -> Compiled:
     with clock.stage("kernels"):
-        plan = _with_kernels(plan, plugins, device, is_bitwise=is_bitwise)
+        plan = _with_kernels(plan, config, plugins)
     return Compiled(
         plan=plan,
         graph_text=dump.to_text(optimised.graph),
@@ -316,9 +311,10 @@ def _compiled(
     )
 
 
-def _with_kernels(plan: Plan, plugins: Sequence[Plugin], device: str, *, is_bitwise: bool) -> Plan:
-    """The plan with the kernel that each step is to run on `device`."""
-    chosen = zip(plan.steps, choose_kernels(plan, plugins, device, is_bitwise=is_bitwise), strict=True)
+def _with_kernels(plan: Plan, config: BuildConfig, plugins: Sequence[Plugin]) -> Plan:
+    """The plan with the kernel that each step is to run on the configuration's device."""
+    is_bitwise = config.resolved_invariance == "bitwise"
+    chosen = zip(plan.steps, choose_kernels(plan, plugins, config.device, is_bitwise=is_bitwise), strict=True)
     return msgspec.structs.replace(plan, steps=tuple(msgspec.structs.replace(s, kernel=k.name) for s, k in chosen))
 
 
