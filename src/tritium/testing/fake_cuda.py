@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tritium.runtime.gpu.graphs import StepGraphs
+from tritium.runtime.gpu.graphs import Captured, StepGraphs
 
 MEMORY = 4 << 30  # bytes that it says are free, of as many
 CAPABILITY = (7, 5)  # of computing: the kernels that need no more
@@ -35,7 +35,7 @@ class FakeEvent:
 
 
 class _Again:
-    def __init__(self, run: Callable[[], None]) -> None:
+    def __init__(self, run: Callable[[], object]) -> None:
         self.replay = run
 
 
@@ -63,5 +63,6 @@ def pretend_to_have_a_gpu(patch: Callable[[str, Any], None]) -> None:
     patch("tritium.runtime.gpu.graphs.StepGraphs._capture", _capture)
 
 
-def _capture(graphs: StepGraphs, size: int) -> _Again:
-    return _Again(lambda: graphs._run(size))
+def _capture(graphs: StepGraphs[Any], size: Any) -> Captured:
+    again: Any = _Again(lambda: graphs._run(size))
+    return Captured(again, None)

@@ -198,7 +198,7 @@ class _Part:
     """A tensor on its way from the GPU; to be read when the batch's event has passed."""
 
     def __init__(self, on_gpu: torch.Tensor) -> None:
-        self._pinned = torch.empty(on_gpu.shape, dtype=on_gpu.dtype, pin_memory=True)
+        self._pinned = torch.empty(on_gpu.shape, dtype=on_gpu.dtype, pin_memory=on_gpu.is_cuda)
         self._pinned.copy_(on_gpu, non_blocking=True)
 
     @cached_property

@@ -9,7 +9,7 @@ import torch
 Size = TypeVar("Size", bound=Hashable)
 
 
-class _Captured(NamedTuple):
+class Captured(NamedTuple):
     """kept: what `run` gave while the graph was captured; it may own memory whose addresses the graph holds."""
 
     graph: torch.cuda.CUDAGraph
@@ -39,11 +39,11 @@ class StepGraphs(Generic[Size]):
 
     def forget(self) -> None:
         """Drop all graphs: what they would run is about to change."""
-        self._graphs: OrderedDict[Size, _Captured | None] = OrderedDict()  # None: met once
+        self._graphs: OrderedDict[Size, Captured | None] = OrderedDict()  # None: met once
         self._pool = torch.cuda.graph_pool_handle()
 
-    def _capture(self, size: Size) -> _Captured:
+    def _capture(self, size: Size) -> Captured:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             kept = self._run(size)
-        return _Captured(graph, kept)
+        return Captured(graph, kept)
