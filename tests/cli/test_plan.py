@@ -12,8 +12,11 @@ from tritium.cli.plan_command import Planned, predict
 from tritium.compiler import build
 from tritium.config import RuntimeConfig, available_memory
 from tritium.models.hf_config import parse_config
+from tritium.runtime.encoder_runner import EncoderRunner
 from tritium.runtime.executor import Executor
+from tritium.testing.stateless_models import ImageClassifier
 from tritium.testing.tiny_configs import TINY_MODELS
+from tritium.testing.tiny_encoders import make_encoder
 
 WIDE = {"vocab_size": 4096, "num_hidden_layers": 3, "max_position_embeddings": 2048}
 SHAPES = {
@@ -147,11 +150,40 @@ def test_a_memory_of_nothing_is_refused_by_name():
     assert "--memory must be a number of bytes from 1 on, not 0" in result.stderr
 
 
-def test_an_encoder_has_no_kv_cache_to_plan_and_is_refused_by_name():
-    result = CliRunner().invoke(app, ["plan", "--arch", "bert-base"])
+def test_an_encoder_is_planned_without_a_cache_as_its_runner_lays_it_out(tmp_path):
+    path, _ = make_encoder(tmp_path / "model", "BertModel")
+    engine = build(path, output_dir=tmp_path / "engine")
+    runner = EncoderRunner(engine, RUNTIME)
+    laid_out = runner._runner._arena_bytes
+    runner.close()
+    result = CliRunner().invoke(
+        app, ["plan", str(engine.path), "--max-num-seqs", "16", "--max-num-batched-tokens", "256", "--json"]
+    )
+    planned = json.loads(result.stdout)
+    assert planned["kv_bytes"] == 0 and planned["max_model_len"] == 72
+    assert planned["arena_bytes"] == laid_out > 0
+    assert planned["weights_bytes"] + laid_out == planned["total_bytes"]
+    said = CliRunner().invoke(app, ["plan", str(engine.path)])
+    assert "512 tokens at once, of up to 64 texts" in said.stdout and "KV cache" not in said.stdout
+
+
+@pytest.mark.full
+def test_an_encoder_is_planned_for_a_gpu_that_is_not_here():
+    arguments = ["plan", "--arch", "bert-base", "--dtype", "float16", "--max-num-batched-tokens", "16384", "--json"]
+    planned = json.loads(CliRunner().invoke(app, [*arguments, "--gpu", "l40s"]).stdout)
+    assert planned["config"]["device"] == "cuda" and planned["workspace_bytes"] > 64 << 20
+    assert 2 * 109e6 < planned["weights_bytes"] < 2 * 110e6  # BERT-base has 109.5 million parameters
+    widest = 16384 * 2 * (3072 + 3072)  # what the activation reads and writes
+    assert widest < planned["arena_bytes"] < 2 * widest
+    refused = CliRunner().invoke(app, ["plan", "--arch", "bert-base", "--device", "cuda", "--memory", "1000000000"])
+    assert refused.exit_code == 1 and "the model does not fit: memory available" in refused.stderr
+
+
+def test_a_stateless_module_is_not_planned_and_that_is_said(tmp_path):
+    example = {"image": torch.zeros(1, 3, 32, 32)}
+    engine = build(ImageClassifier().eval(), example_inputs=example, output_dir=tmp_path / "engine")
+    result = CliRunner().invoke(app, ["plan", str(engine.path)])
     assert result.exit_code == 1
-    line = result.stderr.strip().splitlines()[-1]
-    assert line == (
-        "error: --arch bert-base is of kind 'encoder': only decoders have a KV cache to plan; anything else takes its "
-        "weights and the activations of one batch"
+    assert (
+        f"{engine.path} is a stateless module" in result.stderr and "decoders and encoders are planned" in result.stderr
     )

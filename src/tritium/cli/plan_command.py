@@ -10,14 +10,14 @@ import torch
 from tritium.cli.build_command import choose_model
 from tritium.cli.options import fields_of
 from tritium.cli.report import print_json, say, say_config
-from tritium.compiler import compile_module, compute_dtype
+from tritium.compiler import compile_encoder, compile_module, compute_dtype
 from tritium.config import BuildConfig, Device, RuntimeConfig, available_memory
 from tritium.engine.engine import Engine
 from tritium.engine.manifest import is_engine
 from tritium.engine.plan import Plan
 from tritium.errors import ConfigError
 from tritium.resolve import resolve_model
-from tritium.runtime.footprint import Footprint, footprint, gpu_footprint
+from tritium.runtime.footprint import Footprint, encoder_footprint, footprint, gpu_footprint
 from tritium.runtime.gpu.device import check_capability
 from tritium.runtime.gpu.known import gpu_named
 from tritium.runtime.kernel_choice import choose_kernels
@@ -79,14 +79,21 @@ def run(
     say_config(about, is_json=False)
     if planned.num_ranks > 1:
         print(f"each of {planned.num_ranks} ranks:")
+    has_cache = planned.plan.kind == "decoder"
     rows = {
         "weights": megabytes(found.weights_bytes),
         "arena": f"{megabytes(found.arena_bytes)} (activations of {found.largest.tokens:,} tokens in one step)",
-        "KV cache": f"{megabytes(found.memory.kv_bytes)} in {found.memory.num_blocks:,} blocks",
+        **(
+            {"KV cache": f"{megabytes(found.memory.kv_bytes)} in {found.memory.num_blocks:,} blocks"}
+            if has_cache
+            else {}
+        ),
         **({"workspace": megabytes(found.workspace_bytes)} if found.workspace_bytes else {}),
         "in all": f"{megabytes(found.total_bytes)} of {megabytes(available)}",
         "fits": f"{found.memory.num_tokens:,} tokens: {found.memory.num_sequences:,} sequences of "
-        f"{found.memory.max_model_len:,}",
+        f"{found.memory.max_model_len:,}"
+        if has_cache
+        else f"{found.largest.tokens:,} tokens at once, of up to {runtime.max_num_seqs:,} texts",
     }
     for name, text in rows.items():
         print(f"{name:<9} {text}")
@@ -97,9 +104,12 @@ def plan_of(model: str | None, arch: str | None, build: BuildConfig) -> Planned:
     """The plan of an engine directory, or of a model as `build` would compile it; no weight is read."""
     if model is not None and is_engine(model):
         engine = Engine.load(model)
-        if engine.manifest.kind != "decoder":
-            raise _unplanned(model, engine.manifest.kind)
         manifest = engine.manifest
+        if manifest.kind == "module":
+            raise ConfigError(
+                f"{model} is a stateless module: it takes its weights and the activations of one batch, and nothing "
+                "here could change that; decoders and encoders are planned"
+            )
         device: Device = "cuda" if manifest.backend == "cuda" else "cpu"
         is_bitwise = manifest.invariance == "bitwise"
         num_ranks = manifest.mapping.get("tensor_parallel", 1)
@@ -107,18 +117,12 @@ def plan_of(model: str | None, arch: str | None, build: BuildConfig) -> Planned:
     say("compiling the graph, without weights")
     resolved = resolve_model(choose_model(model, arch, build, is_dummy=True), build, "dummy" if arch else None)
     if resolved.encoder is not None:
-        raise _unplanned(model or f"--arch {arch}", "encoder")
-    compiled = compile_module(resolved.module, build, dtype=resolved.dtype)
+        compiled = compile_encoder(resolved.module, build)
+    else:
+        compiled = compile_module(resolved.module, build, dtype=resolved.dtype)
     dtype = compute_dtype(compiled.plan)
     is_bitwise = build.resolved_invariance == "bitwise"
     return Planned(compiled.plan, resolved.max_model_len, is_bitwise, dtype, build.device, build.tensor_parallel)
-
-
-def _unplanned(name: str, kind: str) -> ConfigError:
-    return ConfigError(
-        f"{name} is of kind {kind!r}: only decoders have a KV cache to plan; anything else takes its weights and the "
-        "activations of one batch"
-    )
 
 
 def _memory_of(device: Device, num_ranks: int) -> int:
@@ -133,8 +137,10 @@ def _memory_of(device: Device, num_ranks: int) -> int:
 def predict(planned: Planned, runtime: RuntimeConfig, available_bytes: int) -> Footprint:
     """What an executor of this plan would allocate, on a CPU by this machine's kernels. Raises `OutOfMemory`."""
     known: dict[str, Any] = {"engine_max_model_len": planned.max_model_len, "available_bytes": available_bytes}
-    known["num_ranks"] = planned.num_ranks
     kernels = choose_kernels(planned.plan, device=planned.device, is_bitwise=planned.is_bitwise)
+    if planned.plan.kind == "encoder":
+        return encoder_footprint(planned.plan, kernels, runtime, **known, device=planned.device)
+    known["num_ranks"] = planned.num_ranks
     if planned.device == "cuda":
         return gpu_footprint(planned.plan, kernels, runtime, **known)
     return footprint(planned.plan, kernels, runtime, is_bitwise=planned.is_bitwise, **known)

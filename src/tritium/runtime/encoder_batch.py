@@ -8,7 +8,10 @@ import torch
 
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
+from tritium.engine.plan import Sizes
 from tritium.errors import EngineError
+from tritium.kernels.kernel import Kernel
+from tritium.runtime.buckets import bucket, common_multiple
 from tritium.runtime.encoder_request import EncoderRequest
 
 
@@ -43,17 +46,31 @@ class EncoderLimits:
         return scores.sigmoid() if self.info.score_activation == "sigmoid" else scores.softmax(-1)
 
 
+def largest_gpu_batch(config: RuntimeConfig, engine_max_model_len: int) -> Sizes:
+    """What memory is laid out for: so many tokens and texts, or one text of the longest."""
+    longest = min(config.max_model_len or engine_max_model_len, engine_max_model_len)
+    tokens = max(config.max_num_batched_tokens, longest)
+    return Sizes(tokens=tokens, sequences=config.max_num_seqs, rows=config.max_num_seqs)
+
+
+def largest_cpu_batch(kernels: Sequence[Kernel], config: RuntimeConfig, engine_max_model_len: int) -> Sizes:
+    """The same, rounded up: torch's kernels are given more rows than a small batch has."""
+    multiple = common_multiple((16, *(kernel.row_multiple for kernel in kernels)))
+    exact = largest_gpu_batch(config, engine_max_model_len)
+    rows = bucket(exact.rows, multiple)
+    return Sizes(tokens=bucket(exact.tokens, multiple), sequences=exact.sequences, rows=rows)
+
+
 class PackedInputs:
     """The inputs of a plan on the host, for the largest batch; `tensors` by name."""
 
-    def __init__(self, *, tokens: int, sequences: int, rows: int) -> None:
-        """The largest numbers of each."""
+    def __init__(self, largest: Sizes) -> None:
         self.tensors = {
-            "input_ids": torch.zeros(tokens, dtype=torch.int64),
-            "positions": torch.zeros(tokens, dtype=torch.int64),
-            "token_types": torch.zeros(tokens, dtype=torch.int64),
-            "sampled_rows": torch.zeros(rows, dtype=torch.int64),
-            "cu_seqlens_q": torch.zeros(sequences + 1, dtype=torch.int32),
+            "input_ids": torch.zeros(largest.tokens, dtype=torch.int64),
+            "positions": torch.zeros(largest.tokens, dtype=torch.int64),
+            "token_types": torch.zeros(largest.tokens, dtype=torch.int64),
+            "sampled_rows": torch.zeros(largest.rows, dtype=torch.int64),
+            "cu_seqlens_q": torch.zeros(largest.sequences + 1, dtype=torch.int32),
             "batch_counts": torch.zeros(4, dtype=torch.int32),
         }
         self._arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()}

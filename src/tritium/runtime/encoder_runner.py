@@ -13,7 +13,7 @@ from tritium.engine.plan import Sizes
 from tritium.engine.tactics import Tactics
 from tritium.kernels.kernel import Thunk
 from tritium.runtime.buckets import bucket, common_multiple
-from tritium.runtime.encoder_batch import EncoderLimits, PackedInputs
+from tritium.runtime.encoder_batch import EncoderLimits, PackedInputs, largest_cpu_batch
 from tritium.runtime.encoder_request import EncoderRequest
 from tritium.runtime.kernel_choice import choose_kernels, usable_tactics
 from tritium.runtime.plan_runner import PlanRunner
@@ -31,10 +31,8 @@ class EncoderRunner(EncoderLimits):
         tuned = tactics or usable_tactics(engine, environment(config.num_threads))
         kernels = choose_kernels(engine.plan, tuned=tuned.kernels if tuned else None)
         multiple = common_multiple(kernel.row_multiple for kernel in kernels)
-        most = common_multiple((16, multiple))  # torch's kernels are given more rows than a small batch has
-        rows = bucket(self.max_requests, most)
-        self._largest = Sizes(tokens=bucket(self.max_tokens, most), sequences=self.max_requests, rows=rows)
-        self._inputs = PackedInputs(tokens=self._largest.tokens, sequences=self.max_requests, rows=rows)
+        self._largest = largest_cpu_batch(kernels, config, engine.manifest.max_model_len)
+        self._inputs = PackedInputs(self._largest)
         self._runner = PlanRunner(engine, self._largest, self._inputs.tensors, config.num_threads, tuned)
         self._multiple = multiple if engine.manifest.invariance == "bitwise" else 1
 

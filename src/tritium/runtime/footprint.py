@@ -12,6 +12,7 @@ from tritium.engine.plan import Extent, Phase, Plan, Ref, Sizes
 from tritium.kernels.eager.collectives import scratch_len
 from tritium.kernels.kernel import Kernel
 from tritium.runtime.buckets import bucket, common_multiple
+from tritium.runtime.encoder_batch import largest_cpu_batch, largest_gpu_batch
 from tritium.runtime.loaded_weights import bytes_in_use
 from tritium.runtime.memory import GPU_KV_SHARE, GPU_RESERVE, KV_SHARE, MemoryPlan, megabytes, plan_memory
 
@@ -94,6 +95,26 @@ def gpu_footprint(
     tables = len(plan.kv_groups) * config.max_num_seqs * -(-found.memory.max_model_len // config.block_size) * 4
     logits = config.max_num_seqs * plan.vocab_size * 8 // SAMPLING_CHUNK  # a value and an id of each chunk
     return replace(found, workspace_bytes=GPU_WORKSPACE + experts + tables + logits + 48 * found.largest.tokens)
+
+
+def encoder_footprint(
+    plan: Plan,
+    kernels: Sequence[Kernel],
+    config: RuntimeConfig,
+    *,
+    engine_max_model_len: int,
+    available_bytes: int,
+    device: str = "cpu",
+) -> Footprint:
+    """The same of an encoder, which has no KV cache."""
+    if device == "cuda":
+        largest = largest_gpu_batch(config, engine_max_model_len)
+        available_bytes -= GPU_RESERVE
+    else:
+        largest = largest_cpu_batch(kernels, config, engine_max_model_len)
+    multiples = dict.fromkeys(PHASES, 1)
+    found = _laid_out(plan, kernels, config, largest, multiples, engine_max_model_len, available_bytes)
+    return replace(found, workspace_bytes=GPU_WORKSPACE if device == "cuda" else 0)
 
 
 def _laid_out(

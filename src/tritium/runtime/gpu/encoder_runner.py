@@ -23,7 +23,7 @@ from tritium.engine.environment import gpu_environment
 from tritium.engine.plan import Sizes
 from tritium.engine.tactics import Tactics
 from tritium.kernels.kernel import LaunchContext, Thunk
-from tritium.runtime.encoder_batch import EncoderLimits, PackedInputs
+from tritium.runtime.encoder_batch import EncoderLimits, PackedInputs, largest_gpu_batch
 from tritium.runtime.encoder_request import EncoderRequest
 from tritium.runtime.gpu.buckets import gpu_bucket
 from tritium.runtime.gpu.device import gpu_for
@@ -67,8 +67,8 @@ class GpuEncoderRunner(EncoderLimits):
         which they were measured. Raises `EngineError`, also without a GPU, `KernelError` or `OutOfMemory`."""
         super().__init__(engine, config)
         self.device = gpu_for(engine)
-        self._largest = Sizes(tokens=self.max_tokens, sequences=self.max_requests, rows=self.max_requests)
-        self._host = PackedInputs(tokens=self.max_tokens, sequences=self.max_requests, rows=self.max_requests)
+        self._largest = largest_gpu_batch(config, engine.manifest.max_model_len)
+        self._host = PackedInputs(self._largest)
         self._inputs = DeviceInputs(self._host.tensors, self.device)
         self._context = LaunchContext()
         self._runner = PlanRunner(
