@@ -45,6 +45,9 @@ ROWS = {
         )
     },
     "llama3-bf16-kv-int8": Row("llama-3-8b", None, 128, 128, 2048, 1024, 2048, kv_dtype="int8"),
+    # contexts long enough that attention takes most of a step
+    "llama3-bf16-1000-1000": Row("llama-3-8b", None, 1000, 1000, 384, 384, 2048),
+    "llama3-bf16-1000-1000-kv-int8": Row("llama-3-8b", None, 1000, 1000, 384, 384, 2048, kv_dtype="int8"),
     "llama3-w8a8-batch1": Row("llama-3-8b", "w8a8", 128, 128, 1, 1, 512),
     "llama3-w8a16-batch1": Row("llama-3-8b", "w8a16", 128, 128, 1, 1, 512),
     "llama3-w4a16-batch1": Row("llama-3-8b", "w4a16_g128", 128, 128, 1, 1, 512),
