@@ -130,6 +130,11 @@ def _encoder(
 ) -> ResolvedModel:
     if config.tensor_parallel > 1:
         raise ConfigError(f"tensor_parallel={config.tensor_parallel} is for decoders: leave it out for an encoder")
+    if config.scheme == "fp8" and described.dtype != "bfloat16":
+        raise ConfigError(
+            f"scheme='fp8' with dtype={described.dtype!r}: the results of fp8 linears are in bfloat16; give "
+            "dtype='bfloat16' with it"
+        )
     module = models.create_encoder(described)
     sentence = read_sentence_config(model_dir) if model_dir is not None else SentenceConfig()
     longest = described.num_positions

@@ -7,12 +7,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tritium import LLM, build
+from tritium import LLM, build, models
 from tritium.cli.main import app
 from tritium.compiler import compile_module
 from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine.engine import Engine
-from tritium.errors import EngineError
+from tritium.errors import ConfigError, EngineError
 from tritium.models.hf_config import parse_config
 from tritium.runtime.engine_process import load_worker
 from tritium.runtime.gpu import device
@@ -77,6 +77,13 @@ def test_an_encoder_is_built_for_a_gpu_and_says_that_there_is_none(tmp_path: Pat
             EngineError, match=r"was built for an NVIDIA GPU, .* no GPU here; .*tritium build .*model --"
         ):
             open_it()
+
+
+def test_an_encoder_in_fp8_must_be_in_bfloat16(tmp_path: Path) -> None:
+    shape = models.encoder_preset("bert-base")
+    with pytest.raises(ConfigError, match=r"scheme='fp8' with dtype='float32': .* give dtype='bfloat16' with it"):
+        build(shape, output_dir=tmp_path / "engine", weights="dummy", device="cuda", scheme="fp8")
+    assert not (tmp_path / "engine").exists()
 
 
 def test_a_stateless_module_is_built_for_a_gpu_and_says_that_there_is_none(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from tritium.kernels.kernel import Kernel
 from tritium.runtime.buckets import bucket, common_multiple
 from tritium.runtime.encoder_request import EncoderRequest
 
+BY_TOKEN = ("input_ids", "positions", "token_types")  # inputs with a number for each token
+
 
 class EncoderLimits:
     """max_model_len: the longest sequence. max_tokens, max_requests: of a batch, which has room for one such sequence.
@@ -66,9 +68,7 @@ class PackedInputs:
 
     def __init__(self, largest: Sizes) -> None:
         self.tensors = {
-            "input_ids": torch.zeros(largest.tokens, dtype=torch.int64),
-            "positions": torch.zeros(largest.tokens, dtype=torch.int64),
-            "token_types": torch.zeros(largest.tokens, dtype=torch.int64),
+            **{name: torch.zeros(largest.tokens, dtype=torch.int64) for name in BY_TOKEN},
             "sampled_rows": torch.zeros(largest.rows, dtype=torch.int64),
             "cu_seqlens_q": torch.zeros(largest.sequences + 1, dtype=torch.int32),
             "batch_counts": torch.zeros(4, dtype=torch.int32),
@@ -85,7 +85,7 @@ class PackedInputs:
         arrays["token_types"][:num_tokens] = np.fromiter(itertools.chain(*(r.token_types for r in batch)), np.int64)
         for start, end in itertools.pairwise(starts):
             arrays["positions"][start:end] = np.arange(end - start)
-        for name in ("input_ids", "positions", "token_types"):
+        for name in BY_TOKEN:
             arrays[name][num_tokens:tokens] = 0
         arrays["sampled_rows"][:rows] = 0
         arrays["sampled_rows"][: len(batch)] = starts[:-1]

@@ -119,13 +119,13 @@ def _largest_decode(engine: Engine) -> int:
 
 def _counts(engine: Engine, effort: Effort) -> list[int]:
     """Sizes of batches that this engine can be given."""
-    longest, is_gpu = engine.manifest.max_model_len, engine.manifest.backend == "cuda"
+    is_gpu = engine.manifest.backend == "cuda"
+    counts = (GPU_COUNTS if is_gpu else COUNTS)["full" if effort == "none" else effort]
     if engine.manifest.kind != "encoder":
-        longest = max(_largest_decode(engine), longest - 2)
-    elif is_gpu:
-        longest = max(GPU_COUNTS["full"])  # several texts
-    counts = GPU_COUNTS if is_gpu else COUNTS
-    return [count for count in counts["full" if effort == "none" else effort] if count <= longest]
+        longest = max(_largest_decode(engine), engine.manifest.max_model_len - 2)
+    else:
+        longest = max(counts) if is_gpu else engine.manifest.max_model_len  # there of several texts
+    return [count for count in counts if count <= longest]
 
 
 def _is_measured(site: Site, count: int, most_rows: int) -> bool:

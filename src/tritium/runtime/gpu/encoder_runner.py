@@ -23,7 +23,7 @@ from tritium.engine.environment import gpu_environment
 from tritium.engine.plan import Sizes
 from tritium.engine.tactics import Tactics
 from tritium.kernels.kernel import LaunchContext, Thunk
-from tritium.runtime.encoder_batch import EncoderLimits, PackedInputs, largest_gpu_batch
+from tritium.runtime.encoder_batch import BY_TOKEN, EncoderLimits, PackedInputs, largest_gpu_batch
 from tritium.runtime.encoder_request import EncoderRequest
 from tritium.runtime.gpu.buckets import gpu_bucket
 from tritium.runtime.gpu.device import gpu_for
@@ -69,7 +69,7 @@ class GpuEncoderRunner(EncoderLimits):
         self.device = gpu_for(engine)
         self._largest = largest_gpu_batch(config, engine.manifest.max_model_len)
         self._host = PackedInputs(self._largest)
-        self._inputs = DeviceInputs(self._host.tensors, self.device)
+        self._inputs = DeviceInputs(self._host.tensors, self.device, BY_TOKEN)
         self._context = LaunchContext()
         self._runner = PlanRunner(
             engine,
@@ -137,7 +137,7 @@ class GpuEncoderRunner(EncoderLimits):
         starts = [0, *itertools.accumulate(len(request.token_ids) for request in batch)]
         tokens, rows = gpu_bucket(starts[-1], self.max_tokens), gpu_bucket(len(batch), self.max_requests)
         self._host.write(batch, starts, tokens=tokens, rows=rows)
-        self._inputs.push(0)
+        self._inputs.push(0, tokens)
         longest = max(len(request.token_ids) for request in batch)
         has_rows = any(self.source(request) in self.by_row for request in batch)
         if tokens <= GRAPH_TOKENS:
