@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tritium import LLM
 from tritium.compiler import build
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
@@ -72,3 +73,25 @@ def test_two_ranks_choose_the_tokens_of_one_cpu(
     assert tokens(open_loop(Engine.load(shared.path), CONFIG, None, **command)) == tokens(
         open_loop(Engine.load(alone.path), CONFIG, None)
     )
+
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo_model"
+TEXT = "import os\n\n\ndef main(path):\n    with open(path) as f:\n        for line in f:\n            print(line)\n"
+
+
+def scores(place: Path, **options: Any) -> torch.Tensor:
+    """Log-probabilities that the demo model gives a text, by the engine that these options build."""
+    engine = build(DEMO, output_dir=place / "-".join(map(str, options.values())), **options)
+    with LLM(engine.path, max_num_seqs=4, max_num_batched_tokens=64, kv_cache_memory=32 << 20) as llm:
+        params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+        (out,) = llm.generate([TEXT], params, use_progress=False)
+    return torch.tensor([token.logprob for token in out.prompt_logprobs or () if token is not None])
+
+
+@pytest.mark.skipif(not HAS_GPUS, reason="needs two GPUs")
+@pytest.mark.parametrize("scheme", [None, "fp8"])
+def test_ranks_in_low_precision_are_as_near_to_fp32_as_one_gpu_is(scheme: str | None, tmp_path: Path) -> None:
+    exact = scores(tmp_path, dtype="float32")
+    kept = {"device": "cuda", "dtype": "bfloat16", "scheme": scheme}
+    one, two = ((scores(tmp_path, **kept, tensor_parallel=n) - exact).abs().mean() for n in (1, 2))
+    assert len(exact) > 20 and 0 < two <= 1.5 * one + 1e-3
