@@ -34,6 +34,13 @@ class FakeEvent:
         return 1000 * (end._seconds - self._seconds)
 
 
+class FakeStream:
+    """What is launched on it is over at once."""
+
+    def wait_stream(self, other: object) -> None:
+        """Nothing is to be waited for."""
+
+
 class _Again:
     def __init__(self, run: Callable[[], object]) -> None:
         self.replay = run
@@ -54,9 +61,10 @@ def pretend_to_have_a_gpu(patch: Callable[[str, Any], None]) -> None:
     }
     for name, answer in answers.items():
         patch(f"torch.cuda.{name}", lambda *_, answer=answer: answer)
-    for name in ("synchronize", "empty_cache", "_sleep"):
+    for name in ("synchronize", "empty_cache", "set_device", "_sleep"):
         patch(f"torch.cuda.{name}", nothing)
     patch("torch.cuda.Event", FakeEvent)
+    patch("torch.cuda.current_stream", lambda *_: FakeStream())
     patch("torch.Tensor.pin_memory", lambda tensor: tensor)
     patch("tritium.runtime.gpu.device._find_gpu", lambda *_: torch.device("cpu"))
     patch("tritium.engine.environment._driver", lambda: "none")
