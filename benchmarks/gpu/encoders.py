@@ -24,12 +24,16 @@ from transformers import BertConfig, BertModel
 
 import tritium
 from tritium.config import RuntimeConfig
+from tritium.engine.engine import Engine
 from tritium.engine.environment import gpu_environment
+from tritium.engine.plan import Ref, Sizes
+from tritium.inspection.costs import Batch, step_cost
 from tritium.kernels.gpu import varlen, varlen_flash
 from tritium.kernels.gpu.varlen import VarlenTactic
 from tritium.kernels.kernel import LaunchContext
 from tritium.runtime.encoder_request import EncoderRequest
 from tritium.runtime.gpu.encoder_runner import GpuEncoderRunner
+from tritium.runtime.gpu.step_times import GpuEncoderStepTimer, no_tactics
 
 SHAPES: dict[str, dict[str, int]] = {
     "bert-base": {},
@@ -43,6 +47,7 @@ SHAPES: dict[str, dict[str, int]] = {
 LENGTHS, BATCHES = (128, 384), (1, 32, 128)
 SECONDS = 0.25  # a round, about
 ROUNDS = 5
+STEP_TOKENS = 16_384
 TACTICS = [
     VarlenTactic(block_m=m, tile=tile, num_warps=warps, num_stages=stages)
     for m, tile, warps, stages in (
@@ -146,6 +151,30 @@ def measure(shape: str, args: argparse.Namespace, save: Callable[[str, Any], Non
             )
         save(f"{shape} {batch} x {length}", found)
     runner.close()
+    if args.steps:
+        measure_steps(shape, engine, save)
+
+
+def measure_steps(shape: str, engine: Engine, save: Callable[[str, Any], None]) -> None:
+    """Each step's time among the others in a batch of `STEP_TOKENS` tokens, texts of 256, summed up by kernel."""
+    timer = GpuEncoderStepTimer(engine, [STEP_TOKENS], largest_decode=0)
+    seconds = timer.times(STEP_TOKENS, no_tactics(), 5)
+    timer.close()
+    batch = Batch(Sizes(tokens=STEP_TOKENS, sequences=STEP_TOKENS // 256, rows=STEP_TOKENS // 256), 256)
+    sums: dict[str, list[float]] = {}
+    for step, one in zip(engine.plan.steps, seconds, strict=True):
+        weight = step.args.get("weight_NK")
+        name = f"{step.kernel} {list(engine.plan.value(weight.value).shape) if isinstance(weight, Ref) else ''}"
+        cost = step_cost(engine.plan, step, batch)
+        sums[name] = [
+            a + b for a, b in zip(sums.get(name, [0.0] * 4), (1, one, cost.num_bytes, cost.flops), strict=True)
+        ]
+    for name, (count, total, num_bytes, work) in sorted(sums.items(), key=lambda item: -item[1][1]):
+        print(
+            f"{shape} {name:<42} {count:3.0f} x {1e6 * total / count:7.1f} us, {1e3 * total:7.3f} ms of "
+            f"{1e3 * sum(seconds):.3f}, {num_bytes / total / 1e12:5.2f} TB/s, {work / total / 1e12:6.0f} TFLOP/s"
+        )
+    save(f"{shape} steps", sums)
 
 
 def measure_attention(save: Callable[[str, Any], None]) -> None:
@@ -196,6 +225,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--attention", action="store_true")
+    parser.add_argument("--steps", action="store_true", help="time each step too")
     args = parser.parse_args()
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     results: dict[str, Any] = {"command": sys.argv, "environment": gpu_environment(), "versions": versions}
