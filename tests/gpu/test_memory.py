@@ -85,6 +85,6 @@ def test_a_closed_llm_gives_the_gpu_its_memory_back_while_somebody_still_has_it(
     before = torch.cuda.memory_reserved()
     second = LLM(engine, **limits)
     second.generate(["a"] * 3, params)
-    assert torch.cuda.memory_reserved() - before > 1 << 30
+    assert torch.cuda.memory_reserved() - before > 32 << 20
     second.close()
     assert torch.cuda.memory_reserved() <= before
