@@ -21,6 +21,7 @@ import tritium
 from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.engine.manifest import is_engine
+from tritium.errors import TritiumError
 from tritium.models.presets import preset
 from tritium.runtime.loop import Loop
 from tritium.runtime.outputs import StepOutput
@@ -123,6 +124,7 @@ def measure(name: str, num_ranks: int, place: Path, repeats: int, note: Callable
         free_bytes = torch.cuda.mem_get_info()[0]
         found = {"one_ms_a_token": 1000 * one / OUTPUT_LEN, "many_tokens_per_second": MANY * OUTPUT_LEN / many}
         found["bytes_taken"] = free_before - free_bytes
+        note(json.dumps(found))
         return found | {"profile": profiled(loop, vocab_size)}
     finally:
         loop.close()
@@ -153,7 +155,7 @@ def main() -> None:
                 continue
             try:
                 results[label] = measure(name, num_ranks, given.place, given.repeats, note)
-            except tritium.errors.TritiumError as error:  # the other rows are worth having
+            except (TritiumError, RuntimeError, AssertionError) as error:  # the other rows are worth having
                 results[label] = {"error": f"{type(error).__name__}: {error}"}
             print(json.dumps({label: results[label]}), flush=True)
             gpus = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
