@@ -2,17 +2,17 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch.distributed import FileStore
 
-from tritium import ops
+from tritium import LLM, SamplingParams, ops
 from tritium.compiler import build
 from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine.engine import Engine
@@ -23,20 +23,11 @@ from tritium.kernels.kernel import LaunchContext
 from tritium.models import EncoderConfig
 from tritium.runtime.executor import Executor
 from tritium.runtime.gloo import GlooCommunicator
+from tritium.runtime.ranks.launch import open_loop
 from tritium.testing.quantized_checkpoints import awq_writer, quantize_checkpoint
 from tritium.testing.tiny_models import TINY_MODELS, make_checkpoint
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tensor_parallel.py"
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    """examples/tensor_parallel.py: it starts the processes."""
-    spec = importlib.util.spec_from_file_location("tensor_parallel", EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -52,42 +43,51 @@ def halves(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[E
     return [build(checkpoint, output_dir=place / str(r), tensor_parallel=2, rank=r) for r in range(2)]
 
 
-def test_the_example_shares_a_model_whose_ranks_choose_the_tokens_of_one_process(
-    example, checkpoint, monkeypatch, capsys
-) -> None:
-    chosen = []
-    generate = example.generate
-    monkeypatch.setattr(example, "generate", lambda *args: chosen.append(generate(*args)) or chosen[-1])
+@pytest.mark.full
+def test_the_example_shares_a_model_whose_ranks_choose_the_tokens_of_one_process(checkpoint, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("tensor_parallel", EXAMPLE)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
     monkeypatch.setattr(sys, "argv", ["tensor_parallel.py", str(checkpoint)])
     example.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["rank-0", "rank-1"]
-    assert all(line.endswith("same tokens as alone: True") for line in lines)
-    assert len({token for tokens in chosen[0] for token in tokens}) > 8  # of one process: no constant answer
+    *sizes, same = capsys.readouterr().out.splitlines()
+    whole, half = (int(line.split()[4].replace(",", "")) for line in sizes)
+    assert half < 0.6 * whole and same == "same tokens: True"
+
+
+PROMPTS = ([5, 6, 7], [9, 8, 7, 6, 5, 4, 3], list(range(3, 40)))
+LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "kv_cache_memory": 8 << 20, "num_threads": 1}
+
+
+def tokens(engine: Engine) -> list[list[int]]:
+    """Greedy tokens of the prompts, in flight together."""
+    with LLM(engine.path, **LIMITS) as llm:
+        params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+        return [out.outputs[0].token_ids for out in llm.generate(PROMPTS, params, use_progress=False)]
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["gptj", "mixtral", "bloom", "gemma2", "qwen3"])
-def test_families_of_every_kind_can_be_shared(example, name, tmp_path) -> None:
+def test_families_of_every_kind_can_be_shared(name, tmp_path) -> None:
     model = make_checkpoint(tmp_path / "model", name)
     alone = build(model, output_dir=tmp_path / "alone")
-    ranks = [build(model, output_dir=tmp_path / str(r), tensor_parallel=2, rank=r) for r in range(2)]
-    assert ranks[0].manifest.matches["shard"] >= 2
-    printed = example.run_ranks([[rank.path] for rank in ranks], tmp_path / "store")
-    assert printed == [[str(example.generate(str(alone.path)))]] * 2
+    shared = build(model, output_dir=tmp_path / "shared", tensor_parallel=2)
+    assert shared.manifest.matches["shard"] >= 2
+    expected = tokens(alone)
+    assert tokens(shared) == expected
+    assert len({token for one in expected for token in one}) > 8  # no constant answer
 
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}
 
 
 @pytest.mark.full
-def test_a_checkpoint_that_is_dequantised_as_it_is_read_can_be_shared(example, checkpoint, tmp_path) -> None:
+def test_a_checkpoint_that_is_dequantised_as_it_is_read_can_be_shared(checkpoint, tmp_path) -> None:
     """AWQ with zeros: no kernel takes it as it is, so its weights are floats, and each rank has its part of them."""
     model = quantize_checkpoint(checkpoint, tmp_path / "awq", AWQ, awq_writer(32, None))
     alone = build(model, output_dir=tmp_path / "alone")
-    ranks = [build(model, output_dir=tmp_path / str(r), tensor_parallel=2, rank=r) for r in range(2)]
-    printed = example.run_ranks([[rank.path] for rank in ranks], tmp_path / "store")
-    assert printed == [[str(example.generate(str(alone.path)))]] * 2
+    shared = build(model, output_dir=tmp_path / "shared", tensor_parallel=2)
+    assert tokens(shared) == tokens(alone)
 
 
 def test_a_rank_has_its_part_of_the_weights_and_of_the_kv_cache(halves) -> None:
@@ -148,6 +148,24 @@ def test_without_a_rank_the_engines_of_all_are_built_side_by_side(checkpoint, ha
     assert [engine.identity for engine in (first, second)] == [half.identity for half in halves]
     assert Engine.load(tmp_path / "both").path == first.path and is_engine(tmp_path / "both")
     assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["rank-0", "rank-1"]
+
+
+def test_a_refit_gives_new_weights_to_every_rank(halves, checkpoint, tmp_path) -> None:
+    both = build(checkpoint, output_dir=tmp_path / "both", tensor_parallel=2)
+    refitted = both.refit(checkpoint)
+    ranks = [refitted, Engine.load(tmp_path / "both" / "rank-1")]
+    assert [engine.manifest.weights_generation for engine in ranks] == [1, 1]
+    assert [engine.identity for engine in ranks] == [half.identity for half in halves]  # of equal weights
+    alone = Engine.load(shutil.copytree(ranks[0].path, tmp_path / "alone")).refit(checkpoint)
+    assert alone.manifest.weights_generation == 2
+    with pytest.raises(
+        EngineError, match=r"rank-1 is no engine: .*alone is rank 0 of 2, .* build them with tensor_par"
+    ):
+        open_loop(alone, RUNTIME, None)
+    with pytest.raises(EngineError, match=r"rank-1 is rank 1 of 2: open the first rank's engine, or the directory of"):
+        open_loop(ranks[1], RUNTIME, None)
+    with pytest.raises(ConfigError, match=r"plugin 5 is an object, which other processes cannot have: name it as 'mod"):
+        open_loop(ranks[0], RUNTIME, None, plugins=[5])
 
 
 @pytest.mark.parametrize(

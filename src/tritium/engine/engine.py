@@ -17,6 +17,7 @@ from tritium.engine.manifest import (
     TACTICS_NAME,
     Manifest,
     check_files,
+    rank_directories,
     rank_directory,
     read_manifest,
 )
@@ -86,10 +87,13 @@ class Engine:
 
         Everything is checked before anything is written; until the last moment, also when the process is killed, the
         old engine is whole. Processes that run the engine keep the weights they have (`LLM.update_weights` changes
-        those). Raises `CheckpointError` that names each tensor which is missing, left over or does not fit, and
+        those). Of a model that ranks share all engines are refitted, one after the other; none is run while they
+        differ. Raises `CheckpointError` that names each tensor which is missing, left over or does not fit, and
         `EngineError` when the engine cannot be written.
         """
-        refit_directory(self.path, self.manifest, self.plan, source, progress)
+        for path in rank_directories(self.path, self.manifest):
+            one = Engine.load(path, plugins=self.plugins)
+            refit_directory(path, one.manifest, one.plan, source, progress)
         return Engine.load(self.path, plugins=self.plugins)
 
     def run(self, **tensors: Any) -> dict[str, torch.Tensor]:

@@ -120,6 +120,13 @@ def rank_directory(path: str | Path, rank: int = 0) -> Path:
     return own if _is_one(own) else Path(path)
 
 
+def rank_directories(path: Path, manifest: "Manifest") -> list[Path]:
+    """Where the engines of all ranks are that share this one's model: beside it, or only itself, built alone."""
+    num_ranks, rank = manifest.mapping.get("tensor_parallel", 1), manifest.mapping.get("rank", 0)
+    found = [path.absolute().parent / f"rank-{other}" for other in range(num_ranks)]
+    return found if found[rank] == path.absolute() and all(map(_is_one, found)) else [path]
+
+
 def is_engine(path: str | Path) -> bool:
     """True for the directory of an engine, or of all ranks of one, be it damaged; not for what else has a
     `manifest.json`, as web pages do."""
