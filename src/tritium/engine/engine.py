@@ -92,7 +92,7 @@ class Engine:
         `EngineError` when the engine cannot be written.
         """
         for path in rank_directories(self.path, self.manifest):
-            one = Engine.load(path, plugins=self.plugins)
+            one = self if path == self.path.absolute() else Engine.load(path, plugins=self.plugins)
             refit_directory(path, one.manifest, one.plan, source, progress)
         return Engine.load(self.path, plugins=self.plugins)
 

@@ -124,7 +124,7 @@ def rank_directories(path: Path, manifest: "Manifest") -> list[Path]:
     """Where the engines of all ranks are that share this one's model: beside it, or only itself, built alone."""
     num_ranks, rank = manifest.mapping.get("tensor_parallel", 1), manifest.mapping.get("rank", 0)
     found = [path.absolute().parent / f"rank-{other}" for other in range(num_ranks)]
-    return found if found[rank] == path.absolute() and all(map(_is_one, found)) else [path]
+    return found if found[rank] == path.absolute() and all(map(_is_one, found)) else [path.absolute()]
 
 
 def is_engine(path: str | Path) -> bool:
