@@ -50,6 +50,13 @@ def test_every_batch_of_the_profile_equals_torch(built: dict[str, tuple[nn.Modul
             torch.testing.assert_close(found[output], value, rtol=1e-5, atol=1e-6)
 
 
+def test_a_module_without_weights_is_an_engine_too(tmp_path: Path) -> None:
+    x = torch.randn(3, 4)
+    engine = build(nn.Softmax(dim=1), example_inputs={"input": x}, output_dir=tmp_path / "e")
+    assert engine.weights_path is None
+    torch.testing.assert_close(Engine.load(engine.path).run(input=x)["output"], x.softmax(1))
+
+
 def test_an_answer_is_not_changed_by_the_next_call(built: dict[str, tuple[nn.Module, Engine]]) -> None:
     module, engine = built["image classifier"]
     first = engine.run(**inputs_for(module, 2))["output"]

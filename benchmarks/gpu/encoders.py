@@ -120,20 +120,18 @@ def beside(sides: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": {n: statistics.median(r) for n, r in rounds.items()}, "rounds": rounds, "apart": apart}
 
 
-def measure(shape: str, args: argparse.Namespace, save: Callable[[str, Any], None]) -> None:
-    """Every length and batch of a shape."""
+def measure(shape: str, args: argparse.Namespace, folder: Path, save: Callable[[str, Any], None]) -> None:
+    """Every length and batch of a shape; the model and its engine lie in `folder`."""
     config = BertConfig(**SHAPES[shape], attn_implementation="sdpa")
     torch.manual_seed(0)
     model = BertModel(config, add_pooling_layer=False).eval().half()
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(f"{folder}/model")
-        how: dict[str, Any] = {"device": "cuda", "dtype": args.dtype, "scheme": args.scheme}
-        engine = tritium.build(f"{folder}/model", output_dir=f"{folder}/engine", **how)
-        if args.tune:
-            engine = tritium.build(f"{folder}/model", output_dir=f"{folder}/engine", **how, tune="quick")
-            save(f"{shape} tactics", [(c.kernel, c.tactics) for c in engine.tactics.choices] if engine.tactics else [])
-        most = max(args.batches) * max(args.lengths)
-        runner = GpuEncoderRunner(engine, RuntimeConfig(max_num_seqs=max(args.batches), max_num_batched_tokens=most))
+    model.save_pretrained(folder / "model")
+    how: dict[str, Any] = {"device": "cuda", "dtype": args.dtype, "scheme": args.scheme}
+    engine = tritium.build(folder / "model", output_dir=folder / "engine", **how, tune="quick" if args.tune else "none")
+    if engine.tactics is not None:
+        save(f"{shape} tactics", [(choice.kernel, choice.tactics) for choice in engine.tactics.choices])
+    most = max(args.batches) * max(args.lengths)
+    runner = GpuEncoderRunner(engine, RuntimeConfig(max_num_seqs=max(args.batches), max_num_batched_tokens=most))
     model = model.cuda()
     compiled = torch.compile(model, mode="reduce-overhead", dynamic=False) if args.compile else None
     for length, batch in itertools.product(args.lengths, args.batches):
@@ -237,7 +235,8 @@ def main() -> None:
     if args.attention:
         measure_attention(save)
     for shape in args.shapes:
-        measure(shape, args, save)
+        with tempfile.TemporaryDirectory() as folder:
+            measure(shape, args, Path(folder), save)
 
 
 if __name__ == "__main__":

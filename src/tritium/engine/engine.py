@@ -65,17 +65,17 @@ class Engine:
                 f"build it again: tritium build {manifest.model.get('source', 'MODEL')} --device cpu"
             )
         check_files(path, manifest, verify=verify)
-        for name in (PLAN_NAME, *([WEIGHTS_NAME] if manifest.dummy_seed is None else [])):
-            if name not in manifest.files:
-                raise EngineError(
-                    f"{path / MANIFEST_NAME} does not list {name}: the engine is incomplete; build it again"
-                )
+        if PLAN_NAME not in manifest.files:
+            raise _incomplete(path, PLAN_NAME)
         needed = _needed_plugins(path, manifest, load_plugins(plugins))
         plan = _read_plan(path / PLAN_NAME)
         try:
             check_plan(plan, plugin_ops(needed))
         except EngineError as error:
             raise EngineError(f"{path / PLAN_NAME}: {error}") from None
+        has_weights = any(value.kind == "weight" for value in plan.values)
+        if has_weights and manifest.dummy_seed is None and WEIGHTS_NAME not in manifest.files:
+            raise _incomplete(path, WEIGHTS_NAME)
         return cls(path=path, manifest=manifest, plan=plan, plugins=needed)
 
     def refit(self, source: Mapping[str, torch.Tensor] | str | Path, *, progress: Progress | None = None) -> "Engine":
@@ -130,6 +130,10 @@ class Engine:
     def weights_path(self) -> Path | None:
         """The safetensors file, or None when every weight is generated (`manifest.dummy_seed`)."""
         return self.path / WEIGHTS_NAME if WEIGHTS_NAME in self.manifest.files else None
+
+
+def _incomplete(path: Path, name: str) -> EngineError:
+    return EngineError(f"{path / MANIFEST_NAME} does not list {name}: the engine is incomplete; build it again")
 
 
 def _needed_plugins(path: Path, manifest: Manifest, given: tuple[Plugin, ...]) -> tuple[Plugin, ...]:

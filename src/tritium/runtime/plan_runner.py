@@ -101,11 +101,17 @@ class PlanRunner:
                 raise EngineError(f"step {op} failed: {str(error).partition(chr(10))[0]}") from error
 
     def bound(self, phase: Phase, sizes: Sizes) -> list[tuple[str, Thunk]]:
-        """The steps of a phase for these sizes: op and call."""
+        """The steps of a phase for these sizes: op and call. What is bound first reads the weights.
+
+        Raises `OutOfMemory` when they, or what a kernel keeps, find no room on a GPU.
+        """
         key = (phase, sizes)
         if key not in self._bound:
             steps = [(index, step) for index, step in enumerate(self._plan.steps) if step.phase == phase]
-            self._bound[key] = [(step.op, self._bind(index, sizes)) for index, step in steps]
+            try:
+                self._bound[key] = [(step.op, self._bind(index, sizes)) for index, step in steps]
+            except torch.cuda.OutOfMemoryError as error:
+                raise self.out_of_memory("loading the model") from error
             while len(self._bound) > KEPT_SIZES:
                 self._bound.popitem(last=False)
         self._bound.move_to_end(key)

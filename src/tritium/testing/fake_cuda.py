@@ -48,7 +48,6 @@ class _Again:
 
 def pretend_to_have_a_gpu(patch: Callable[[str, Any], None]) -> None:
     """patch(name, value): as `monkeypatch.setattr`."""
-    nothing: Callable[..., None] = lambda *_: None  # noqa: E731 - it is a value here
     answers: dict[str, Any] = {
         "is_available": True,
         "current_device": 0,
@@ -62,7 +61,7 @@ def pretend_to_have_a_gpu(patch: Callable[[str, Any], None]) -> None:
     for name, answer in answers.items():
         patch(f"torch.cuda.{name}", lambda *_, answer=answer: answer)
     for name in ("synchronize", "empty_cache", "set_device", "_sleep"):
-        patch(f"torch.cuda.{name}", nothing)
+        patch(f"torch.cuda.{name}", lambda *_: None)  # one each: torch.compile knows them by their identity
     patch("torch.cuda.Event", FakeEvent)
     patch("torch.cuda.current_stream", lambda *_: FakeStream())
     patch("torch.Tensor.pin_memory", lambda tensor: tensor)
