@@ -8,7 +8,7 @@ import torch
 from tritium import ops
 from tritium.kernels.kernel import Kernel, TensorSpec, resolve
 from tritium.kernels.table import KERNELS
-from tritium.testing.kernel_cases import CASES, Case, in_double, run
+from tritium.testing.kernel_cases import CASES, Case, in_double, run, specs_of
 
 pytestmark = pytest.mark.gpu
 PAIRS = [pytest.param(k, c, id=c.name) for c in CASES for k in KERNELS if k.op == c.op and k.backend == "gpu"]
@@ -60,6 +60,20 @@ def test_a_part_of_a_table_gives_zeros_for_the_rows_of_other_parts(device: torch
     table, ids = torch.randn(5, 37, device=device), torch.tensor([4, 5, 9, 10, 0, -1, 7], device=device)
     out = run(kernel, {"weight_VD": table, "ids_T": ids, "first": 5}, (7, 37), torch.float32)
     assert torch.equal(out, ops.embedding_part(ids, table, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_ids_of_any_sizes_and_strides_find_their_rows_or_nan(dtype: torch.dtype, device: torch.device) -> None:
+    kernel = next(k for k in KERNELS if k.op == "embedding" and k.backend == "gpu")
+    table = torch.randn(9, 37, device=device)
+    ids = torch.randint(0, 9, (4, 3, 2)).to(device, dtype)[:, 1]
+    ids[2, 1], ids[0, 0] = 9, -1
+    assert resolve(kernel.supports or "")(specs_of({"ids_T": ids, "weight_VD": table})) is None
+    out = run(kernel, {"ids_T": ids, "weight_VD": table}, (4, 2, 37), torch.float32)
+    is_known = (ids >= 0) & (ids < 9)
+    assert torch.equal(out[is_known], table[ids[is_known].long()]) and out[~is_known].isnan().all()
+    one = run(kernel, {"ids_T": ids[1, 1], "weight_VD": table}, (37,), torch.float32)
+    assert torch.equal(one, table[int(ids[1, 1])])
 
 
 def test_kv_store_writes_each_token_into_its_slot_and_nothing_else(device: torch.device) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from tritium import ops
+from tritium.kernels.eager.index_checks import index_check
 from tritium.kernels.eager.rows import row_blocks
 from tritium.kernels.kernel import Bind, Thunk
 from tritium.ops.fused_rows import ROW_BASES, ROW_FORMATS
@@ -62,7 +63,16 @@ def kv_store(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     return lambda: reference(**kept)
 
 
-embedding = _copying("embedding")
+def embedding(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+    """ops.embedding into outputs[0]; on a GPU ids are checked first, see index_checks.py."""
+    look_up = _copying("embedding")(args, outputs)
+    if outputs[0].device.type == "cpu":
+        return look_up
+    check = index_check("aten.embedding.default", {"weight": args["weight_VD"], "indices": args["ids_T"]})
+    assert check is not None
+    return lambda: (check(), look_up())
+
+
 quantized_embedding = _copying("quantized_embedding")
 embedding_part = _copying("embedding_part")
 rms_norm = _copying("rms_norm")

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from tritium.errors import KernelError
+from tritium.kernels.cpu.layout import Reads
 from tritium.kernels.kernel import Thunk
 
 _BLOCK = 2048  # elements: 16 bytes a thread for bf16 in 8 warps
@@ -24,7 +25,7 @@ def _gather_rows_kernel(
 ):  # fmt: skip
     """Row - first of x; one that x lacks is all NaN, or zeros, when x is a part of a table."""
     row = tl.program_id(0).to(tl.int64)
-    source = tl.load(rows_ptr + row) - first
+    source = tl.load(rows_ptr + row).to(tl.int64) - first
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     known_width = tl.where((source >= 0) & (source < num_source_rows), width, 0)
     x = tl.load(x_ptr + source * stride_x + column, mask=column < known_width, other=0.0 if IS_PART else float("nan"))
@@ -64,12 +65,12 @@ def bring(source: torch.Tensor, target: torch.Tensor) -> None:
 
 def bind_embedding(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.embedding into outputs[0]. An id that the table has no row for gives a row of NaN."""
-    return _bind_gather(args["weight_VD"], args["ids_T"], outputs[0])
+    return _bind_look_up(args, outputs[0])
 
 
 def bind_embedding_part(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """ops.embedding_part into outputs[0]."""
-    return _bind_gather(args["weight_VD"], args["ids_T"], outputs[0], first=args["first"], is_part=True)
+    return _bind_look_up(args, outputs[0], first=args["first"], is_part=True)
 
 
 def bind_gather_rows(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
@@ -103,6 +104,13 @@ def need_dense(**tensors: torch.Tensor) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise KernelError(f"{name}: a part of sizes {tuple(tensor.shape)} has strides {tensor.stride()}: not dense")
+
+
+def _bind_look_up(args: Mapping[str, Any], out: torch.Tensor, **part: Any) -> Thunk:
+    """A stateless module's ids may have any sizes and strides."""
+    reads, table = Reads(), args["weight_VD"]
+    ids = reads.dense(args["ids_T"]).view(-1)
+    return reads.before(_bind_gather(table, ids, out.view(-1, table.shape[1]), **part))
 
 
 def _bind_gather(

@@ -15,8 +15,10 @@ LARGEST_ROW = 65536  # elements that one program keeps in registers
 
 
 def embedding(args: Mapping[str, Any]) -> str | None:
-    """A list of int64 ids, a floating table."""
-    return _rows("ids_T", args["ids_T"]) or _floats(weight_VD=args["weight_VD"])
+    """Whole ids, a floating table."""
+    if args["ids_T"].dtype not in (torch.int32, torch.int64):
+        return f"ids_T is {args['ids_T'].dtype}, not an integer"
+    return _floats(weight_VD=args["weight_VD"])
 
 
 def gather_rows(args: Mapping[str, Any]) -> str | None:
