@@ -25,7 +25,7 @@ FLAGS = {
     "inspect": "ENGINE --decode --html --json --no-timing --num-tokens --plugin",
     "diff": "FIRST SECOND --json --plugin",
     "bisect": "ENGINE --json --max-divergence --max-ratio --model --num-tokens --pass --plugin",
-    "tune": "ENGINE --deny --effort --export --import --json --num-threads --plugin",
+    "tune": "ENGINE --block-size --deny --effort --export --import --json --num-threads --plugin",
     "run": f"MODEL --prompt --input --output --json {CHOSEN} {OPENED}",
     "chat": f"MODEL --system --json {CHOSEN} {OPENED}",
     "serve": f"MODEL --api-key --drain-seconds --host --json --max-queue --max-connections --port --seed "

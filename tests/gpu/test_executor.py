@@ -71,14 +71,18 @@ def test_a_prompt_is_scored_as_on_a_cpu(engines: dict[str, Engine]) -> None:
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
 
 
-def test_every_step_of_a_batch_is_timed(engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_every_step_of_a_batch_is_timed(
+    block_size: int, engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tritium.runtime.gpu import step_times
 
     for name, small in {"MOST_KEYS": 64, "LONGEST_CONTEXT": 8, "_MOST_NEW": 8, "_FEWEST_TOKENS": 32}.items():
         monkeypatch.setattr(step_times, name, small)
-    timer = step_times.GpuStepTimer(engines["cuda"], [2, 20], largest_decode=4)
+    timer = step_times.GpuStepTimer(engines["cuda"], [2, 20], largest_decode=4, block_size=block_size)
     for count in (2, 20, 2):
         times = timer.times(count, step_times.no_tactics(), 1)
         assert len(times) == len(engines["cuda"].plan.steps)
         assert all(0 < seconds < math.inf for seconds in times)
+    assert timer._config.block_size == block_size
     timer.close()

@@ -14,6 +14,7 @@ from tritium.cli.main import app
 from tritium.compiler import build, compile_module
 from tritium.config import BuildConfig
 from tritium.engine.engine import Engine
+from tritium.engine.environment import differences
 from tritium.engine.plan import Sizes
 from tritium.errors import EngineError
 from tritium.quantizer import quantize
@@ -58,10 +59,11 @@ def timings(tmp_path):
 @pytest.fixture
 def measured(monkeypatch):
     """Times as a GPU would give them: `measured.seconds(kernel name, tactic, count)`, 1 until a test says otherwise."""
-    state = SimpleNamespace(seconds=lambda kernel, tactic, count: 1.0, batches=[])
+    state = SimpleNamespace(seconds=lambda kernel, tactic, count: 1.0, batches=[], block_sizes=[])
 
     @contextmanager
-    def timing(engine, counts, num_threads):
+    def timing(engine, counts, num_threads, block_size):
+        state.block_sizes.append(block_size)
         plain = [kernel.name for kernel in choose_kernels(engine.plan, device="cuda")]
 
         def times(count, tactics, repeats):
@@ -230,6 +232,33 @@ def test_a_build_that_is_asked_to_tunes_as_the_command_does_and_measures_nothing
     assert built.tactics.choices == by_command.choices and built.tactics.environment == HERE
     assert (built.tactics.num_measured, measured.batches) == (0, [])
     assert said[-1] == ("tune", 1, 1)
+
+
+def test_times_are_taken_in_blocks_of_the_size_asked_for_kept_apart_and_count_whatever_runs(
+    engine, measured, gpu, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tritium.tuner.timing_cache.cache_dir", lambda: tmp_path)
+    for flags in (["--block-size", "64"], [], ["--block-size", "64"]):
+        result = CliRunner().invoke(app, ["tune", str(engine.path), *flags], catch_exceptions=False)
+        assert result.exit_code == 0
+    assert measured.block_sizes == [64, 16]
+    tactics = Engine.load(engine.path).tactics
+    assert tactics.environment == {**HERE, "block_size": "64"} and differences(tactics.environment, HERE) == ""
+
+
+def test_a_block_size_that_nothing_has_is_refused_with_what_to_do(engine, gpu, tmp_path):
+    def said(path, size):
+        result = CliRunner().invoke(app, ["tune", *([str(path)] if path else []), "--block-size", size])
+        assert result.exit_code != 0
+        return result.stderr.splitlines()[-1]
+
+    assert "block_size must be a power of two, not 48" in said(engine.path, "48")
+    assert "from 1 to 256" in said(engine.path, "512") and "512" in said(engine.path, "512")
+    for_cpu = build(PlainLlama(size=256, head_size=64, num_layers=1), output_dir=tmp_path / "c", max_model_len=64)
+    assert "block_size=64 is for decoders on a GPU" in said(for_cpu.path, "64")
+    assert said(for_cpu.path, "64").endswith("is an engine of kind 'decoder' for 'cpu': leave it out")
+    export = CliRunner().invoke(app, ["tune", "--export", str(tmp_path / "t"), "--block-size", "64"])
+    assert "--block-size 64 says how an engine is timed: name an engine to tune" in export.stderr
 
 
 def test_a_gpu_that_is_too_old_for_a_kernel_is_told_before_weights_are_written(gpu, tmp_path):

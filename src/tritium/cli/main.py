@@ -150,13 +150,18 @@ def tune(
     export_to: Annotated[Path | None, typer.Option("--export", help="Write this machine's times to a file.")] = None,
     import_from: Annotated[Path | None, typer.Option("--import", help="Add the times of a file.")] = None,
     num_threads: o.NumThreads = None,
+    block_size: Annotated[
+        int | None,
+        typer.Option(help="On a GPU: the --block-size that the engine will run with, in which attention is timed."),
+    ] = None,
     plugin: o.Plugins = None,
     is_json: o.Json = False,
 ) -> None:
     """Measure which kernels and tactics are fastest for an engine here, and note them in it."""
     files = {"export_to": export_to, "import_from": import_from}
     work = {"engine": engine, "effort": effort, "deny": deny or [], **files, "plugins": plugin or []}
-    do_work("tune_command", {**work, "num_threads": num_threads, "is_json": is_json})
+    here = {"num_threads": num_threads, "block_size": block_size}
+    do_work("tune_command", {**work, **here, "is_json": is_json})
 
 
 @app.command()

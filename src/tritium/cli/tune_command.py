@@ -27,16 +27,19 @@ def run(
     import_from: Path | None,
     plugins: Sequence[str],
     num_threads: int | None,
+    block_size: int | None,
     is_json: bool,
 ) -> None:
     """Do what was asked for, in this order: import, deny, tune, export."""
     if engine is None and export_to is None and import_from is None:
         raise ConfigError("name an engine to tune, or use --import or --export")
+    if engine is None and block_size is not None:
+        raise ConfigError(f"--block-size {block_size} says how an engine is timed: name an engine to tune")
     loaded = None if engine is None else Engine.load(engine, plugins=plugins)
     if loaded is None:
         cache = TimingCache(environment(num_threads), beside=[gpu_environment()] if torch.cuda.is_available() else [])
     else:
-        cache = TimingCache(environment_of(loaded, num_threads))
+        cache = TimingCache(environment_of(loaded, num_threads, block_size))
     result: dict[str, Any] = {"timings": str(cache.path), "environment": cache.environment}
     if import_from is not None:
         here, elsewhere = cache.merge(import_from)

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 
 import msgspec
 
-from tritium.config import EFFORTS, Effort, check_choice
+from tritium.config import EFFORTS, Effort, RuntimeConfig, check_choice
 from tritium.engine.engine import Engine
 from tritium.engine.environment import environment, gpu_environment
 from tritium.engine.manifest import TACTICS_NAME
 from tritium.engine.serialise import replace_text
 from tritium.engine.tactics import Choice, Tactics
+from tritium.errors import ConfigError
 from tritium.kernels.kernel import resolve
 from tritium.runtime.gpu.device import capability_for, gpu_for
 from tritium.runtime.step_times import StepTimer
@@ -36,6 +37,7 @@ GPU_COUNTS: Mapping[str, tuple[int, ...]] = {
 LARGEST_DECODE = 64  # a batch of more tokens than this is one prompt, of fewer as many decoding sequences
 GPU_LARGEST_DECODE = 256
 GPU_MARGIN = 1.03  # two measurements of the same differ by a few per cent there
+_BLOCK_SIZE = "block_size"  # in an environment: of the KV cache in which attention is timed, where it is no default
 Progress = Callable[[int, int, float], None]
 TimeBatch = Callable[[int, Tactics, int], list[float]]  # of so many tokens, by these, so many times: seconds by step
 
@@ -105,12 +107,24 @@ def tune(
     )
 
 
-def environment_of(engine: Engine, num_threads: int | None = None) -> dict[str, str]:
-    """Where times for this engine are taken. Raises `EngineError` for one that was built for a GPU, without one."""
+def environment_of(engine: Engine, num_threads: int | None = None, block_size: int | None = None) -> dict[str, str]:
+    """Where times for this engine are taken, and over KV blocks of which size when `block_size` is given.
+
+    Raises `EngineError` for an engine that was built for a GPU, without one, `ConfigError` for a size that no block
+    has, or for any where the engine is not a decoder for a GPU: only there is it known to matter.
+    """
+    sized: dict[str, str] = {}
+    if block_size is not None:
+        if engine.manifest.backend != "cuda" or engine.manifest.kind == "encoder":
+            raise ConfigError(
+                f"block_size={block_size} is for decoders on a GPU, and {engine.path} is an engine of kind "
+                f"{engine.manifest.kind!r} for {engine.manifest.backend!r}: leave it out"
+            )
+        sized = {_BLOCK_SIZE: str(RuntimeConfig(block_size=block_size).block_size)}
     if engine.manifest.backend != "cuda":
         return environment(num_threads)
     gpu_for(engine)
-    return gpu_environment()
+    return gpu_environment() | sized
 
 
 def _largest_decode(engine: Engine) -> int:
@@ -148,7 +162,8 @@ def _measure(
     ]
     work = [count + 16 for count, _ in rounds]  # a pass costs something whatever its size
     start, done = time.perf_counter(), 0
-    with _timing(engine, list(missing), num_threads) as times:
+    block_size = int(cache.environment.get(_BLOCK_SIZE, RuntimeConfig.block_size))
+    with _timing(engine, list(missing), num_threads, block_size) as times:
         for number, (count, chosen) in enumerate(rounds):
             if progress is not None:
                 left = (time.perf_counter() - start) / done * (sum(work) - done) if done else math.nan
@@ -164,11 +179,15 @@ def _measure(
 
 
 @contextmanager
-def _timing(engine: Engine, counts: list[int], num_threads: int | None) -> Iterator[TimeBatch]:
-    """What times batches of these numbers of tokens."""
+def _timing(engine: Engine, counts: list[int], num_threads: int | None, block_size: int) -> Iterator[TimeBatch]:
+    """What times batches of these numbers of tokens; block_size: of a decoder's KV cache on a GPU."""
     if engine.manifest.backend == "cuda":  # loaded only here: where there is no GPU there may be no Triton
-        kind = "GpuEncoderStepTimer" if engine.manifest.kind == "encoder" else "GpuStepTimer"
-        timer = resolve(f"tritium.runtime.gpu.step_times:{kind}")(engine, counts, largest_decode=GPU_LARGEST_DECODE)
+        is_encoder = engine.manifest.kind == "encoder"
+        kind = "GpuEncoderStepTimer" if is_encoder else "GpuStepTimer"
+        sized = {} if is_encoder else {"block_size": block_size}
+        timer = resolve(f"tritium.runtime.gpu.step_times:{kind}")(
+            engine, counts, largest_decode=GPU_LARGEST_DECODE, **sized
+        )
         try:
             yield timer.times
         finally:

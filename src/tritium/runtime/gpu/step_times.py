@@ -40,7 +40,14 @@ _LONGEST_WAIT = 0.1  # seconds
 class GpuStepTimer:
     """Times batches of one decoder, by any tactics; its weights are loaded once."""
 
-    def __init__(self, engine: Engine, counts: Sequence[int], *, largest_decode: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        counts: Sequence[int],
+        *,
+        largest_decode: int,
+        block_size: int = RuntimeConfig.block_size,
+    ) -> None:
         """counts: sizes of the batches to be timed, of which those up to `largest_decode` are decoding sequences."""
         self._engine, self._largest_decode = engine, largest_decode
         num_decodes = max((count for count in counts if count <= largest_decode), default=1)
@@ -49,6 +56,7 @@ class GpuStepTimer:
             max_num_batched_tokens=max(_FEWEST_TOKENS, *counts),
             max_model_len=min(engine.manifest.max_model_len, max(LONGEST_CONTEXT, *counts) + _MOST_NEW),
             enable_prefix_caching=False,
+            block_size=block_size,
         )
         if 2 * (needed := _cache_bytes(engine, config)) < torch.cuda.mem_get_info()[0]:
             config = replace(config, kv_cache_memory=needed)  # and not all that is free
