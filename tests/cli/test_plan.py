@@ -56,6 +56,17 @@ def test_the_prediction_is_within_two_per_cent_of_what_is_then_allocated(shape, 
     assert abs(taken - predicted.total_bytes) <= 0.02 * predicted.total_bytes
 
 
+def test_a_rank_takes_its_part_and_has_room_for_as_much_more():
+    flags = ["plan", "--arch", "llama-3.2-1b", "--gpu", "l40s", "--json"]
+    alone = CliRunner().invoke(app, flags)
+    shared = CliRunner().invoke(app, [*flags, "--tensor-parallel", "2"])
+    assert alone.exit_code == shared.exit_code == 0
+    one, half = json.loads(alone.stdout), json.loads(shared.stdout)
+    assert half["config"]["tensor_parallel"] == 2
+    assert half["weights_bytes"] == pytest.approx(one["weights_bytes"] / 2, rel=0.01)
+    assert half["num_tokens"] > 2 * one["num_tokens"]
+
+
 def test_a_shape_is_planned_without_weights_and_its_figures_add_up():
     result = CliRunner().invoke(app, ["plan", "--arch", "llama-3.2-1b", "--memory", str(8 << 30), "--json"])
     assert result.exit_code == 0

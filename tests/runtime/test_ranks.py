@@ -15,6 +15,7 @@ from tritium.compiler import build
 from tritium.engine.engine import Engine
 from tritium.errors import EngineError, RequestError
 from tritium.runtime.outputs import StepOutput
+from tritium.runtime.ranks import loop
 from tritium.runtime.request import Request
 from tritium.testing.tiny_models import TINY_MODELS, make_checkpoint, random_prompt
 
@@ -98,6 +99,12 @@ def test_a_listener_that_fails_ends_its_request_and_no_other(shared: LLM) -> Non
     shared._thread.submit(Request("hears", PROMPTS[3], LONG), heard.put)
     assert list(heard.get(timeout=60).token_ids) == expected
     assert shared.stats.num_running == 0
+
+
+def test_requests_that_are_too_much_for_one_message_go_in_several(shared: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = answers(shared)
+    monkeypatch.setattr(loop, "TOKENS_A_MESSAGE", 20)
+    assert answers(shared) == expected
 
 
 def test_code_that_only_one_process_has_is_refused(shared: LLM) -> None:

@@ -18,6 +18,7 @@ from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.engine.manifest import is_engine
 from tritium.errors import ConfigError, EngineError, KernelError
+from tritium.inspection.report import make_report
 from tritium.kernels.eager.collectives import bind_all_gather, bind_all_reduce
 from tritium.kernels.kernel import LaunchContext
 from tritium.models import EncoderConfig
@@ -120,6 +121,13 @@ class Alone:
 def test_a_part_of_a_model_does_not_run_alone(halves) -> None:
     with pytest.raises(EngineError, match=r"is rank 1 of 2, a part of a model: run every rank's engine"):
         Executor(halves[1], RUNTIME)
+
+
+def test_a_part_of_a_model_is_looked_into_without_timing_it(halves) -> None:
+    report = make_report(halves[0], num_tokens=8, is_decode=False, is_measured=False)
+    assert [step.op for step in report.steps].count("all_reduce") == 1 + 3 * 2
+    with pytest.raises(EngineError, match=r"is a part of a model: steps of whole models are timed; give --no-timing"):
+        make_report(halves[0], num_tokens=8, is_decode=False)
 
 
 def test_a_rank_is_not_taken_for_another(halves) -> None:

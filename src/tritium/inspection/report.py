@@ -86,6 +86,8 @@ def make_report(engine: Engine, *, num_tokens: int, is_decode: bool, is_measured
         raise EngineError(
             f"{engine.path} is for {engine.manifest.backend!r}: steps are timed on CPUs only; give --no-timing"
         )
+    if is_measured and engine.manifest.mapping:
+        raise EngineError(f"{engine.path} is a part of a model: steps of whole models are timed; give --no-timing")
     context = min(128, longest - 2) if is_decode else num_tokens if kind == "encoder" else num_tokens // 2
     sequences, rows = (num_tokens, num_tokens) if is_decode else (1, 1)
     batch = Batch(Sizes(tokens=num_tokens, sequences=sequences, rows=rows), max(1, context))

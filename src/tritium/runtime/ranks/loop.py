@@ -20,6 +20,8 @@ from tritium.runtime.weight_updates import WeightUpdate
 
 logger = logging.getLogger("tritium")
 
+TOKENS_A_MESSAGE = 4 << 20  # of prompts, in messages that may have 256 MiB; a prompt's take up to five bytes each
+
 
 class RanksLoop:
     """An `EngineLoop` that several processes run. Not thread-safe, like it."""
@@ -28,6 +30,7 @@ class RanksLoop:
         """loop: this rank's. close: ends the other ranks and the connection to them."""
         self._loop, self._peers, self._close = loop, peers, close
         self._commands: list[Take | Drop] = []
+        self._num_tokens = 0  # of the prompts among them
         self._unheard: list[str] = []  # requests whose listeners have failed
 
     @property
@@ -61,6 +64,9 @@ class RanksLoop:
             )
         self._loop.submit(request, self._guarded(request.request_id, listener), is_streaming=is_streaming)
         self._commands.append(Take.of(request, is_streaming=is_streaming))
+        self._num_tokens += request.num_prompt_tokens
+        if self._num_tokens > TOKENS_A_MESSAGE:
+            self._tell(is_whole=False)
 
     def abort(self, request_id: str) -> None:
         """As `EngineLoop.abort`."""
@@ -81,8 +87,7 @@ class RanksLoop:
             self.abort(request_id)
         outputs: list[StepOutput] = []
         if self.failure is None:
-            commands, self._commands = self._commands, []
-            self._peers.send(Turn(commands))
+            self._tell(is_whole=True)
         if self.failure is None:
             outputs = self._loop.step()
         if self.failure is not None:
@@ -99,6 +104,11 @@ class RanksLoop:
             self._loop.close()
         finally:
             self._close()
+
+    def _tell(self, *, is_whole: bool) -> None:
+        """Send what came up since the last message."""
+        commands, self._commands, self._num_tokens = self._commands, [], 0
+        self._peers.send(Turn(commands, is_whole))
 
     def _guarded(self, request_id: str, listener: Listener) -> Listener:
         """The listener, whose failure the loop does not see: here it would end the request in the middle of a step."""

@@ -93,9 +93,10 @@ class Drop(msgspec.Struct, frozen=True, tag=True):
 
 
 class Turn(msgspec.Struct, frozen=True, tag=True):
-    """In this order, then one step."""
+    """In this order, then one step; is_whole False: more of them come before it."""
 
     commands: list[Take | Drop]
+    is_whole: bool = True
 
 
 class Chosen(msgspec.Struct, frozen=True, tag=True):

@@ -80,6 +80,8 @@ class RankProcess:
                     loop.submit(command.request(), lambda output: None, is_streaming=command.is_streaming)
                 else:
                     loop.abort(command.request_id)
+            if not turn.is_whole:
+                continue
             loop.step()
             if not loop.has_work:
                 self._say_chosen()
