@@ -183,7 +183,9 @@ class RuntimeConfig:
     block_size: tokens in a KV block.
     enable_prefix_caching: reuse KV blocks of equal prefixes.
     policy: what happens when blocks run out: preempt by recompute, or admit only what surely fits.
-    num_threads: compute threads; None takes what CPU affinity and the cgroup quota leave.
+    num_threads: compute threads, of each rank; None takes what CPU affinity and the cgroup quota leave.
+    num_nodes: machines that the ranks of a model are on, as many on each. rendezvous: where those of other machines
+        come to, "host:port", an address of this one.
     seed: makes unseeded sampling repeatable; None draws from the system.
     """
 
@@ -195,6 +197,8 @@ class RuntimeConfig:
     enable_prefix_caching: bool = True
     policy: SchedulingPolicy = "max_utilization"
     num_threads: int | None = None
+    num_nodes: int = 1
+    rendezvous: str | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -209,6 +213,14 @@ class RuntimeConfig:
         check_choice("policy", self.policy, ("max_utilization", "guaranteed_no_evict"))
         if self.num_threads is not None:
             check_int("num_threads", self.num_threads, 1, 1024)
+        check_int("num_nodes", self.num_nodes, 1, 1024)
+        if (self.num_nodes > 1) != (self.rendezvous is not None):
+            raise ConfigError(
+                f"num_nodes={self.num_nodes} with rendezvous={self.rendezvous!r}: several machines need one, "
+                '"host:port", and one needs none'
+            )
+        if self.rendezvous is not None:
+            host_and_port(self.rendezvous)
         if self.seed is not None:
             check_int("seed", self.seed, 0, (1 << 64) - 1)
 
@@ -253,6 +265,25 @@ class ServerConfig:
         check_int("max_connections", self.max_connections, 1, 1 << 20)
         check_int("drain_seconds", self.drain_seconds, 0, 86400)
         check_int("stall_seconds", self.stall_seconds, 1, 86400)
+
+
+def host_and_port(rendezvous: object) -> tuple[str, int]:
+    """Both parts of "host:port". Raises `ConfigError` for anything else."""
+    host, _, port = rendezvous.rpartition(":") if isinstance(rendezvous, str) else ("", "", "")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"rendezvous must be host:port, like 10.0.0.1:29500, not {rendezvous!r}")
+    return host.strip("[]"), int(port)
+
+
+def rendezvous_secret() -> bytes:
+    """$TRITIUM_RENDEZVOUS_SECRET, by which ranks of several machines know each other. `ConfigError` without one."""
+    secret = os.environ.get("TRITIUM_RENDEZVOUS_SECRET", "")
+    if len(secret) < 16:
+        raise ConfigError(
+            f"$TRITIUM_RENDEZVOUS_SECRET has {len(secret)} characters: ranks of several machines know each other by "
+            "it; set the same on all of them, 16 or more, `openssl rand -hex 16` for one"
+        )
+    return secret.encode()
 
 
 def default_api_key() -> str | None:

@@ -14,7 +14,8 @@ from tritium.cli.main import app
 
 COMPILED = "--dtype --scheme --kv-dtype --quantize-embedding --device --max-model-len --tensor-parallel"
 PLANNED = f"{COMPILED} --max-num-seqs --max-num-batched-tokens --kv-cache-memory"
-OPENED = f"{PLANNED} --num-threads --plugin"
+NODES = "--num-nodes --rendezvous"
+OPENED = f"{PLANNED} --num-threads {NODES} --plugin"
 CHOSEN = "--max-tokens --min-tokens --temperature --top-k --top-p --min-p --seed --stop --ignore-eos"
 FLAGS = {
     "build": f"MODEL --arch --dummy-weights --output --plugin --json {COMPILED} --unquantized --disable-pass --tune "
@@ -29,7 +30,8 @@ FLAGS = {
     "run": f"MODEL --prompt --input --output --json {CHOSEN} {OPENED}",
     "chat": f"MODEL --system --json {CHOSEN} {OPENED}",
     "serve": f"MODEL --api-key --drain-seconds --host --json --max-queue --max-connections --port --seed "
-    f"--served-model-name --stall-seconds {PLANNED} --num-threads",
+    f"--served-model-name --stall-seconds {PLANNED} --num-threads {NODES}",
+    "join": f"MODEL --json --node-rank {COMPILED} {NODES} --plugin",
     "plan": f"MODEL --arch --gpu --json --memory {PLANNED}",
     "eval": f"MODEL --json --max-tokens --stride --text --window {OPENED}",
     "cache list": "--json",

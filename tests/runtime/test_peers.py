@@ -27,7 +27,7 @@ def start() -> Iterator[Callable[[str], Peers]]:
     started: list[Peers] = []
 
     def run(script: str) -> Peers:
-        given = StartRank("engine", 1, 2, {}, [])
+        given = StartRank("engine", 1, 2, 1, {}, [])
         started.append(Peers([given], (sys.executable, "-c", BEGIN + script)))
         return started[-1]
 

@@ -203,6 +203,18 @@ def serve(model: o.Model, server: o.Given, config: o.Given, is_json: o.Json = Fa
 
 
 @app.command()
+@o.takes(config=o.JOINED)
+def join(
+    model: o.Model,
+    config: o.Given,
+    node_rank: Annotated[int, typer.Option(help="Which of the machines this is; the first, 0, is who serves or runs.")],
+    is_json: o.Json = False,
+) -> None:
+    """Run this machine's ranks of a model that several machines share; $TRITIUM_RENDEZVOUS_SECRET on all of them."""
+    do_work("join_command", {"model": model, "node_rank": node_rank, "config": config, "is_json": is_json})
+
+
+@app.command()
 @o.takes(config=o.PLANNED)
 def plan(
     config: o.Given,

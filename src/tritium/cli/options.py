@@ -59,6 +59,10 @@ MaxNumSeqs = Annotated[int | None, typer.Option(help="Requests in flight at most
 MaxNumBatchedTokens = Annotated[int | None, typer.Option(help="Tokens computed in one step at most.")]
 KVCacheMemory = Annotated[int | None, typer.Option("--kv-cache-memory", help="Bytes for the KV cache.")]
 NumThreads = Annotated[int | None, typer.Option(help="Compute threads; default: what affinity and cgroup leave.")]
+NumNodes = Annotated[int | None, typer.Option(help="Machines that the ranks are on.")]
+Rendezvous = Annotated[
+    str | None, typer.Option(help="host:port of the first of several machines; others `join` there.")
+]
 
 # how tokens are chosen
 MaxTokens = Annotated[int | None, typer.Option(help="Output tokens at most.")]
@@ -113,8 +117,10 @@ BUILT: Group = {
 }
 BATCHED: Group = {"max_num_seqs": MaxNumSeqs, "max_num_batched_tokens": MaxNumBatchedTokens}
 PLANNED: Group = {**COMPILED, **BATCHED, "kv_cache_memory": KVCacheMemory}
-SERVED: Group = {**PLANNED, "num_threads": NumThreads, "seed": Seed}
-OPENED: Group = {**PLANNED, "num_threads": NumThreads, "plugins": Plugins}
+NODES: Group = {"num_nodes": NumNodes, "rendezvous": Rendezvous}
+SERVED: Group = {**PLANNED, "num_threads": NumThreads, **NODES, "seed": Seed}
+OPENED: Group = {**PLANNED, "num_threads": NumThreads, **NODES, "plugins": Plugins}
+JOINED: Group = {**COMPILED, **NODES, "plugins": Plugins}
 MEASURED: Group = {**OPENED, "seed": Seed}
 CHOSEN: Group = {
     "max_tokens": MaxTokens,

@@ -82,7 +82,7 @@ class Executor:
             config,
             is_bitwise=engine.manifest.invariance == "bitwise",
             engine_max_model_len=engine.manifest.max_model_len,
-            available_bytes=available_memory() // num_ranks,  # they share the machine's
+            available_bytes=available_memory() // (num_ranks // config.num_nodes),  # they share a machine's
             num_ranks=num_ranks,
         )
         if communicator is not None:

@@ -8,20 +8,30 @@ from torch import distributed
 
 from tritium.errors import EngineError
 
+LOOPBACK = "127.0.0.1"
 TIMEOUT = timedelta(seconds=120)  # how long a rank waits for the others
 
 
 class GlooCommunicator:
-    """See `kernels.communicator.Communicator`. Ranks talk over the machine's own loopback."""
+    """See `kernels.communicator.Communicator`."""
 
-    def __init__(self, store: distributed.Store, rank: int, num_ranks: int, *, timeout: timedelta = TIMEOUT) -> None:
-        """store: where the ranks find each other, `distributed.FileStore(path, num_ranks)` on one machine.
+    def __init__(
+        self,
+        store: distributed.Store,
+        rank: int,
+        num_ranks: int,
+        *,
+        address: str = LOOPBACK,
+        timeout: timedelta = TIMEOUT,
+    ) -> None:
+        """store: where the ranks find each other, `distributed.FileStore(path, num_ranks)` on one machine. address: at
+        which the others reach this one.
 
         Waits for all ranks. Raises `EngineError` when they do not come.
         """
         self.rank, self.num_ranks = rank, num_ranks
         options = distributed.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [distributed.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+        options._devices = [distributed.ProcessGroupGloo.create_device(hostname=address)]
         options._timeout = timeout
         try:
             self._group = distributed.ProcessGroupGloo(store, rank, num_ranks, options)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from tritium.config import keep_nccl_on_loopback
 from tritium.errors import EngineError
 from tritium.kernels.communicator import Communicator
 
@@ -54,7 +53,6 @@ def load_library(name: str = LIBRARY) -> Any:
         ) from error
     for function, types in _SIGNATURES.items():
         getattr(library, function).argtypes = types
-    keep_nccl_on_loopback()
     library.ncclGetErrorString.argtypes = [ctypes.c_int]
     library.ncclGetErrorString.restype = ctypes.c_char_p
     return library

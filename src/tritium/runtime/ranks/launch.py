@@ -1,15 +1,18 @@
 """Opens an engine's loop: in this process alone, or with a process for each other rank that shares the model."""
 
 import dataclasses
+import logging
 import shutil
+import socket
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import distributed
 
-from tritium.config import RuntimeConfig, available_threads
+from tritium.config import RuntimeConfig, available_threads, host_and_port, rendezvous_secret
 from tritium.engine.engine import Engine
 from tritium.engine.manifest import is_engine
 from tritium.errors import ConfigError, EngineError
@@ -17,11 +20,14 @@ from tritium.kernels.communicator import Communicator
 from tritium.runtime.assemble import make_loop
 from tritium.runtime.loop import Loop
 from tritium.runtime.nccl import NcclCommunicator
-from tritium.runtime.ranks.connect import connect
+from tritium.runtime.ranks.connect import connect, host_store
 from tritium.runtime.ranks.loop import RanksLoop
 from tritium.runtime.ranks.messages import Connect, Loaded, Opened, StartRank
+from tritium.runtime.ranks.nodes import Door
 from tritium.runtime.ranks.peers import COMMAND, Peers
 from tritium.text.tokenizer import Tokenizer
+
+logger = logging.getLogger("tritium")
 
 
 def open_loop(
@@ -42,8 +48,10 @@ def open_loop(
     num_ranks = engine.manifest.mapping.get("tensor_parallel", 1)
     if num_ranks == 1:
         return make_loop(engine, config, tokenizer)
-    config = _of_each(engine, config, num_ranks)
-    peers = Peers(_starts(engine, config, num_ranks, plugins), command)
+    num_local = _ranks_of_a_node(config, num_ranks)
+    config = _of_each(engine, config, num_local)
+    starts = _starts(engine, config, num_ranks, num_local, plugins)
+    peers = Peers(starts, command, _from_other_nodes(config, num_ranks, num_local))
     place = Path(tempfile.mkdtemp(prefix="tritium-ranks-"))
     ranks: Communicator | None = None
 
@@ -54,9 +62,14 @@ def open_loop(
 
     try:
         _check_alike(engine, peers.wait(Loaded))
-        store = str(place / "store")
-        peers.send(Connect(store))
-        ranks = connect(engine, store, 0, num_ranks)
+        if config.rendezvous is None:
+            peers.send(Connect(str(place / "store")))
+            ranks = connect(engine, distributed.FileStore(str(place / "store"), num_ranks), 0, num_ranks)
+        else:
+            host, _ = host_and_port(config.rendezvous)
+            store = host_store(host, num_ranks)
+            peers.send(Connect(host, store.port))
+            ranks = connect(engine, store, 0, num_ranks, address=host)
         if isinstance(ranks, NcclCommunicator):
             peers.on_failure = ranks.close
         loop = make_loop(engine, config, tokenizer, communicator=ranks, watch=peers)
@@ -71,19 +84,39 @@ def open_loop(
     return RanksLoop(loop, peers, close)
 
 
-def _of_each(engine: Engine, config: RuntimeConfig, num_ranks: int) -> RuntimeConfig:
+def _ranks_of_a_node(config: RuntimeConfig, num_ranks: int) -> int:
+    if num_ranks % config.num_nodes:
+        raise ConfigError(f"num_nodes={config.num_nodes}: {num_ranks} ranks are no whole number on each of them")
+    return num_ranks // config.num_nodes
+
+
+def _from_other_nodes(config: RuntimeConfig, num_ranks: int, num_local: int) -> dict[int, socket.socket]:
+    """Wait for the ranks of other machines."""
+    if config.rendezvous is None:
+        return {}
+    door = Door(host_and_port(config.rendezvous), rendezvous_secret())
+    try:
+        logger.warning("waiting at %s for ranks %d to %d", config.rendezvous, num_local, num_ranks - 1)
+        return door.admit(range(num_local, num_ranks), num_ranks)
+    finally:
+        door.close()
+
+
+def _of_each(engine: Engine, config: RuntimeConfig, num_local: int) -> RuntimeConfig:
     """The configuration of every rank. Raises `EngineError` when there are too few GPUs."""
     if engine.manifest.backend == "cuda":
-        if (found := torch.cuda.device_count()) < num_ranks:
+        if (found := torch.cuda.device_count()) < num_local:
             raise EngineError(
-                f"{engine.path.parent} is for {num_ranks} GPUs, and torch finds {found} here: build it with "
-                f"tensor_parallel={max(1, found)}"
+                f"{engine.path.parent} is for {num_local} GPUs a machine, and torch finds {found} here: build it with "
+                "a smaller tensor_parallel, or run it on more machines"
             )
         return config
-    return dataclasses.replace(config, num_threads=config.num_threads or max(1, available_threads() // num_ranks))
+    return dataclasses.replace(config, num_threads=config.num_threads or max(1, available_threads() // num_local))
 
 
-def _starts(engine: Engine, config: RuntimeConfig, num_ranks: int, plugins: Sequence[object]) -> list[StartRank]:
+def _starts(
+    engine: Engine, config: RuntimeConfig, num_ranks: int, num_local: int, plugins: Sequence[object]
+) -> list[StartRank]:
     if engine.manifest.mapping.get("rank", 0) != 0:
         raise EngineError(
             f"{engine.path} is rank {engine.manifest.mapping['rank']} of {num_ranks}: open the first rank's engine, or "
@@ -96,14 +129,16 @@ def _starts(engine: Engine, config: RuntimeConfig, num_ranks: int, plugins: Sequ
                 "it as 'module:name'"
             )
     paths = [engine.path.absolute().parent / f"rank-{rank}" for rank in range(1, num_ranks)]
-    for path in paths:
+    for path in paths[: num_local - 1]:
         if not is_engine(path):
             raise EngineError(
                 f"{path} is no engine: {engine.path} is rank 0 of {num_ranks}, and the others' are expected beside it; "
                 f"build them with tensor_parallel={num_ranks} and no rank"
             )
     runtime, names = dataclasses.asdict(config), [str(plugin) for plugin in plugins]
-    return [StartRank(str(path), rank, num_ranks, runtime, names) for rank, path in enumerate(paths, 1)]
+    return [
+        StartRank(str(path), rank, num_ranks, rank % num_local, runtime, names) for rank, path in enumerate(paths, 1)
+    ]
 
 
 def _check_alike(engine: Engine, others: list[Loaded]) -> None:

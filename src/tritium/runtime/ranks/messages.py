@@ -17,11 +17,13 @@ _PARAMS = tuple(f.name for f in dataclasses.fields(SamplingParams))
 
 
 class StartRank(msgspec.Struct, frozen=True, tag=True):
-    """engine: the rank's engine directory. runtime: the fields of `RuntimeConfig`. plugins: as "module:name"."""
+    """engine: the rank's engine directory, unless it knows one on its own machine. local_rank: among the ranks there.
+    runtime: the fields of `RuntimeConfig`. plugins: as "module:name"."""
 
     engine: str
     rank: int
     num_ranks: int
+    local_rank: int
     runtime: dict[str, Any]
     plugins: list[str]
 
@@ -34,9 +36,10 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Connect(msgspec.Struct, frozen=True, tag=True):
-    """All are there: meet at `store`, a file."""
+    """All are there: meet at `store`, a file; with a port, at that address, on which the first machine is reached."""
 
     store: str
+    port: int = 0
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):

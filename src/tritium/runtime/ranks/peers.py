@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -37,8 +37,14 @@ _KEPT_STEPS = 4096  # of whose tokens hashes are kept until the others have said
 class Peers:
     """The processes of ranks 1 and up. Also the `Watch` of the first rank's executor."""
 
-    def __init__(self, starts: Sequence[StartRank], command: Sequence[str] = COMMAND) -> None:
-        """Start a process for each. command: what is run, with a file descriptor as its argument."""
+    def __init__(
+        self,
+        starts: Sequence[StartRank],
+        command: Sequence[str] = COMMAND,
+        come: Mapping[int, socket.socket] | None = None,
+    ) -> None:
+        """Start a process for each, but for those that have come from other machines. command: what is run, with a file
+        descriptor as its argument. come: connections by rank."""
         self.failure: EngineError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
@@ -49,19 +55,23 @@ class Peers:
         self._is_closing = False
         self._num_ranks = len(starts) + 1
         self._sockets: list[socket.socket] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
-        for start in starts:
-            ours, its = socket.socketpair()
-            with its:
-                self._processes.append(
-                    subprocess.Popen(
-                        [*command, str(its.fileno())], pass_fds=(its.fileno(),), stdin=subprocess.DEVNULL, stdout=2
-                    )
-                )
-            self._sockets.append(ours)
-            self._send_to(ours, start)
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}  # by index, those of this machine
+        for index, start in enumerate(starts):
+            if come is not None and start.rank in come:
+                self._sockets.append(come[start.rank])
+            else:
+                self._sockets.append(self._started(index, command))
+            self._send_to(self._sockets[-1], start)
         self._thread = threading.Thread(target=self._listen, name="tritium-ranks", daemon=True)
         self._thread.start()
+
+    def _started(self, index: int, command: Sequence[str]) -> socket.socket:
+        ours, its = socket.socketpair()
+        with its:
+            self._processes[index] = subprocess.Popen(
+                [*command, str(its.fileno())], pass_fds=(its.fileno(),), stdin=subprocess.DEVNULL, stdout=2
+            )
+        return ours
 
     def wait(self, kind: type[Loaded | Opened]) -> list[Any]:
         """What each has said of this kind, by rank from 1 on. Raises why one never will."""
@@ -116,7 +126,7 @@ class Peers:
         for connection in self._sockets:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        for process in self._processes:
+        for process in self._processes.values():
             try:
                 process.wait(END_SECONDS)
             except subprocess.TimeoutExpired:
@@ -183,7 +193,9 @@ class Peers:
             )
 
     def _how_it_ended(self, index: int) -> str:
-        process = self._processes[index]
+        process = self._processes.get(index)
+        if process is None:
+            return "of another machine closed its connection; start all of them again"
         with suppress(subprocess.TimeoutExpired):
             process.wait(1.0)
         code = process.returncode
@@ -198,6 +210,9 @@ class Peers:
             self.failure = error
             self._changed.notify_all()
         logger.error("%s", error)
-        for process in self._processes:
+        for process in self._processes.values():
             process.kill()
+        for connection in self._sockets:  # which ends those of other machines
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self.on_failure()

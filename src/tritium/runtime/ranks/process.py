@@ -1,8 +1,10 @@
 """A rank of a model that several processes share, but the first: it does, step by step, what the first one does.
 
     python -m tritium.runtime.ranks.process FD
+    python -m tritium.runtime.ranks.process HOST:PORT RANK NUM_RANKS ENGINE
 
-FD: one end of a Unix socket pair. The process ends when the other end closes, whatever it waits for.
+FD: one end of a Unix socket pair. The process ends when the other end closes, whatever it waits for. The second form
+comes from another machine to the first rank's address, with an engine that lies on its own.
 """
 
 import logging
@@ -18,11 +20,14 @@ from typing import Any, NoReturn
 
 import msgspec
 import torch
+from torch import distributed
 
-from tritium.config import RuntimeConfig
+from tritium.config import RuntimeConfig, host_and_port, rendezvous_secret
 from tritium.engine.engine import Engine
 from tritium.errors import EngineError, TritiumError
+from tritium.kernels.communicator import Communicator
 from tritium.runtime.assemble import load_tokenizer, make_loop
+from tritium.runtime.gloo import TIMEOUT
 from tritium.runtime.ranks.connect import connect
 from tritium.runtime.ranks.executor import Tokens
 from tritium.runtime.ranks.messages import (
@@ -36,6 +41,7 @@ from tritium.runtime.ranks.messages import (
     Take,
     Turn,
 )
+from tritium.runtime.ranks.nodes import come
 from tritium.wire import FrameBuffer, frame
 
 STEPS_A_WORD = 32  # steps between two hashes of what was chosen, while there is work
@@ -45,8 +51,10 @@ _READ_SIZE = 1 << 18
 class RankProcess:
     """Talks to the first rank. Also the `Watch` of this rank's executor."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, engine: str = "") -> None:
+        """engine: on this machine, in place of the first rank's word."""
         self._connection = connection
+        self._engine = engine
         self._messages: SimpleQueue[Any] = SimpleQueue()
         self._tokens = Tokens()
         threading.Thread(target=self._read, daemon=True).start()
@@ -63,13 +71,13 @@ class RankProcess:
             self._fail(error)
 
     def _serve(self, start: StartRank) -> NoReturn:
-        engine = Engine.load(start.engine, plugins=start.plugins)
+        engine = Engine.load(self._engine or start.engine, plugins=start.plugins)
         if engine.manifest.backend == "cuda":
-            torch.cuda.set_device(start.rank)
+            torch.cuda.set_device(start.local_rank)
         self._say(Loaded(engine.manifest.model, engine.manifest.weights_generation))
         place = self._messages.get()
         assert isinstance(place, Connect), place
-        ranks = connect(engine, place.store, start.rank, start.num_ranks)
+        ranks = self._connect(engine, start, place)
         loop = make_loop(engine, RuntimeConfig(**start.runtime), load_tokenizer(engine), communicator=ranks, watch=self)
         self._say(Opened())
         while True:
@@ -85,6 +93,14 @@ class RankProcess:
             loop.step()
             if not loop.has_work:
                 self._say_chosen()
+
+    def _connect(self, engine: Engine, start: StartRank, place: Connect) -> Communicator:
+        if not place.port:
+            return connect(engine, distributed.FileStore(place.store, start.num_ranks), start.rank, start.num_ranks)
+        is_here = self._connection.family == socket.AF_UNIX  # where the first rank is
+        address = place.store if is_here else self._connection.getsockname()[0]
+        store = distributed.TCPStore(place.store, place.port, start.num_ranks, False, TIMEOUT)
+        return connect(engine, store, start.rank, start.num_ranks, address=address)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -133,7 +149,14 @@ class RankProcess:
 def main() -> None:
     """The process. Ctrl-C at a terminal reaches it too: the first rank decides when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    RankProcess(socket.socket(fileno=int(sys.argv[1]))).run()
+    if len(sys.argv) == 2:
+        RankProcess(socket.socket(fileno=int(sys.argv[1]))).run()
+    address, rank, num_ranks, engine = sys.argv[1:]
+    try:
+        connection = come(host_and_port(address), rendezvous_secret(), int(rank), int(num_ranks))
+    except TritiumError as error:
+        sys.exit(f"tritium rank {rank}: {error}")
+    RankProcess(connection, engine).run()
 
 
 if __name__ == "__main__":
