@@ -1,6 +1,5 @@
 """What an encoder's runners share, on a CPU and on a GPU: what fits in a batch, and the batch in the plan's inputs."""
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,10 +80,10 @@ class PackedInputs:
         Rows of padding read token 0 at position 0 and belong to no sequence.
         """
         arrays, num_tokens = self._arrays, starts[-1]
-        arrays["input_ids"][:num_tokens] = np.fromiter(itertools.chain(*(r.token_ids for r in batch)), np.int64)
-        arrays["token_types"][:num_tokens] = np.fromiter(itertools.chain(*(r.token_types for r in batch)), np.int64)
-        for start, end in itertools.pairwise(starts):
-            arrays["positions"][start:end] = np.arange(end - start)
+        np.concatenate([request.ids for request in batch], out=arrays["input_ids"][:num_tokens])
+        np.concatenate([request.types for request in batch], out=arrays["token_types"][:num_tokens])
+        begins = np.array(starts)
+        arrays["positions"][:num_tokens] = np.arange(num_tokens) - np.repeat(begins[:-1], np.diff(begins))
         for name in BY_TOKEN:
             arrays[name][num_tokens:tokens] = 0
         arrays["sampled_rows"][:rows] = 0
