@@ -1,4 +1,4 @@
-"""The rows of the table of docs/gpu.md: which model, by which scheme, under which load. Their engines need no GPU."""
+"""The rows of docs/gpu-measured.md: which model, by which scheme, under which load. Their engines need no GPU."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

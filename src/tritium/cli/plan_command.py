@@ -64,6 +64,7 @@ def run(
     else:
         available = _memory_of(planned.device, planned.num_ranks) if memory is None else memory
     found = predict(planned, runtime, available)
+    has_cache = planned.plan.kind == "decoder"
     about = {
         "model": model or arch,
         "dtype": planned.dtype,
@@ -74,12 +75,11 @@ def run(
         "block_size": runtime.block_size,
     }
     if is_json:
-        print_json({"config": {**about, **asdict(runtime), "memory": available}, **figures(found)})
+        print_json({"config": {**about, **asdict(runtime), "memory": available}, **figures(found, has_cache=has_cache)})
         return
     say_config(about, is_json=False)
     if planned.num_ranks > 1:
         print(f"each of {planned.num_ranks} ranks:")
-    has_cache = planned.plan.kind == "decoder"
     rows = {
         "weights": megabytes(found.weights_bytes),
         "arena": f"{megabytes(found.arena_bytes)} (activations of {found.largest.tokens:,} tokens in one step)",
@@ -146,16 +146,19 @@ def predict(planned: Planned, runtime: RuntimeConfig, available_bytes: int) -> F
     return footprint(planned.plan, kernels, runtime, is_bitwise=planned.is_bitwise, **known)
 
 
-def figures(found: Footprint) -> dict[str, int]:
-    """The footprint in numbers."""
-    return {
-        "weights_bytes": found.weights_bytes,
-        "arena_bytes": found.arena_bytes,
+def figures(found: Footprint, *, has_cache: bool = True) -> dict[str, int]:
+    """The footprint in numbers; the KV cache's only where there is one."""
+    cache = {
         "kv_bytes": found.memory.kv_bytes,
-        "workspace_bytes": found.workspace_bytes,
-        "total_bytes": found.total_bytes,
         "kv_blocks": found.memory.num_blocks,
         "num_tokens": found.memory.num_tokens,
         "num_sequences": found.memory.num_sequences,
+    }
+    return {
+        "weights_bytes": found.weights_bytes,
+        "arena_bytes": found.arena_bytes,
+        "workspace_bytes": found.workspace_bytes,
+        "total_bytes": found.total_bytes,
         "max_model_len": found.memory.max_model_len,
+        **(cache if has_cache else {}),
     }
