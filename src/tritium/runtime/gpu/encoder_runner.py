@@ -81,7 +81,8 @@ class GpuEncoderRunner(EncoderLimits):
             context=self._context,
         )
         self._graphs = StepGraphs(self._run, _MOST_GRAPHS) if has_graphs else None
-        self._bound(_Shape(1, 1, 1, 1))  # now and not at the first batch: weights come over, or have no room
+        # Now and not at the first batch: weights come over, or have no room. Few rows would have kernels compiled.
+        self._bound(_Shape(self.max_tokens, self.max_requests, self.max_requests, self.max_model_len))
 
     def compute(self, batch: Sequence[EncoderRequest]) -> list[torch.Tensor]:
         """`launch` and `collect`."""
