@@ -16,11 +16,12 @@ from tritium import LLM, build
 from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.errors import OutOfMemory
-from tritium.runtime import kernel_choice
+from tritium.runtime import kernel_choice, plan_runner
 from tritium.runtime.assemble import make_encoder_runner
 from tritium.runtime.encoder_request import POOLINGS, EncoderRequest
 from tritium.runtime.encoder_runner import EncoderRunner
 from tritium.runtime.engine_process import load_worker
+from tritium.runtime.loaded_weights import LoadedWeights
 from tritium.testing.fake_cuda import pretend_to_have_a_gpu
 from tritium.testing.tiny_encoders import VOCAB_SIZE, make_encoder, reference
 from tritium.tuner import tune as tuner
@@ -184,6 +185,24 @@ def test_a_batch_that_finds_no_room_is_one_error_and_the_next_one_is_computed(
     monkeypatch.setattr(runner._runner, "call", call)
     assert len(runner.compute(requests_for("embed"))) == len(LENGTHS)
     runner.close()
+
+
+def test_weights_that_find_no_room_are_one_error_with_the_numbers_when_it_is_opened(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(LoadedWeights, "get", full)
+    with pytest.raises(
+        OutOfMemory, match=r"loading the model ran out of memory on .*; the engine takes weights .*MB, act"
+    ):
+        make_encoder_runner(engine, SMALL)
+    monkeypatch.setattr(plan_runner, "free_memory", lambda device: 1 << 30)  # all of which is kept for libraries
+    with pytest.raises(
+        OutOfMemory, match=r"the engine does not fit: memory available 0\.0 MB, weights .*, arena .*; build"
+    ):
+        make_encoder_runner(engine, SMALL)
 
 
 def test_an_engine_has_read_its_weights_when_it_is_open(model: tuple[Path, Any], tmp_path: Path) -> None:
