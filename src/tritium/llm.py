@@ -42,6 +42,7 @@ from tritium.runtime.scheduler_config import SchedulerConfig, SchedulerStats
 from tritium.runtime.weight_updates import OnInflight, WeightUpdate
 from tritium.sampling_params import BeamSearchParams, SamplingParams
 from tritium.text_encoder import EncoderMethods, TextEncoder
+from tritium.weights.hub import model_directory
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput"]
 
@@ -214,11 +215,13 @@ class LLM(EncoderMethods):
         All or nothing: the new weights are checked, computed and packed beside the old ones (there must be memory for
         both) while requests go on; what goes wrong changes nothing. Cached prefixes are forgotten. The engine on disk
         stays as it is. Raises `CheckpointError` that names each tensor which is missing, left over or does not fit,
-        `OutOfMemory` or `EngineError`. Not to be called on the engine thread.
+        `OutOfMemory` or `EngineError`; where ranks share the model, one that cannot take them is the end of all, and a
+        state dict, which is in this process alone, is refused. Not to be called on the engine thread.
         """
-        tensors, _ = open_source(source)
+        path = None if isinstance(source, Mapping) else model_directory(source).absolute()
+        tensors, _ = open_source(source if path is None else path)
         made = new_weights(self.engine.path, self.engine.manifest, self.engine.plan, tensors)
-        return self._thread.update_weights(WeightUpdate(made, on_inflight))
+        return self._thread.update_weights(WeightUpdate(made, on_inflight, path=path))
 
     @property
     def weights_generation(self) -> int:

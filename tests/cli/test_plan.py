@@ -56,6 +56,7 @@ def test_the_prediction_is_within_two_per_cent_of_what_is_then_allocated(shape, 
     assert abs(taken - predicted.total_bytes) <= 0.02 * predicted.total_bytes
 
 
+@pytest.mark.full
 def test_a_rank_takes_its_part_and_has_room_for_as_much_more():
     flags = ["plan", "--arch", "llama-3.2-1b", "--gpu", "l40s", "--json"]
     alone = CliRunner().invoke(app, flags)

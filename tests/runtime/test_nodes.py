@@ -67,9 +67,9 @@ def test_whoever_does_not_belong_there_is_not(
 ) -> None:
     coming = in_thread(door, secret, rank, num_ranks)
     with pytest.raises(
-        EngineError, match=r"of 2 ranks these did not come within 0\.5 s: 1; run `tritium join` on their"
+        EngineError, match=r"of 2 ranks these did not come within 0\.2 s: 1; run `tritium join` on their"
     ):
-        door.admit([1], 2, 0.5)
+        door.admit([1], 2, 0.2)
     found = coming.get(timeout=20)
     if said is None:  # it knows the secret: it hears nothing more
         assert isinstance(found, socket.socket) and found.recv(1) == b""

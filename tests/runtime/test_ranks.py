@@ -9,6 +9,7 @@ from queue import SimpleQueue
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tritium import LLM, SamplingParams
 from tritium.compiler import build
@@ -20,6 +21,7 @@ from tritium.runtime.request import Request
 from tritium.testing.tiny_models import TINY_MODELS, make_checkpoint, random_prompt
 
 LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "kv_cache_memory": 1 << 20, "num_threads": 1}
+MODEL = TINY_MODELS["llama"] | {"vocab_size": 200}
 PROMPTS = [random_prompt(length, 199, seed=length) for length in (3, 17, 40, 9, 5)]
 PARAMS = [
     SamplingParams(temperature=0, max_tokens=12, ignore_eos=True),
@@ -33,7 +35,7 @@ PARAMS = [
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
     place = tmp_path_factory.mktemp("ranks")
-    model = make_checkpoint(place / "model", TINY_MODELS["llama"] | {"vocab_size": 200})
+    model = make_checkpoint(place / "model", MODEL)
     return {
         "alone": build(model, output_dir=place / "alone"),
         "shared": build(model, output_dir=place / "shared", tensor_parallel=2),
@@ -113,9 +115,23 @@ def test_code_that_only_one_process_has_is_refused(shared: LLM) -> None:
         shared.generate([PROMPTS[0]], params, use_progress=False)
 
 
-def test_new_weights_are_for_the_engine_on_disk(shared: LLM, engines: dict[str, Engine]) -> None:
-    with pytest.raises(EngineError, match=r"takes no new weights while it runs: refit it on disk .* start it again"):
-        shared.update_weights(engines["alone"].path.parent / "model")
+def test_every_rank_takes_new_weights_while_requests_run(shared: LLM, engines: dict[str, Engine]) -> None:
+    place = engines["alone"].path.parent
+    other = make_checkpoint(place / "other", MODEL, seed=5)
+    with LLM(engines["alone"].path, **LIMITS) as alone:
+        before, _, after = answers(alone), alone.update_weights(other), answers(alone)
+    assert answers(shared) == before != after
+    heard: SimpleQueue[StepOutput] = SimpleQueue()
+    shared._thread.submit(Request("meanwhile", PROMPTS[1], LONG), heard.put, is_streaming=True)
+    heard.get(timeout=60)
+    assert shared.update_weights(other) == 1
+    assert answers(shared) == after
+    assert shared.update_weights(place / "model", on_inflight="finish_first") == 2
+    assert answers(shared) == before
+    with pytest.raises(
+        EngineError, match=r"a state dict is in this process alone, .* give update_weights the directory"
+    ):
+        shared.update_weights(load_file(other / "model.safetensors"))
 
 
 def scores(model: Path, num_ranks: int, scheme: str | None) -> torch.Tensor:

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch.distributed import FileStore
+from typer.testing import CliRunner
 
 from tritium import LLM, SamplingParams, ops
+from tritium.cli.main import app
 from tritium.compiler import build
 from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine.engine import Engine
@@ -24,6 +26,8 @@ from tritium.kernels.kernel import LaunchContext
 from tritium.models import EncoderConfig
 from tritium.runtime.executor import Executor
 from tritium.runtime.gloo import GlooCommunicator
+from tritium.runtime.kernel_choice import choose_kernels
+from tritium.runtime.loaded_weights import bytes_in_use
 from tritium.runtime.ranks.launch import open_loop
 from tritium.testing.quantized_checkpoints import awq_writer, quantize_checkpoint
 from tritium.testing.tiny_models import TINY_MODELS, make_checkpoint
@@ -42,6 +46,12 @@ def halves(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[E
     """The engines of both ranks."""
     place = tmp_path_factory.mktemp("ranks")
     return [build(checkpoint, output_dir=place / str(r), tensor_parallel=2, rank=r) for r in range(2)]
+
+
+@pytest.fixture(scope="module")
+def both(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """The first of them, of a build for both."""
+    return build(checkpoint, output_dir=tmp_path_factory.mktemp("ranks") / "both", tensor_parallel=2)
 
 
 @pytest.mark.full
@@ -149,19 +159,23 @@ def test_what_ranks_cannot_have_is_refused(option) -> None:
         BuildConfig(tensor_parallel=2, **option)
 
 
-def test_without_a_rank_the_engines_of_all_are_built_side_by_side(checkpoint, halves, tmp_path) -> None:
-    first = build(checkpoint, output_dir=tmp_path / "both", tensor_parallel=2)
-    assert first.path == tmp_path / "both" / "rank-0"
-    second = Engine.load(tmp_path / "both" / "rank-1")
-    assert [engine.identity for engine in (first, second)] == [half.identity for half in halves]
-    assert Engine.load(tmp_path / "both").path == first.path and is_engine(tmp_path / "both")
-    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["rank-0", "rank-1"]
+def test_without_a_rank_the_engines_of_all_are_built_side_by_side(both, halves) -> None:
+    place = both.path.parent
+    assert sorted(path.name for path in place.iterdir()) == ["rank-0", "rank-1"] and both.path == place / "rank-0"
+    assert [Engine.load(place / f"rank-{r}").identity for r in range(2)] == [half.identity for half in halves]
+    assert Engine.load(place).path == both.path and is_engine(place)
 
 
-def test_a_refit_gives_new_weights_to_every_rank(halves, checkpoint, tmp_path) -> None:
-    both = build(checkpoint, output_dir=tmp_path / "both", tensor_parallel=2)
+def test_what_a_rank_takes_is_planned(both) -> None:
+    result = CliRunner().invoke(app, ["plan", str(both.path.parent), "--memory", str(1 << 30), "--json"])
+    found = json.loads(result.stdout)
+    assert found["config"]["tensor_parallel"] == 2 and found["workspace_bytes"] > 0
+    assert found["weights_bytes"] == bytes_in_use(both.plan, choose_kernels(both.plan))
+
+
+def test_a_refit_gives_new_weights_to_every_rank(both, halves, checkpoint, tmp_path) -> None:
     refitted = both.refit(checkpoint)
-    ranks = [refitted, Engine.load(tmp_path / "both" / "rank-1")]
+    ranks = [refitted, Engine.load(both.path.parent / "rank-1")]
     assert [engine.manifest.weights_generation for engine in ranks] == [1, 1]
     assert [engine.identity for engine in ranks] == [half.identity for half in halves]  # of equal weights
     alone = Engine.load(shutil.copytree(ranks[0].path, tmp_path / "alone")).refit(checkpoint)
@@ -176,17 +190,25 @@ def test_a_refit_gives_new_weights_to_every_rank(halves, checkpoint, tmp_path) -
         open_loop(ranks[0], RUNTIME, None, plugins=[5])
 
 
-@pytest.mark.parametrize(
-    "scheme", ["fp8", *(pytest.param(s, marks=pytest.mark.full) for s in (None, "w8a8", "w8a16", "w4a16_g128"))]
-)
-def test_a_rank_on_a_gpu_runs_kernels_of_its_own(scheme, tmp_path) -> None:
-    """Built here, run where GPUs are. The linear of the logits stays as it is in fp8, as that of a whole model does."""
+def kernels(model: Path, place: Path, scheme: str | None, num_ranks: int) -> Counter[str]:
+    """Of an engine for GPUs, which is built here and run where they are."""
+    kept = {"device": "cuda", "dtype": "bfloat16", "scheme": scheme, "tensor_parallel": num_ranks}
+    engine = build(model, output_dir=place / f"{num_ranks}", **kept)
+    return Counter(step.kernel for step in engine.plan.steps)
+
+
+def test_in_fp8_a_rank_keeps_its_part_of_the_logits_linear_as_it_is(tmp_path) -> None:
     model = make_checkpoint(tmp_path / "model", TINY_MODELS["llama"] | {"vocab_size": 256, "hidden_size": 128})
-    engine = build(model, output_dir=tmp_path / "e", device="cuda", dtype="bfloat16", scheme=scheme, tensor_parallel=2)
-    whole = build(model, output_dir=tmp_path / "whole", device="cuda", dtype="bfloat16", scheme=scheme)
-    kernels = Counter(step.kernel for step in engine.plan.steps)
+    found = kernels(model, tmp_path, "fp8", 2)
+    assert (found["gpu.linear_fp8"], found["gpu.linear"], found["gpu.all_reduce"]) == (3 * 4, 1, 1 + 3 * 2)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("scheme", [None, "fp8", "w8a8", "w8a16", "w4a16_g128"])
+def test_a_rank_on_a_gpu_runs_the_kernels_of_a_whole_model_and_collectives(scheme, tmp_path) -> None:
+    model = make_checkpoint(tmp_path / "model", TINY_MODELS["llama"] | {"vocab_size": 256, "hidden_size": 128})
     added = {"gpu.all_reduce": 1 + 3 * 2, "eager.all_gather": 1, "gpu.embedding_part": 1}
-    assert kernels - Counter(step.kernel for step in whole.plan.steps) == added
+    assert kernels(model, tmp_path, scheme, 2) - kernels(model, tmp_path, scheme, 1) == added
 
 
 def test_the_smallest_rank_says_how_large_the_kv_cache_is(halves) -> None:

@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from tritium.errors import ConfigError, EngineError, OutOfMemory
@@ -44,11 +45,13 @@ class UpdatableExecutor(Protocol):
 
 @dataclass(eq=False)
 class WeightUpdate:
-    """source: the new weights by their names in the plan. done: gets the new generation, or what went wrong."""
+    """source: the new weights by their names in the plan. done: gets the new generation, or what went wrong. path: a
+    checkpoint that they are made of, for ranks in other processes; None: it is in this one alone."""
 
     source: Any
     on_inflight: OnInflight = "recompute"
     done: "Future[int]" = field(default_factory=Future)
+    path: Path | None = None
 
     def __post_init__(self) -> None:
         if self.on_inflight not in get_args(OnInflight):

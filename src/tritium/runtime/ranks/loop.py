@@ -7,11 +7,12 @@ or summed for all of them. A listener that fails, which only this rank has, ends
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from tritium.errors import EngineError, RequestError
-from tritium.runtime.engine_loop import EngineLoop
+from tritium.runtime.engine_loop import EngineLoop, error_text
 from tritium.runtime.outputs import StepOutput
-from tritium.runtime.ranks.messages import Drop, Take, Turn
+from tritium.runtime.ranks.messages import Drop, Renew, Take, Turn
 from tritium.runtime.ranks.peers import Peers
 from tritium.runtime.request import Request
 from tritium.runtime.scheduler import Scheduler
@@ -29,8 +30,9 @@ class RanksLoop:
     def __init__(self, loop: EngineLoop, peers: Peers, close: Callable[[], None]) -> None:
         """loop: this rank's. close: ends the other ranks and the connection to them."""
         self._loop, self._peers, self._close = loop, peers, close
-        self._commands: list[Take | Drop] = []
+        self._commands: list[Take | Drop | Renew] = []
         self._num_tokens = 0  # of the prompts among them
+        self._is_closing = False
         self._unheard: list[str] = []  # requests whose listeners have failed
 
     @property
@@ -74,11 +76,18 @@ class RanksLoop:
         self._loop.abort(request_id)
 
     def update_weights(self, update: WeightUpdate) -> None:
-        """Raises `EngineError`: ranks take new weights when they are started."""
-        raise EngineError(
-            "a model that several ranks share takes no new weights while it runs: refit it on disk (tritium refit) and "
-            "start it again"
-        )
+        """As `EngineLoop.update_weights`, on every rank; one that cannot is the end of all. Raises `EngineError` for
+        weights that are in this process alone."""
+        if self.failure is not None:
+            raise self.failure
+        if update.path is None:
+            raise EngineError(
+                "a state dict is in this process alone, and other ranks need their parts of it: save it as safetensors "
+                "and give update_weights the directory"
+            )
+        update.done.add_done_callback(self._check_update)
+        self._loop.update_weights(update)
+        self._commands.append(Renew(str(update.path), update.on_inflight))
 
     def step(self) -> list[StepOutput]:
         """As `EngineLoop.step`, on every rank. Once a rank is lost, every request ends with the reason."""
@@ -100,10 +109,17 @@ class RanksLoop:
 
     def close(self) -> None:
         """As `EngineLoop.close`; the other ranks' processes end."""
+        self._is_closing = True
         try:
             self._loop.close()
         finally:
             self._close()
+
+    def _check_update(self, done: "Future[int]") -> None:
+        """The other ranks have the new weights, or will: this one must not stay behind."""
+        error = done.exception()
+        if error is not None and not self._is_closing:
+            self._peers.fail(EngineError(f"rank 0 could not take new weights: {error_text(error)}"))
 
     def _tell(self, *, is_whole: bool) -> None:
         """Send what came up since the last message."""

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from tritium.runtime.request import Request
+from tritium.runtime.weight_updates import OnInflight
 from tritium.sampling_params import SamplingParams
 
 _DEFAULTS = SamplingParams()
@@ -95,10 +96,17 @@ class Drop(msgspec.Struct, frozen=True, tag=True):
     request_id: str
 
 
+class Renew(msgspec.Struct, frozen=True, tag=True):
+    """Take new weights, of the checkpoint at `path`."""
+
+    path: str
+    on_inflight: OnInflight
+
+
 class Turn(msgspec.Struct, frozen=True, tag=True):
     """In this order, then one step; is_whole False: more of them come before it."""
 
-    commands: list[Take | Drop]
+    commands: list[Take | Drop | Renew]
     is_whole: bool = True
 
 

@@ -100,7 +100,7 @@ class Peers:
         except Exception as error:
             with self._changed:
                 self._changed.wait_for(lambda: self.failure is not None, _CAUSE_SECONDS)
-            self._fail(EngineError(f"rank 0 of {self._num_ranks} failed: {type(error).__name__}: {error}"))
+            self.fail(EngineError(f"rank 0 of {self._num_ranks} failed: {type(error).__name__}: {error}"))
             assert self.failure is not None
             raise self.failure from error
         finally:
@@ -119,6 +119,21 @@ class Peers:
         with self._changed:
             self._changed.wait_for(lambda: self.failure is not None, _CAUSE_SECONDS)
         return self.failure or error
+
+    def fail(self, error: EngineError) -> None:
+        """End all, for this reason, unless there is one already."""
+        with self._changed:
+            if self.failure is not None or self._is_closing:
+                return
+            self.failure = error
+            self._changed.notify_all()
+        logger.error("%s", error)
+        for process in self._processes.values():
+            process.kill()
+        for connection in self._sockets:  # which ends those of other machines
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.on_failure()
 
     def close(self) -> None:
         """End the processes, at first politely. May be called again."""
@@ -142,7 +157,7 @@ class Peers:
         except OSError:  # the thread hears the reason, if it has one
             with self._changed:
                 self._changed.wait_for(lambda: self.failure is not None, _CAUSE_SECONDS)
-            self._fail(EngineError(f"a rank of {self._num_ranks} takes no more messages: start all of them again"))
+            self.fail(EngineError(f"a rank of {self._num_ranks} takes no more messages: start all of them again"))
 
     def _listen(self) -> None:
         """The thread."""
@@ -155,7 +170,7 @@ class Peers:
                     self._read(key.data, buffers[key.data])
                 since = self._busy_since
                 if since is not None and time.monotonic() - since > STEP_SECONDS:
-                    self._fail(EngineError(f"no step of {self._num_ranks} ranks ended within {STEP_SECONDS:g} s"))
+                    self.fail(EngineError(f"no step of {self._num_ranks} ranks ended within {STEP_SECONDS:g} s"))
 
     def _read(self, index: int, buffer: FrameBuffer) -> None:
         try:
@@ -166,14 +181,14 @@ class Peers:
             for body in buffer.feed(data):
                 self._note(index, FROM_RANK.decode(body))
         except (EngineError, msgspec.DecodeError) as error:
-            self._fail(EngineError(f"rank {index + 1} of {self._num_ranks} said what cannot be read: {error}"))
+            self.fail(EngineError(f"rank {index + 1} of {self._num_ranks} said what cannot be read: {error}"))
         if not data and not self._is_closing:
-            self._fail(EngineError(f"rank {index + 1} of {self._num_ranks} {self._how_it_ended(index)}"))
+            self.fail(EngineError(f"rank {index + 1} of {self._num_ranks} {self._how_it_ended(index)}"))
 
     def _note(self, index: int, message: Loaded | Opened | Chosen | RankFailed) -> None:
         if isinstance(message, RankFailed):
             kind = getattr(errors, message.kind, EngineError)
-            self._fail(kind(f"rank {index + 1} of {self._num_ranks}: {message.message}"))
+            self.fail(kind(f"rank {index + 1} of {self._num_ranks}: {message.message}"))
         elif isinstance(message, Chosen):
             self._compare(index, message)
         else:
@@ -185,7 +200,7 @@ class Peers:
         """Its tokens and ours, after as many steps, if we have come as far: else with a later word."""
         ours = self._digests.get(chosen.num_steps)
         if ours is not None and ours != chosen.digest:
-            self._fail(
+            self.fail(
                 EngineError(
                     f"rank {index + 1} of {self._num_ranks} chose other tokens than rank 0 by step {chosen.num_steps}: "
                     "its GPU or its weights differ; build the engine again, and use GPUs of one kind"
@@ -201,18 +216,3 @@ class Peers:
         code = process.returncode
         ended = "was ended by signal" if code is not None and code < 0 else "ended with exit code"
         return f"{ended} {abs(code) if code is not None else 'unknown'}; start all of them again"
-
-    def _fail(self, error: EngineError) -> None:
-        """The first reason is kept."""
-        with self._changed:
-            if self.failure is not None or self._is_closing:
-                return
-            self.failure = error
-            self._changed.notify_all()
-        logger.error("%s", error)
-        for process in self._processes.values():
-            process.kill()
-        for connection in self._sockets:  # which ends those of other machines
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        self.on_failure()

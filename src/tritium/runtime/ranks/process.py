@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, NoReturn
@@ -24,9 +25,11 @@ from torch import distributed
 
 from tritium.config import RuntimeConfig, host_and_port, rendezvous_secret
 from tritium.engine.engine import Engine
+from tritium.engine.refit import new_weights, open_source
 from tritium.errors import EngineError, TritiumError
 from tritium.kernels.communicator import Communicator
 from tritium.runtime.assemble import load_tokenizer, make_loop
+from tritium.runtime.engine_loop import error_text
 from tritium.runtime.gloo import TIMEOUT
 from tritium.runtime.ranks.connect import connect
 from tritium.runtime.ranks.executor import Tokens
@@ -34,14 +37,17 @@ from tritium.runtime.ranks.messages import (
     TO_RANK,
     Chosen,
     Connect,
+    Drop,
     Loaded,
     Opened,
     RankFailed,
+    Renew,
     StartRank,
     Take,
     Turn,
 )
 from tritium.runtime.ranks.nodes import come
+from tritium.runtime.weight_updates import WeightUpdate
 from tritium.wire import FrameBuffer, frame
 
 STEPS_A_WORD = 32  # steps between two hashes of what was chosen, while there is work
@@ -86,13 +92,21 @@ class RankProcess:
             for command in turn.commands:
                 if isinstance(command, Take):
                     loop.submit(command.request(), lambda output: None, is_streaming=command.is_streaming)
-                else:
+                elif isinstance(command, Drop):
                     loop.abort(command.request_id)
+                else:
+                    update = _update(engine, command)
+                    update.done.add_done_callback(self._check_update)
+                    loop.update_weights(update)
             if not turn.is_whole:
                 continue
             loop.step()
             if not loop.has_work:
                 self._say_chosen()
+
+    def _check_update(self, done: "Future[int]") -> None:
+        if (error := done.exception()) is not None:  # the other ranks have the new weights, or will
+            self._fail(EngineError(f"it could not take new weights: {error_text(error)}"))
 
     def _connect(self, engine: Engine, start: StartRank, place: Connect) -> Communicator:
         if not place.port:
@@ -144,6 +158,12 @@ class RankProcess:
         except (EngineError, msgspec.DecodeError) as error:
             self._fail(error)
         os._exit(0)
+
+
+def _update(engine: Engine, command: Renew) -> WeightUpdate:
+    """The first rank's, for this one's engine."""
+    source = new_weights(engine.path, engine.manifest, engine.plan, open_source(command.path)[0])
+    return WeightUpdate(source, command.on_inflight)
 
 
 def main() -> None:
