@@ -4,7 +4,10 @@ The package is a stand-in that computes what XQA's documentation says, from XQA'
 """
 
 import logging
+import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -173,6 +176,45 @@ def test_a_package_that_cannot_be_compiled_is_said_once_and_replaced(
         "own decode attention takes its place",
     ):
         assert part in caplog.messages[0]
+
+
+def of_another_signature(q: torch.Tensor, kv_cache: torch.Tensor, page_table: torch.Tensor) -> None:
+    """What a later FlashInfer may make of it."""
+
+
+def raising(error: BaseException) -> Any:
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (of_another_signature, "TypeError: of_another_signature() got an unexpected keyword argument"),
+        (raising(AttributeError("no attribute 'xqa_module'")), "AttributeError: no attribute 'xqa_module'"),
+        (raising(AssertionError()), "AssertionError: no reason given"),
+        (raising(subprocess.CalledProcessError(1, "ninja")), "CalledProcessError: Command 'ninja' returned non-zero"),
+    ],
+    ids=["another signature", "another module", "an assertion", "a build"],
+)
+def test_whatever_another_version_of_the_package_raises_an_engine_opens_and_says_which_one_it_wants(
+    kernel: Any, reason: str, package: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    package.xqa = kernel  # type: ignore[attr-defined]
+    args = Problem.draw([1, 130, 64, 65, 300], 4, 2, 64, torch.bfloat16).args(list(enumerate(SINGLES)))
+    with caplog.at_level(logging.WARNING, logger="tritium"):
+        assert bound(args)[1] is None and bound(args)[1] is None
+    [said] = caplog.messages
+    assert reason in said and "own decode attention takes its place; it needs flashinfer-python 0.7 with nvcc" in said
+
+
+def test_the_extra_asks_for_the_series_of_the_package_that_is_known() -> None:
+    [wanted] = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]["flashinfer"]
+    assert wanted == f"flashinfer-python>={flashinfer_decode._TESTED}.2,<0.8"
 
 
 def test_times_count_only_beside_the_same_version_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

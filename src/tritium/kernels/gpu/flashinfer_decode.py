@@ -16,6 +16,7 @@ from tritium.kernels.kernel import LaunchContext
 
 logger = logging.getLogger("tritium")
 
+_TESTED = "0.7"  # the series whose signature is known; pyproject's extra asks for the same
 PAGES = (16, 32, 64, 128)  # tokens a block that XQA is compiled for
 # A CTA's part of a context leaves up to 16 heads of 256 numbers of 16 bits and two statistics each: 9 KB a CTA, and
 # contexts are only read in parts while there are fewer CTAs than SMs.
@@ -28,7 +29,7 @@ def bind(args: Mapping[str, Any], out: torch.Tensor, context: LaunchContext) -> 
     """The step's single tokens of ops.paged_attention into out; what it returns says True: they are computed.
 
     None where XQA cannot take these tensors (rows of q, out or the table that are not dense, another block size than
-    `PAGES`), or where FlashInfer cannot be loaded or compiled, which is said once.
+    `PAGES`), or where FlashInfer cannot be loaded, compiled or called like the one known, which is said once.
     """
     q, cache_layer, table = args["q_TNH"], args["cache_layer"], args["block_table_SB"]
     page = cache_layer.shape[3]
@@ -95,12 +96,15 @@ def _launcher(
         block = torch.zeros(1, num_kv_heads, page, head_size, dtype=dtype, device=device)
         table = torch.zeros(1, 1, dtype=torch.int32, device=device)
         launch(q, block, block, table, table[0] + 1, torch.empty_like(q), 1.0)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - see below
+        # Whatever it is: another version has another signature (TypeError) or asserts, a build is a subprocess that
+        # fails, and an engine that was tuned with the package must open all the same: nothing needs it.
         logger.warning(
             "FlashInfer is installed and its XQA kernel cannot run here (%s: %s): Tritium's own decode attention takes "
-            "its place; it needs nvcc and ninja, or the package flashinfer-jit-cache",
+            "its place; it needs flashinfer-python %s with nvcc and ninja, or with the package flashinfer-jit-cache",
             type(error).__name__,
             str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given",
+            _TESTED,
         )
         return None
     return launch
