@@ -14,7 +14,17 @@ import torch.nn.functional as F
 from tritium import LLM, SamplingParams, build
 from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine import cache
-from tritium.errors import CheckpointError, ConfigError, EngineError, RequestError, RequestTooLarge, UnsupportedModel
+from tritium.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineError,
+    OutOfMemory,
+    RequestError,
+    RequestTooLarge,
+    UnsupportedModel,
+)
+from tritium.runtime import plan_runner
+from tritium.runtime.encoder_runner import EncoderRunner
 from tritium.runtime.encoder_worker import EncoderWorker
 from tritium.testing.tiny_encoders import (
     encoder_directory,
@@ -193,6 +203,16 @@ def test_a_closed_encoder_says_so_and_gives_its_memory_back(tmp_path: Path) -> N
     with pytest.raises(EngineError, match="this engine is closed"):
         llm.embed("w1")
     assert is_mapped and str(tmp_path / "engine") not in Path("/proc/self/maps").read_text()
+
+
+def test_an_encoder_that_does_not_fit_says_so_with_the_numbers_and_what_to_give_less_of(
+    embedder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, _ = embedder
+    monkeypatch.setattr(plan_runner, "available_memory", lambda: 100_000)
+    wanted = r"memory available 0\.1 MB, weights .* MB, arena .* MB; give less max_num_batched_tokens"
+    with pytest.raises(OutOfMemory, match=wanted):
+        EncoderRunner(llm.engine, RuntimeConfig(num_threads=1))
 
 
 def test_a_failed_batch_ends_with_its_error_and_the_next_is_computed(tmp_path: Path, monkeypatch: Any) -> None:

@@ -200,7 +200,7 @@ def test_weights_that_find_no_room_are_one_error_with_the_numbers_when_it_is_ope
         make_encoder_runner(engine, SMALL)
     monkeypatch.setattr(plan_runner, "free_memory", lambda device: 1 << 30)  # all of which is kept for libraries
     with pytest.raises(
-        OutOfMemory, match=r"the engine does not fit: memory available 0\.0 MB, weights .*, arena .*; build"
+        OutOfMemory, match=r"the engine does not fit: memory available 0\.0 MB, weights .*, arena .*; give less max_num"
     ):
         make_encoder_runner(engine, SMALL)
 

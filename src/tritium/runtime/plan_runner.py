@@ -148,5 +148,5 @@ class PlanRunner:
         if weights + self._arena_bytes > available:
             raise OutOfMemory(
                 f"the engine does not fit: memory available {megabytes(available)}, weights {megabytes(weights)}, "
-                f"arena {megabytes(self._arena_bytes)}; build it for smaller batches"
+                f"arena {megabytes(self._arena_bytes)}; give {_LESS[self._engine.manifest.kind]}"
             )
