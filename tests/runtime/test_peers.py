@@ -16,7 +16,7 @@ from tritium.runtime.ranks.messages import *
 from tritium.wire import frame
 connection = socket.socket(fileno=int(sys.argv[1]))
 say = lambda message: connection.sendall(frame(message))
-say(Loaded({"source": "here"}, 0))
+say(Loaded("this model"))
 """
 WAIT = "while connection.recv(1 << 16): pass"  # as long as the first rank is there
 
@@ -52,7 +52,7 @@ def test_a_rank_that_chooses_another_token_ends_all(start: Callable[[str], Peers
     let_go: list[bool] = []
     one = start("connection.recv(1 << 16); time.sleep(0.1); say(Chosen(2, 12345))\n" + WAIT)
     one.on_failure = lambda: let_go.append(True)
-    assert [message.model for message in one.wait(Loaded)] == [{"source": "here"}]
+    assert [message.model for message in one.wait(Loaded)] == ["this model"]
     with one.working():
         one.chose([5, 6])
         one.chose([7, -1])

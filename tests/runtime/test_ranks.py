@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +153,18 @@ def test_ranks_round_weights_no_worse_than_one_process_does(scheme: str, engines
     assert len(exact) == 39 and torch.allclose(scores(model, 2, None), exact, atol=1e-4)
     errors = [float((scores(model, num_ranks, scheme) - exact).abs().mean()) for num_ranks in (1, 2)]
     assert 0 < errors[1] < 1.5 * errors[0]
+
+
+@pytest.mark.full
+def test_ranks_of_two_models_are_not_run_together(engines: dict[str, Engine], tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(engines["shared"].path.parent, mixed)
+    Engine.load(shutil.copytree(mixed / "rank-1", tmp_path / "other")).refit(engines["alone"].path.parent / "model")
+    shutil.rmtree(mixed / "rank-1")
+    (tmp_path / "other").rename(mixed / "rank-1")
+    said = r"and rank 1's engine are of different models: .* generation 0; .* generation 1: refit or build all ranks"
+    with pytest.raises(EngineError, match=said):
+        LLM(mixed, **LIMITS)
 
 
 def test_when_a_rank_is_lost_every_request_ends_with_the_reason_and_so_does_the_next(shared: LLM) -> None:

@@ -20,6 +20,7 @@ from tritium.kernels.communicator import Communicator
 from tritium.runtime.assemble import make_loop
 from tritium.runtime.loop import Loop
 from tritium.runtime.nccl import NcclCommunicator
+from tritium.runtime.ranks.alike import describe_model
 from tritium.runtime.ranks.connect import connect, host_store
 from tritium.runtime.ranks.loop import RanksLoop
 from tritium.runtime.ranks.messages import Connect, Loaded, Opened, StartRank
@@ -142,11 +143,11 @@ def _starts(
 
 
 def _check_alike(engine: Engine, others: list[Loaded]) -> None:
-    """Raises `EngineError` when a rank has other weights than the first."""
-    own = engine.manifest
+    """Raises `EngineError` when a rank has another model than the first."""
+    own = describe_model(engine)
     for rank, other in enumerate(others, 1):
-        if (other.model, other.generation) != (own.model, own.weights_generation):
+        if other.model != own:
             raise EngineError(
-                f"{engine.path} has weights of generation {own.weights_generation} of {own.model.get('source')}, rank "
-                f"{rank} of generation {other.generation} of {other.model.get('source')}: refit or build all ranks"
+                f"{engine.path} and rank {rank}'s engine are of different models: {own}; {other.model}: refit or build "
+                "all ranks alike"
             )

@@ -30,10 +30,9 @@ class StartRank(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """The engine's files are whole. model, generation: which weights they hold."""
+    """The engine's files are whole. model: what `describe_model` says of it."""
 
-    model: dict[str, str]
-    generation: int
+    model: str
 
 
 class Connect(msgspec.Struct, frozen=True, tag=True):
