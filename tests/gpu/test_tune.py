@@ -61,4 +61,4 @@ def test_a_tuned_engine_begins_with_the_same_tokens(
     assert all(len(tokens) == 4 for tokens in tuned)
     again = build(model, output_dir=tmp_path / "again", **how, tune="quick").tactics
     assert again is not None and again.choices == tactics.choices
-    assert again.num_measured <= report["num_measured"] // 4  # what this GPU cannot run is tried again
+    assert again.num_measured == 0  # what this GPU refuses is known too

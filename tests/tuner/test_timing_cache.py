@@ -1,6 +1,7 @@
 """The timing cache: what was measured here is found again, what was measured elsewhere never, and nothing is lost."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -71,6 +72,18 @@ def test_the_newer_time_of_two_counts(tmp_path):
         cache.put("a", seconds)
         cache.save()
     assert TimingCache(HERE, tmp_path / "t").get("a") == 2.0
+
+
+def test_what_cannot_run_is_known_to_be_so_by_the_next_process_until_it_is_measured(tmp_path):
+    cache = TimingCache(HERE, tmp_path / "t")
+    cache.put("a", math.inf)
+    assert cache.get("a") == math.inf
+    cache.save()
+    again = TimingCache(HERE, tmp_path / "t")
+    assert (again.get("a"), TimingCache(THERE, tmp_path / "t").get("a")) == (math.inf, None)
+    again.put("a", 0.5)
+    again.save()
+    assert TimingCache(HERE, tmp_path / "t").get("a") == 0.5
 
 
 def test_denied_names_stay_denied(tmp_path):

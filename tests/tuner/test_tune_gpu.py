@@ -159,13 +159,17 @@ def test_a_kernel_that_is_as_fast_at_most_sizes_and_faster_at_some_is_chosen(eng
     assert attention.kernel == "gpu.paged_attention_varlen"
 
 
-def test_what_wants_more_than_the_gpu_has_is_neither_noted_nor_chosen(engine, timings, measured):
+def test_what_wants_more_than_the_gpu_has_is_noted_not_chosen_and_not_tried_again(engine, timings, measured):
     measured.seconds = lambda kernel, tactic, count: math.inf if tactic == {"blocks": 6} else 1.0
     tactics = tuner.tune(engine, "quick", timings)
     [site] = [s for s in sites(engine.plan, (), "cuda", is_thorough=False) if s.op == "paged_attention"]
-    known = {c.name for c in site.candidates if timings.get(time_key(site, 1, c)) is not None}
+    known = {c.name for c in site.candidates if timings.get(time_key(site, 1, c)) == 1.0}
     assert known == {c.name for c in site.candidates} - {"gpu.paged_attention:blocks=6"}
     assert all({"blocks": 6} not in dict(choice.tactics).values() for choice in tactics.choices)
+    measured.batches.clear()
+    again = tuner.tune(engine, "quick", TimingCache(HERE, timings.path))
+    assert (again.num_measured, again.num_cached, measured.batches) == (0, tactics.num_measured, [])
+    assert again.choices == tactics.choices
 
 
 def test_the_chosen_tactic_of_a_size_reaches_the_kernel(engine, timings, measured):

@@ -14,8 +14,9 @@ from tritium.config import Effort
 from tritium.engine.engine import Engine
 from tritium.engine.environment import environment, gpu_environment
 from tritium.errors import ConfigError
+from tritium.tuner.measure import Progress
 from tritium.tuner.timing_cache import TimingCache
-from tritium.tuner.tune import Progress, environment_of, tune_engine
+from tritium.tuner.tune import environment_of, tune_engine
 
 
 def run(

@@ -43,7 +43,7 @@ def choose(site: Site, counts: Sequence[int], cache: TimingCache, *, margin: flo
 def _best_of_each_kernel(
     site: Site, counts: Sequence[int], cache: TimingCache, margin: float
 ) -> dict[str, dict[int, Timed]]:
-    """By kernel, in the order of the candidates, and size; only what was measured."""
+    """By kernel, in the order of the candidates, and size; only what was measured, not what is refused."""
     by_kernel: dict[str, list[Candidate]] = {}
     for candidate in site.candidates:
         by_kernel.setdefault(candidate.kernel.name, []).append(candidate)
@@ -52,7 +52,7 @@ def _best_of_each_kernel(
         default = candidates[0].tactic
         for count in counts:
             seconds = [(cache.get(time_key(site, count, candidate)), candidate.tactic) for candidate in candidates]
-            if timed := [Timed(known, tactic) for known, tactic in seconds if known is not None]:
+            if timed := [Timed(known, tactic) for known, tactic in seconds if known is not None and known < math.inf]:
                 best.setdefault(name, {})[count] = _best_tactic(timed, default, margin)
     return best
 

@@ -5,6 +5,7 @@ and renames a new file into place. Two processes that tune at once lose nothing,
 """
 
 import fcntl
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,10 +19,10 @@ FORMAT, VERSION = "tritium-timings", 1
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """Times of one machine with one set of versions: seconds by key."""
+    """Times of one machine with one set of versions: seconds by key; None: it cannot run that (JSON has no inf)."""
 
     environment: dict[str, str]
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float | None] = {}
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,17 +44,20 @@ class TimingCache:
         self.environment = environment
         self._here = [environment, *beside]
         self._file = _read(self.path)
-        self._new: dict[str, float] = {}
+        self._new: dict[str, float | None] = {}
 
     def get(self, key: str) -> float | None:
-        """Seconds, when this was measured here."""
-        if key in self._new:
-            return self._new[key]
-        return next((e.seconds.get(key) for e in self._file.environments if e.environment == self.environment), None)
+        """Seconds, when this was measured here; inf: it cannot run here."""
+        known = (e.seconds for e in self._file.environments if e.environment == self.environment)
+        for seconds in (self._new, *known):
+            if key in seconds:
+                value = seconds[key]
+                return math.inf if value is None else value
+        return None
 
     def put(self, key: str, seconds: float) -> None:
-        """Note a time; `save` keeps it."""
-        self._new[key] = seconds
+        """Note a time, inf for what cannot run; `save` keeps it."""
+        self._new[key] = seconds if math.isfinite(seconds) else None
 
     @property
     def denied(self) -> tuple[str, ...]:

@@ -6,10 +6,7 @@ once, each with one of its candidates, in as many rounds as the site with most c
 over the site's layers and the repetitions, after warm-up. `choose.py` has the rule by which times become a choice.
 """
 
-import math
-import statistics
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -19,13 +16,14 @@ from tritium.engine.engine import Engine
 from tritium.engine.environment import environment, gpu_environment
 from tritium.engine.manifest import TACTICS_NAME
 from tritium.engine.serialise import replace_text
-from tritium.engine.tactics import Choice, Tactics
+from tritium.engine.tactics import Tactics
 from tritium.errors import ConfigError
 from tritium.kernels.kernel import resolve
 from tritium.runtime.gpu.device import capability_for, gpu_for
 from tritium.runtime.step_times import StepTimer
 from tritium.tuner.choose import choose
-from tritium.tuner.sites import Candidate, Site, sites, time_key
+from tritium.tuner.measure import Progress, TimeBatch, measure
+from tritium.tuner.sites import Site, sites, time_key
 from tritium.tuner.timing_cache import TimingCache
 
 COUNTS: Mapping[str, tuple[int, ...]] = {"quick": (1, 16, 256), "full": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)}
@@ -38,8 +36,6 @@ LARGEST_DECODE = 64  # a batch of more tokens than this is one prompt, of fewer 
 GPU_LARGEST_DECODE = 256
 GPU_MARGIN = 1.03  # two measurements of the same differ by a few per cent there
 _BLOCK_SIZE = "block_size"  # in an environment: of the KV cache in which attention is timed, where it is no default
-Progress = Callable[[int, int, float], None]
-TimeBatch = Callable[[int, Tactics, int], list[float]]  # of so many tokens, by these, so many times: seconds by step
 
 
 def tune_engine(
@@ -68,10 +64,11 @@ def tune(
 ) -> Tactics:
     """The fastest kernel of each site and its fastest tactic for each size of batch; new times are saved in `cache`.
 
-    effort: "none" measures nothing and chooses among what is in the cache. denied: names of kernels, or of tactics as
+    effort: "none" measures nothing and chooses among what is in the cache. Times, and what this machine or GPU refuses,
+        are saved size by size: who is interrupted goes on from there. denied: names of kernels, or of tactics as
         `kernel:name=value`, beside those that the cache denies. progress(done, all, estimated seconds left).
 
-    Raises `EngineError` for an engine that was built for a GPU where there is none.
+    Raises `EngineError` for an engine that was built for a GPU where there is none, and as `measure` does.
     """
     check_choice("effort", effort, EFFORTS)
     is_gpu = engine.manifest.backend == "cuda"
@@ -94,8 +91,9 @@ def tune(
     num_missing = sum(len(left) for of_count in missing.values() for left in of_count.values())
     num_all = sum(len(s.candidates) for of_count in measured.values() for s in of_count)
     if effort != "none" and num_missing:
-        _measure(engine, missing, cache, REPEATS[effort], num_threads, progress)
-        cache.save()
+        block_size = int(cache.environment.get(_BLOCK_SIZE, RuntimeConfig.block_size))
+        with _timing(engine, list(missing), num_threads, block_size) as times:
+            measure(times, missing, cache, REPEATS[effort], progress)
     margin = GPU_MARGIN if is_gpu else 1.0
     choices = [choose(site, [c for c in counts if site in measured[c]], cache, margin=margin) for site in wanted]
     return Tactics(
@@ -147,37 +145,6 @@ def _is_measured(site: Site, count: int, most_rows: int) -> bool:
     return site.phase == "tokens" or count <= most_rows
 
 
-def _measure(
-    engine: Engine,
-    missing: Mapping[int, Mapping[Site, list[Candidate]]],
-    cache: TimingCache,
-    repeats: int,
-    num_threads: int | None,
-    progress: Progress | None,
-) -> None:
-    rounds = [
-        (count, {site: left[i] for site, left in of_count.items() if i < len(left)})
-        for count, of_count in missing.items()
-        for i in range(max((len(left) for left in of_count.values()), default=0))
-    ]
-    work = [count + 16 for count, _ in rounds]  # a pass costs something whatever its size
-    start, done = time.perf_counter(), 0
-    block_size = int(cache.environment.get(_BLOCK_SIZE, RuntimeConfig.block_size))
-    with _timing(engine, list(missing), num_threads, block_size) as times:
-        for number, (count, chosen) in enumerate(rounds):
-            if progress is not None:
-                left = (time.perf_counter() - start) / done * (sum(work) - done) if done else math.nan
-                progress(number, len(rounds), left)
-            samples = times(count, _forced(chosen, cache.environment), repeats)
-            for site, candidate in chosen.items():
-                seconds = statistics.median(samples[step] for step in site.steps)
-                if math.isfinite(seconds):
-                    cache.put(time_key(site, count, candidate), seconds)
-            done += work[number]
-    if progress is not None:
-        progress(len(rounds), len(rounds), 0.0)
-
-
 @contextmanager
 def _timing(engine: Engine, counts: list[int], num_threads: int | None, block_size: int) -> Iterator[TimeBatch]:
     """What times batches of these numbers of tokens; block_size: of a decoder's KV cache on a GPU."""
@@ -205,12 +172,3 @@ def _timing(engine: Engine, counts: list[int], num_threads: int | None, block_si
 def _context(engine: Engine) -> int:
     """Tokens that each decoding sequence has behind it."""
     return min(128, engine.manifest.max_model_len - 2)
-
-
-def _forced(chosen: Mapping[Site, Candidate], environment: dict[str, str]) -> Tactics:
-    always = 1 << 30
-    choices = [
-        Choice(site=site.key, steps=site.steps, kernel=one.kernel.name, tactics=((always, one.tactic),))
-        for site, one in chosen.items()
-    ]
-    return Tactics(environment=environment, effort="measuring", choices=tuple(choices))
