@@ -54,6 +54,25 @@ def test_a_command_says_it_in_one_line_and_builds_nothing(command: str, tmp_path
     assert not (tmp_path / "cache").exists()
 
 
+def test_ranks_that_have_no_gpu_each_are_said_before_anything_is_built_or_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(device, "_find_gpu", lambda *_: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(
+        EngineError, match=r"tensor_parallel=2 .* needs as many GPUs, and torch finds 1 here: say at most 1"
+    ):
+        LLM(DEMO, device="cuda", tensor_parallel=2)
+    assert not (tmp_path / "cache").exists()
+    config = parse_config(TINY_MODELS["llama"], "llama", dtype="bfloat16")
+    kept = {"weights": "dummy", "device": "cuda", "tensor_parallel": 2}
+    engine = build(config, output_dir=tmp_path / "engine", **kept)  # type: ignore[arg-type]
+    with pytest.raises(
+        EngineError, match=r"engine is for 2 GPUs a machine, and torch finds 1 here: .* smaller tensor_par"
+    ):
+        LLM(engine.path)
+
+
 def test_an_engine_for_a_gpu_says_which_command_builds_one_for_the_cpu(engine: Engine) -> None:
     with pytest.raises(EngineError, match=r"was built for an NVIDIA GPU, .* no GPU here; .*tritium build .* --device"):
         LLM(engine.path)

@@ -13,10 +13,10 @@ from tritium.runtime.ranks.peers import Peers
 BEGIN = """
 import os, socket, sys, time
 from tritium.runtime.ranks.messages import *
-from tritium.wire import frame
+from tritium.wire import FrameBuffer, frame
 connection = socket.socket(fileno=int(sys.argv[1]))
 say = lambda message: connection.sendall(frame(message))
-say(Loaded("this model"))
+say(Loaded("this model", {}))
 """
 WAIT = "while connection.recv(1 << 16): pass"  # as long as the first rank is there
 
@@ -46,6 +46,27 @@ def test_a_rank_that_ends_says_how_it_ended(start: Callable[[str], Peers]) -> No
     one = start("sys.exit(3)")
     with pytest.raises(EngineError, match="rank 1 of 2 ended with exit code 3; start all of them again"):
         one.wait(Opened)
+
+
+def test_a_rank_that_has_only_lost_others_is_the_reason_when_nobody_else_is(
+    start: Callable[[str], Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "_OTHERS_SECONDS", 0.05)
+    one = start("say(RankFailed('LostRanks', 'it lost the others')); sys.exit(1)")
+    with pytest.raises(EngineError, match="rank 1 of 2: it lost the others"):
+        one.wait(Opened)
+
+
+def test_a_rank_that_ends_without_a_word_is_the_reason_of_those_who_lost_it(start: Callable[[str], Peers]) -> None:
+    starts = [StartRank("engine", rank, 3, rank, {}, []) for rank in (1, 2)]
+    script = BEGIN + (
+        "number = FrameBuffer().feed(connection.recv(1 << 16)); rank = TO_RANK.decode(number[0]).rank\n"
+        "rank == 1 and say(RankFailed('LostRanks', 'it lost the others')); time.sleep(0.2); sys.exit(rank)"
+    )
+    both = Peers(starts, (sys.executable, "-c", script))
+    with pytest.raises(EngineError, match="rank 2 of 3 ended with exit code 2; start all of them again"):
+        both.wait(Opened)
+    both.close()
 
 
 def test_a_rank_that_chooses_another_token_ends_all(start: Callable[[str], Peers]) -> None:

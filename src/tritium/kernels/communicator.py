@@ -5,11 +5,17 @@ from typing import Protocol
 
 import torch
 
+from tritium.errors import EngineError
+
+
+class LostRanks(EngineError):
+    """Another rank is gone, which has a reason of its own."""
+
 
 class Communicator(Protocol):
     """Connects the ranks of one engine. Calls belong on one thread and are made in the same order by every rank.
 
-    Each raises `EngineError` when a rank is gone.
+    Each raises `LostRanks` when a rank is gone.
     """
 
     @property

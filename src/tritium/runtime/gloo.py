@@ -7,6 +7,7 @@ import torch
 from torch import distributed
 
 from tritium.errors import EngineError
+from tritium.kernels.communicator import LostRanks
 
 LOOPBACK = "127.0.0.1"
 TIMEOUT = timedelta(seconds=120)  # how long a rank waits for the others
@@ -45,7 +46,7 @@ class GlooCommunicator:
         try:
             self._group.allgather([list(parts)], [x]).wait()  # type: ignore[attr-defined]  # of its base, in C++
         except RuntimeError as error:
-            raise EngineError(
+            raise LostRanks(
                 f"rank {self.rank} of {self.num_ranks} lost the others: {error}; start all of them again"
             ) from error
 

@@ -20,7 +20,7 @@ from tritium.kernels.communicator import Communicator
 from tritium.runtime.assemble import make_loop
 from tritium.runtime.loop import Loop
 from tritium.runtime.nccl import NcclCommunicator
-from tritium.runtime.ranks.alike import describe_model
+from tritium.runtime.ranks.alike import describe_model, difference, whole_weights
 from tritium.runtime.ranks.connect import connect, host_store
 from tritium.runtime.ranks.loop import RanksLoop
 from tritium.runtime.ranks.messages import Connect, Loaded, Opened, StartRank
@@ -144,10 +144,10 @@ def _starts(
 
 def _check_alike(engine: Engine, others: list[Loaded]) -> None:
     """Raises `EngineError` when a rank has another model than the first."""
-    own = describe_model(engine)
+    own, weights = describe_model(engine), whole_weights(engine)
     for rank, other in enumerate(others, 1):
-        if other.model != own:
-            raise EngineError(
-                f"{engine.path} and rank {rank}'s engine are of different models: {own}; {other.model}: refit or build "
-                "all ranks alike"
-            )
+        name = difference(weights, other.weights)
+        if other.model != own or name is not None:
+            found = f"{own}; {other.model}" if other.model != own else f"{name} differs"
+            say = "refit or build all ranks alike"
+            raise EngineError(f"{engine.path} and rank {rank}'s engine are of different models: {found}: {say}")

@@ -30,9 +30,10 @@ class StartRank(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """The engine's files are whole. model: what `describe_model` says of it."""
+    """The engine's files are whole. model, weights: what `describe_model` and `whole_weights` say of it."""
 
     model: str
+    weights: dict[str, str]
 
 
 class Connect(msgspec.Struct, frozen=True, tag=True):

@@ -19,6 +19,7 @@ import msgspec
 
 from tritium import errors
 from tritium.errors import EngineError
+from tritium.kernels.communicator import LostRanks
 from tritium.runtime.ranks.executor import Tokens
 from tritium.runtime.ranks.messages import FROM_RANK, Chosen, Loaded, Opened, RankFailed, StartRank
 from tritium.wire import FrameBuffer, frame
@@ -29,7 +30,8 @@ START_SECONDS = 600.0  # in which the others load their parts
 STEP_SECONDS = 300.0  # in which a step ends, a first one that compiles kernels too
 END_SECONDS = 5.0  # that the others get to end by themselves
 COMMAND = (sys.executable, "-P", "-m", "tritium.runtime.ranks.process")
-_CAUSE_SECONDS = 2.0  # that a failed call waits for the thread to hear why
+_CAUSE_SECONDS = 3.0  # that a failed call waits for the thread to hear why
+_OTHERS_SECONDS = 1.0  # that a rank which has lost others waits to be explained by one of them
 _READ_SIZE = 1 << 16
 _KEPT_STEPS = 4096  # of whose tokens hashes are kept until the others have said theirs
 
@@ -51,6 +53,7 @@ class Peers:
         self._said: list[list[Loaded | Opened]] = [[] for _ in starts]
         self._tokens = Tokens()
         self._digests: dict[int, int] = {}  # by the number of steps
+        self._lost: dict[int, tuple[float, EngineError]] = {}  # when, and by whom, it was said that others are gone
         self._busy_since: float | None = None
         self._is_closing = False
         self._num_ranks = len(starts) + 1
@@ -166,13 +169,18 @@ class Peers:
             for index, connection in enumerate(self._sockets):
                 selector.register(connection, selectors.EVENT_READ, index)
             while not self._is_closing and self.failure is None:
-                for key, _ in selector.select(timeout=0.5):
-                    self._read(key.data, buffers[key.data])
+                for key, _ in selector.select(timeout=0.1 if self._lost else 0.5):
+                    if self._read(key.data, buffers[key.data]):
+                        selector.unregister(key.fileobj)
+                for said, error in self._lost.values():
+                    if time.monotonic() - said > _OTHERS_SECONDS:
+                        self.fail(error)
                 since = self._busy_since
                 if since is not None and time.monotonic() - since > STEP_SECONDS:
                     self.fail(EngineError(f"no step of {self._num_ranks} ranks ended within {STEP_SECONDS:g} s"))
 
-    def _read(self, index: int, buffer: FrameBuffer) -> None:
+    def _read(self, index: int, buffer: FrameBuffer) -> bool:
+        """Take what a rank has said; True when it says no more."""
         try:
             data = self._sockets[index].recv(_READ_SIZE)
         except OSError:
@@ -182,13 +190,18 @@ class Peers:
                 self._note(index, FROM_RANK.decode(body))
         except (EngineError, msgspec.DecodeError) as error:
             self.fail(EngineError(f"rank {index + 1} of {self._num_ranks} said what cannot be read: {error}"))
-        if not data and not self._is_closing:
+        if not data and not self._is_closing and index not in self._lost:
             self.fail(EngineError(f"rank {index + 1} of {self._num_ranks} {self._how_it_ended(index)}"))
+        return not data
 
     def _note(self, index: int, message: Loaded | Opened | Chosen | RankFailed) -> None:
         if isinstance(message, RankFailed):
             kind = getattr(errors, message.kind, EngineError)
-            self.fail(kind(f"rank {index + 1} of {self._num_ranks}: {message.message}"))
+            error = kind(f"rank {index + 1} of {self._num_ranks}: {message.message}")
+            if message.kind == LostRanks.__name__:  # the one that it has lost may still be heard
+                self._lost[index] = (time.monotonic(), error)
+            else:
+                self.fail(error)
         elif isinstance(message, Chosen):
             self._compare(index, message)
         else:

@@ -31,7 +31,7 @@ from tritium.kernels.communicator import Communicator
 from tritium.runtime.assemble import load_tokenizer, make_loop
 from tritium.runtime.engine_loop import error_text
 from tritium.runtime.gloo import TIMEOUT
-from tritium.runtime.ranks.alike import describe_model
+from tritium.runtime.ranks.alike import describe_model, whole_weights
 from tritium.runtime.ranks.connect import connect
 from tritium.runtime.ranks.executor import Tokens
 from tritium.runtime.ranks.messages import (
@@ -81,7 +81,7 @@ class RankProcess:
         engine = Engine.load(self._engine or start.engine, plugins=start.plugins)
         if engine.manifest.backend == "cuda":
             torch.cuda.set_device(start.local_rank)
-        self._say(Loaded(describe_model(engine)))
+        self._say(Loaded(describe_model(engine), whole_weights(engine)))
         place = self._messages.get()
         assert isinstance(place, Connect), place
         ranks = self._connect(engine, start, place)
