@@ -101,7 +101,8 @@ def rows_of(kind: str, num_rows: int, num_out: int, num_in: int) -> Iterator[tup
         )
         x |= {"scales_NG": pack_scales(scales)}
         args = [x | {"qweight": w} for w in copies_of(lambda: numbers(kept, num_out, num_in // packed))]
-        tactics, bind = quantized_tactics(num_rows, num_out), quantized.bind
+        tactics = quantized_tactics(num_rows, num_out)
+        bind = lambda a, outputs, tactic=None: quantized.bind(a, outputs, tactic=tactic)  # noqa: E731
     else:
         if dtype != torch.bfloat16:
             ones = torch.ones(max(num_rows, num_out), device="cuda")

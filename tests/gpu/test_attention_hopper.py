@@ -71,12 +71,12 @@ def test_a_mixed_batch_is_right(shape: tuple[int, int, int], dtype: torch.dtype,
 
 
 def test_more_blocks_than_places_and_a_scratch_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tritium.kernels.gpu import attention_hopper
+    from tritium.kernels.gpu import scratch
 
     chunks = [(1 + 40 * i % 190, 200 + 11 * i) for i in range(60)]
     problem = drawn(chunks, (16, 4, 128), torch.bfloat16, FP8)
-    for num_bytes in (attention_hopper.SCRATCH_BYTES, 1 << 20):
-        monkeypatch.setattr(attention_hopper, "SCRATCH_BYTES", num_bytes)
+    for num_bytes in (scratch.HOPPER_BYTES, 1 << 20):
+        monkeypatch.setattr(scratch, "HOPPER_BYTES", num_bytes)
         order = sorted(range(60), key=lambda i: chunks[i][0] > 1)
         out = problem.run(lambda args: compute(args, FP8), [(i, chunks[i]) for i in order], block_size=64)
         for i, got in zip(order, out, strict=True):

@@ -36,6 +36,7 @@ class Planned(NamedTuple):
     dtype: str
     device: Device = "cpu"
     num_ranks: int = 1
+    capability: tuple[int, int] | None = None  # the GPU's; None: not known
 
 
 def run(
@@ -61,6 +62,7 @@ def run(
     if known is not None:
         check_capability(choose_kernels(planned.plan, device="cuda"), known.name, known.capability)
         available = known.memory_bytes - CONTEXT_BYTES - (NCCL_BYTES if planned.num_ranks > 1 else 0)
+        planned = planned._replace(capability=known.capability)
     else:
         available = _memory_of(planned.device, planned.num_ranks) if memory is None else memory
     found = predict(planned, runtime, available)
@@ -142,7 +144,7 @@ def predict(planned: Planned, runtime: RuntimeConfig, available_bytes: int) -> F
         return encoder_footprint(planned.plan, kernels, runtime, **known, device=planned.device)
     known["num_ranks"] = planned.num_ranks
     if planned.device == "cuda":
-        return gpu_footprint(planned.plan, kernels, runtime, **known)
+        return gpu_footprint(planned.plan, kernels, runtime, **known, capability=planned.capability)
     return footprint(planned.plan, kernels, runtime, is_bitwise=planned.is_bitwise, **known)
 
 

@@ -68,6 +68,8 @@ class Kernel:
     takes_context: its bind function wants the `LaunchContext`.
     is_invariant: a row's bits do not depend on its neighbours (but for `row_multiple`).
     min_capability: the compute capability that a GPU must have.
+    scratch: "module:attribute" of what says, from `TensorSpec`s, literals and the largest batch, which pieces of memory
+        its launches share; see kernels/gpu/scratch.py.
     numerics: what is summed in what type and order; kernels with equal strings give equal bits.
     """
 
@@ -81,6 +83,7 @@ class Kernel:
     tactics: tuple[Mapping[str, Scalar], ...] = ()
     supports_tactic: str | None = None
     takes_context: bool = False
+    scratch: str | None = None
     numerics: str = "fp32"
     min_capability: tuple[int, int] = (0, 0)
     is_invariant: bool = True

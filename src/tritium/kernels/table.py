@@ -29,6 +29,7 @@ _GPU_TACTICS = {
     "linear_fp8": gpu.LINEAR_FP8,
     "linear_int8": gpu.INT8,
 }
+_GPU_SCRATCH = {"paged_attention": "of_attention", "moe": "of_experts", "experts": "of_experts"}
 _PACK = {"qweight": "packing:pack_weight", "scales_NG": "packing:pack_scales"}
 _NEEDS: dict[str, dict[str, Any]] = {"fp8": {"min_capability": (8, 9)}, "int8": {"min_capability": (7, 5)}}
 
@@ -41,10 +42,12 @@ def _row(
     *,
     variant: str = "",
     supports_tactic: str = "",
+    scratch: str = "",
     pack: Mapping[str, str] | None = None,
     **rest: Any,
 ) -> Kernel:
-    """A kernel named after its backend, op and variant. bind, supports..., pack: "module:attribute" in its package."""
+    """A kernel named after its backend, op and variant. bind, supports..., pack: "module:attribute" in its package;
+    scratch: an attribute of its module of that name."""
     package = f"tritium.kernels.{backend}"
     return Kernel(
         name=f"{backend}.{op}{variant}",
@@ -53,6 +56,7 @@ def _row(
         target=f"{package}.{bind}",
         supports=f"{package}.{supports}" if supports else None,
         supports_tactic=f"{package}.{supports_tactic}" if supports_tactic else None,
+        scratch=f"{package}.scratch:{scratch}" if scratch else None,
         pack={argument: f"{package}.{target}" for argument, target in (pack or {}).items()},
         **rest,
     )
@@ -89,7 +93,8 @@ KERNELS: tuple[Kernel, ...] = (
             op,
             f"{module}:{bind}",
             f"supports:{supports}",
-            takes_context=op in ("paged_attention", "varlen_attention"),
+            takes_context=op == "varlen_attention" or op in _GPU_SCRATCH,
+            scratch=_GPU_SCRATCH.get(op, ""),
             numerics=numerics,
             is_invariant=op not in ("linear", "linear_fp8", "paged_attention"),
             tactics=_GPU_TACTICS.get(op, ()),
@@ -151,6 +156,8 @@ KERNELS: tuple[Kernel, ...] = (
         "quantized_linear",
         "quantized:bind",
         "supports:quantized_linear",
+        takes_context=True,
+        scratch="of_quantized",
         pack=_PACK,
         tactics=gpu.QUANTIZED,
         numerics="fp32, split by the number of rows",
@@ -196,6 +203,7 @@ KERNELS: tuple[Kernel, ...] = (
         "supports:varlen_attention",
         variant="_varlen",
         takes_context=True,
+        scratch="of_own_singles",
         numerics="fp32, split by the number of sequences; prompts: FlashAttention's",
         is_invariant=False,
         min_capability=(8, 0),
@@ -218,6 +226,7 @@ KERNELS: tuple[Kernel, ...] = (
         "supports:flashinfer_attention",
         variant="_flashinfer",
         takes_context=True,
+        scratch="of_flashinfer",
         tactics=gpu.FLASHINFER,
         numerics="single tokens: FlashInfer's XQA, fp32 sums, parts in 16 bits; prompts: as gpu.paged_attention",
         is_invariant=False,

@@ -35,12 +35,12 @@ class Binder:
         device: torch.device | None = None,
         context: LaunchContext | None = None,
     ) -> None:
-        """device: where everything lies; None is the CPU. context: for the kernels that want one."""
+        """device: where everything lies; None is the CPU. context: for the kernels that want one; its own if None."""
         self._plan = plan
         self._inputs = inputs
         self._weights = weights
         self._kv_cache = kv_cache
-        self._context = context
+        self._context = context or LaunchContext()
         self._offsets = offsets
         arena = torch.empty(arena_bytes + _CACHE_LINE, dtype=torch.uint8, device=device)
         self._arena = arena[-arena.data_ptr() % _CACHE_LINE :]

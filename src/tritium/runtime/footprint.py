@@ -8,15 +8,17 @@ import torch
 
 from tritium.config import RuntimeConfig
 from tritium.engine.arena import plan_arena
-from tritium.engine.plan import Extent, Phase, Plan, Ref, Sizes
+from tritium.engine.plan import Extent, Phase, Plan, Sizes
 from tritium.kernels.eager.collectives import scratch_len
-from tritium.kernels.kernel import Kernel
+from tritium.kernels.gpu.scratch import Batch, Piece
+from tritium.kernels.kernel import Kernel, resolve
 from tritium.runtime.buckets import bucket, common_multiple
 from tritium.runtime.encoder_batch import largest_cpu_batch, largest_gpu_batch
+from tritium.runtime.kernel_choice import specs_of
 from tritium.runtime.loaded_weights import bytes_in_use
 from tritium.runtime.memory import GPU_KV_SHARE, GPU_RESERVE, KV_SHARE, MemoryPlan, megabytes, plan_memory
 
-GPU_WORKSPACE = 96 << 20  # bytes: cuBLAS's two workspaces of 32 MiB, the kernels' scratch
+GPU_LIBRARIES = 64 << 20  # bytes: cuBLAS's two workspaces of 32 MiB
 SAMPLING_CHUNK = 8192  # logits that one program of kernels/gpu/sampling.py looks at
 PHASES: tuple[Phase, ...] = ("tokens", "rows")
 
@@ -84,17 +86,18 @@ def gpu_footprint(
     engine_max_model_len: int,
     available_bytes: int,
     num_ranks: int = 1,
+    capability: tuple[int, int] | None = None,
 ) -> Footprint:
-    """The same for a GPU. available_bytes: what is free of its memory. Raises `OutOfMemory` with the numbers."""
+    """The same for a GPU. available_bytes: what is free of its memory. capability: its compute capability; None: not
+    known, what any may take. Raises `OutOfMemory` with the numbers."""
     largest = Sizes(tokens=config.max_num_batched_tokens, sequences=config.max_num_seqs, rows=config.max_num_seqs)
-    experts = _experts_bytes(plan, config.max_num_batched_tokens)
-    experts += _gathered_bytes(plan, kernels, largest, num_ranks)
-    available_bytes -= GPU_RESERVE + experts
+    kept = _scratch_bytes(plan, kernels, largest, capability) + _gathered_bytes(plan, kernels, largest, num_ranks)
+    available_bytes -= GPU_RESERVE + kept
     multiples = dict.fromkeys(PHASES, 1)
     found = _laid_out(plan, kernels, config, largest, multiples, engine_max_model_len, available_bytes, GPU_KV_SHARE)
     tables = len(plan.kv_groups) * config.max_num_seqs * -(-found.memory.max_model_len // config.block_size) * 4
     logits = config.max_num_seqs * plan.vocab_size * 8 // SAMPLING_CHUNK  # a value and an id of each chunk
-    return replace(found, workspace_bytes=GPU_WORKSPACE + experts + tables + logits + 48 * found.largest.tokens)
+    return replace(found, workspace_bytes=GPU_LIBRARIES + kept + tables + logits + 48 * found.largest.tokens)
 
 
 def encoder_footprint(
@@ -109,12 +112,16 @@ def encoder_footprint(
     """The same of an encoder, which has no KV cache."""
     if device == "cuda":
         largest = largest_gpu_batch(config, engine_max_model_len)
+        inputs = [(value.shape, value.dtype) for value in plan.values if value.kind == "input"]
+        kept = GPU_LIBRARIES + sum(_num_bytes(shape, dtype, largest) for shape, dtype in inputs)
+        kept += _scratch_bytes(plan, kernels, largest, None)
         available_bytes -= GPU_RESERVE
     else:
         largest = largest_cpu_batch(kernels, config, engine_max_model_len)
+        kept = 0
     multiples = dict.fromkeys(PHASES, 1)
     found = _laid_out(plan, kernels, config, largest, multiples, engine_max_model_len, available_bytes)
-    return replace(found, workspace_bytes=GPU_WORKSPACE if device == "cuda" else 0)
+    return replace(found, workspace_bytes=kept)
 
 
 def _laid_out(
@@ -148,19 +155,17 @@ def _laid_out(
     )
 
 
-def _experts_bytes(plan: Plan, num_tokens: int) -> int:
-    """What kernels/gpu/moe.py keeps for batches of up to that many tokens: its `Scratch` for each power of two, of
-    which all together take less than twice the largest. Layers of equal sizes share it."""
-    sizes = {}
-    for step in plan.steps:
-        if step.op in ("moe", "experts"):
-            shapes = {name: plan.value(arg.value).shape for name, arg in step.args.items() if isinstance(arg, Ref)}
-            top_k = step.args["top_k"] if step.op == "moe" else shapes["chosen_TJ"][1]
-            _, width, hidden = shapes["down_EDF"]
-            itemsize = getattr(torch, plan.value(step.outputs[0]).dtype).itemsize
-            row_bytes = (int(width) + int(hidden)) * itemsize + 6 * 4  # and its choice, weight, place and tile
-            sizes[shapes["down_EDF"], top_k] = 2 * int(str(top_k)) * row_bytes
-    return (1 << (num_tokens - 1).bit_length()) * sum(sizes.values())
+def _num_bytes(shape: Sequence[str | int], dtype: str, sizes: Sizes) -> int:
+    return math.prod(Extent.parse(dim).at(sizes) for dim in shape) * int(getattr(torch, dtype).itemsize)
+
+
+def _scratch_bytes(plan: Plan, kernels: Sequence[Kernel], largest: Sizes, capability: tuple[int, int] | None) -> int:
+    """What GPU kernels keep for each other, by what their rows say; steps that take equal pieces share them."""
+    batch, pieces, values = Batch(largest.tokens, largest.sequences, capability), set[Piece](), plan.by_name
+    for step, kernel in zip(plan.steps, kernels, strict=True):
+        if kernel.scratch is not None:
+            pieces |= resolve(kernel.scratch)(specs_of(step, values), batch)
+    return sum(piece.num_bytes for piece in pieces)
 
 
 def _gathered_bytes(plan: Plan, kernels: Sequence[Kernel], largest: Sizes, num_ranks: int) -> int:

@@ -57,7 +57,7 @@ def choose_kernels(
     return [
         choose(
             step.op,
-            _specs(step, values),
+            specs_of(step, values),
             available=available,
             preferred=(tuned or {}).get(index, step.kernel),
             extra=extra,
@@ -80,7 +80,7 @@ def candidates(
 
     is_bitwise: as for `choose_kernels`. capability: the GPU's; None: any.
     """
-    specs = _specs(step, plan.by_name)
+    specs = specs_of(step, plan.by_name)
     rows = valid_kernels(step.op, specs, available=available_backends(device), extra=kernel_rows(plugins))
     if device == "cuda":
         rows = [row for row in rows if capability is None or row.min_capability <= capability]
@@ -121,14 +121,15 @@ def _refused(engine: Engine, tactics: Tactics) -> str | None:
         row, step = rows.get(choice.kernel), engine.plan.steps[choice.steps[0]]
         if row is None or row.op != step.op:
             continue
-        specs = _specs(step, engine.plan.by_name)
+        specs = specs_of(step, engine.plan.by_name)
         for _, tactic in choice.tactics:
             if reason := refuse_tactic(row, specs, tactic):
                 return f"{row.name} with {', '.join(f'{name}={value!r}' for name, value in tactic.items())}: {reason}"
     return None
 
 
-def _specs(step: Step, values: Mapping[str, Value]) -> dict[str, Any]:
+def specs_of(step: Step, values: Mapping[str, Value]) -> dict[str, Any]:
+    """A step's arguments as far as they are known without a batch: `TensorSpec`s and literals."""
     return {name: _spec(arg, values) for name, arg in step.args.items()}
 
 

@@ -11,7 +11,7 @@ from tritium.runtime.kv_cache import block_bytes
 
 KV_SHARE = 0.6  # of what the memory limit leaves after weights and arena
 GPU_KV_SHARE = 0.9  # of what weights, arena and reserve leave of a GPU's memory
-GPU_RESERVE = 1 << 30  # bytes: cuBLAS's workspace, graphs, scratch of kernels
+GPU_RESERVE = 1 << 30  # bytes: cuBLAS's workspace, graphs, what fragments
 SHORTEST_USEFUL_LEN = 128  # tokens; a cache that cannot hold one such sequence is refused
 
 logger = logging.getLogger("tritium")

@@ -3,25 +3,23 @@ tactics and layout checks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 import triton
 
 from tritium.errors import KernelError
-from tritium.kernels.gpu import attention_hopper
+from tritium.kernels.gpu import attention_hopper, scratch
 from tritium.kernels.gpu.attention_decode import decode_dot_kernel, decode_vector_kernel, join_splits_kernel
 from tritium.kernels.gpu.attention_prefill import prefill_kernel
 from tritium.kernels.gpu.copies import need_dense
 from tritium.kernels.gpu.cuda import can_compile, can_convert_fp8, launcher
 from tritium.kernels.gpu.programmatic import launch_options
+from tritium.kernels.gpu.scratch import SPLIT_BELOW, SPLITS
 from tritium.kernels.kernel import LaunchContext, Thunk
 
 FP8 = torch.float8_e4m3fn
-_SPLITS = 16
 _SHORT = 256  # tokens
-_SPLIT_BELOW = 264  # programs: two an SM of an H100; fewer leave the context to be read by a part of the machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +108,7 @@ def bind(
     chunks: Callable[[], bool] | None = None,
     singles: Callable[[], bool] | None = None,
     blocks: int = 0,
-    split_below: int = _SPLIT_BELOW,
+    split_below: int = SPLIT_BELOW,
     prompts: str = "",
 ) -> Thunk:
     """ops.paged_attention into outputs[0]; rows past num_tokens stay as they are. prefill: keeps chunks in Triton.
@@ -157,8 +155,8 @@ def bind(
         decode_shape |= {"GROUP": group, "COLUMNS": columns, "IS_HALF": is_half, "PRECISION": precision}
     decode_kernel = decode_dot_kernel if decode.form == "dot" else decode_vector_kernel
     prefill_shape = {**shape, "GROUP": group, "IS_HALF": is_half, "PRECISION": precision}
-    most_split = min(table.shape[0], split_below // num_kv_heads)
-    partials = _scratch(most_split * num_heads * _SPLITS * (head_block + 2), q.device)
+    most_split = scratch.most_split(table.shape[0], num_kv_heads, split_below)
+    partials = scratch.take(context, scratch.partials(most_split, num_heads, head_size), q.device)
     options = launch_options(q.device)
     is_hoppers = chunks is None and prefill is None and not prompts
     dense = attention_hopper.bind(args, out, context) if is_hoppers and attention_hopper.fits(args, out) else chunks
@@ -177,10 +175,10 @@ def bind(
         if sequences and singles and singles():
             sequences = 0
         if 0 < sequences <= most_split:
-            launch(sequences, _SPLITS)
+            launch(sequences, SPLITS)
             join_splits_kernel[(sequences, num_heads)](
                 partials, out, counters[0], counters[2], *join_strides,
-                HEAD_SIZE=head_size, HEAD_BLOCK=head_block, SPLITS=_SPLITS, num_warps=4, **options,
+                HEAD_SIZE=head_size, HEAD_BLOCK=head_block, SPLITS=SPLITS, num_warps=4, **options,
             )  # fmt: skip
         elif sequences:
             launch(sequences, 1)
@@ -226,16 +224,10 @@ def _bytes_launch(
         run = launcher("decode_bytes", shaped, (*tensors, *numbers), threads=32 * tactic.num_warps)
         return lambda warps: run(-(-warps // tactic.num_warps))
 
-    few, split, many = launches(1, tactic), launches(_SPLITS, tactic), launches(1, full)
+    few, split, many = launches(1, tactic), launches(SPLITS, tactic), launches(1, full)
 
     def launch(sequences: int, splits: int) -> None:
         warps = sequences * shape["NUM_KV_HEADS"] * splits
         (split if splits > 1 else many if warps > places else few)(warps)
 
     return launch
-
-
-@cache
-def _scratch(num_elements: int, device: torch.device) -> torch.Tensor:
-    """fp32 memory that all layers share, for steps are launched one after the other."""
-    return torch.empty(num_elements, dtype=torch.float32, device=device)

@@ -6,20 +6,19 @@ its scale is rounded to them.
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any
 
 import torch
 
+from tritium.kernels.gpu import scratch
 from tritium.kernels.gpu.cuda import is_hopper, launcher
+from tritium.kernels.gpu.tactics import has_hopper_prompts
 from tritium.kernels.kernel import LaunchContext
 
 ROWS = 128  # new tokens that a CTA has at a time
-SCRATCH_BYTES = 256 << 20
 _STAGES = 2
 _SHORT = 256  # tokens
 _WARPS, _BYTES_OF_WARP = 8, 2048  # through which the result goes out
-_TURNS_BYTES = 16  # behind the scratch: how many blocks have been taken
 _FP8 = torch.float8_e4m3fn
 
 
@@ -31,12 +30,10 @@ def tile_of(head_size: int) -> int:
 def fits(args: Mapping[str, Any], out: torch.Tensor) -> bool:
     """Heads of 128 or 256, no window, no cap, no slopes, 16-byte rows; the cache in q's dtype, in e4m3 or in int8."""
     q, cache = args["q_TNH"], args["cache_layer"]
-    is_plain = not args["window"] and not args["softcap"] and args.get("alibi_slopes_N") is None
-    is_known = q.dtype in (torch.bfloat16, torch.float16) and cache.dtype in (q.dtype, _FP8, torch.int8)
     is_aligned = all(x.data_ptr() % 16 == 0 and all(s % 8 == 0 for s in x.stride()[:2]) for x in (q, out))
     is_aligned = is_aligned and cache.data_ptr() % 16 == 0 and cache.stride(0) * cache.element_size() % 16 == 0
     is_aligned = is_aligned and cache.shape[3] % 4 == 0
-    return is_plain and is_known and is_aligned and q.shape[2] in (128, 256) and is_hopper(q.device)
+    return has_hopper_prompts(args) and is_aligned and is_hopper(q.device)
 
 
 def bind(args: Mapping[str, Any], out: torch.Tensor, context: LaunchContext) -> Callable[[], bool]:
@@ -51,9 +48,9 @@ def bind(args: Mapping[str, Any], out: torch.Tensor, context: LaunchContext) -> 
     tile = tile_of(head_size)
     is_bf16, is_int8 = q.dtype == torch.bfloat16, cache.dtype == torch.int8
     image_bytes = 2 * tile * head_size  # keys, or values, of a tile and kv head
-    most_images = SCRATCH_BYTES // image_bytes
-    scratch = _scratch(SCRATCH_BYTES + _TURNS_BYTES, q.device)
-    dense, turns = scratch[:-_TURNS_BYTES], scratch[-_TURNS_BYTES:]
+    most_images = scratch.HOPPER_BYTES // image_bytes
+    memory = scratch.take(context, scratch.hopper(), q.device)
+    dense, turns = memory[: scratch.HOPPER_BYTES], memory[scratch.HOPPER_BYTES :]
     shape = {"IS_BF16": is_bf16, "HEAD_SIZE": head_size, "TILE": tile}
     gather = launcher(
         "gather_keys",
@@ -83,9 +80,3 @@ def bind(args: Mapping[str, Any], out: torch.Tensor, context: LaunchContext) -> 
         return True
 
     return run
-
-
-@cache
-def _scratch(num_bytes: int, device: torch.device) -> torch.Tensor:
-    """Memory that all layers share, for steps are launched one after the other."""
-    return torch.empty(num_bytes, dtype=torch.uint8, device=device)

@@ -12,15 +12,13 @@ from typing import Any
 
 import torch
 
+from tritium.kernels.gpu import scratch
 from tritium.kernels.kernel import LaunchContext
 
 logger = logging.getLogger("tritium")
 
 _TESTED = "0.7"  # the series whose signature is known; pyproject's extra asks for the same
 PAGES = (16, 32, 64, 128)  # tokens a block that XQA is compiled for
-# A CTA's part of a context leaves up to 16 heads of 256 numbers of 16 bits and two statistics each: 9 KB a CTA, and
-# contexts are only read in parts while there are fewer CTAs than SMs.
-_SCRATCH_BYTES = 4 << 20
 
 Launch = Callable[[], bool]
 
@@ -41,10 +39,11 @@ def bind(args: Mapping[str, Any], out: torch.Tensor, context: LaunchContext) -> 
         return None
     k, v = cache_layer.unbind(1)
     lengths = args["context_lens_S"]
+    workspace, semaphores = _memory(context, q.device)
 
     def run() -> bool:
         count = context.num_decodes
-        launch(q[:count], k, v, table[:count], lengths[:count], out[:count], args["scale"])
+        launch(q[:count], k, v, table[:count], lengths[:count], out[:count], args["scale"], workspace, semaphores)
         return True
 
     return run
@@ -59,11 +58,8 @@ def _launcher(
     page: int,
     head_size: int,
 ) -> Callable[..., None] | None:
-    """launch(q_SNH, k, v, table_SB, lengths_S, out_SNH, scale), compiled and tried; None: it cannot run here."""
-    workspace = torch.empty(_SCRATCH_BYTES, dtype=torch.uint8, device=device)
-    # Counted up to the parts of a context and down to zero again: one for each sequence and kv head that is split.
-    num_sms = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    semaphores = torch.zeros(num_sms, dtype=torch.int32, device=device).view(torch.uint32)
+    """launch(q_SNH, k, v, table_SB, lengths_S, out_SNH, scale, workspace, semaphores), compiled and tried; None: it
+    cannot run here."""
 
     def launch(
         q: torch.Tensor,
@@ -73,6 +69,8 @@ def _launcher(
         lengths: torch.Tensor,
         out: torch.Tensor,
         scale: float,
+        workspace: torch.Tensor,
+        semaphores: torch.Tensor,
     ) -> None:
         xqa(
             q.unsqueeze(1),
@@ -95,7 +93,7 @@ def _launcher(
         q = torch.zeros(1, num_heads, head_size, dtype=dtype, device=device)
         block = torch.zeros(1, num_kv_heads, page, head_size, dtype=dtype, device=device)
         table = torch.zeros(1, 1, dtype=torch.int32, device=device)
-        launch(q, block, block, table, table[0] + 1, torch.empty_like(q), 1.0)
+        launch(q, block, block, table, table[0] + 1, torch.empty_like(q), 1.0, *_memory(None, device))
     except Exception as error:  # noqa: BLE001 - see below
         # Whatever it is: another version has another signature (TypeError) or asserts, a build is a subprocess that
         # fails, and an engine that was tuned with the package must open all the same: nothing needs it.
@@ -108,3 +106,9 @@ def _launcher(
         )
         return None
     return launch
+
+
+def _memory(context: LaunchContext | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """XQA's workspace and semaphores: this context's."""
+    workspace, semaphores = (scratch.take(context, piece, device) for piece in scratch.flashinfer())
+    return workspace, semaphores.view(torch.uint32)

@@ -13,16 +13,17 @@ alone and the tactic is the same for every number of tokens, so bits do not depe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from tritium.kernels.gpu import scratch
 from tritium.kernels.gpu.activations import act
 from tritium.kernels.gpu.copies import need_dense
-from tritium.kernels.kernel import Thunk
+from tritium.kernels.kernel import LaunchContext, Thunk
 
 _NOBODY = tl.constexpr(1 << 30)  # the expert of a row without numbers
 _CHOICES = 1024  # that one step of counting looks at
@@ -174,32 +175,34 @@ def tactic_for(dtype: torch.dtype) -> MoeTactic:
     return MoeTactic(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=4)
 
 
-def bind_moe(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+def bind_moe(args: Mapping[str, Any], outputs: Sequence[torch.Tensor], context: LaunchContext | None = None) -> Thunk:
     """ops.moe into outputs[0]; a row whose router logits are not numbers becomes NaN."""
     x, router, top_k = args["x_TD"], args["router_TE"], args["top_k"]
     need_dense(router_TE=router[0])
     num_tokens, num_experts = router.shape
-    scratch = _scratch_for(x, args["gate_up_EGD"], top_k)
+    kept = _scratch(context, x, args["gate_up_EGD"], top_k)
     route = partial(
         _route_kernel[(num_tokens,)],
-        *(router, scratch.chosen, scratch.weights, num_experts, router.stride(0)),
+        *(router, kept.chosen, kept.weights, num_experts, router.stride(0)),
         TOP_K=top_k,
         IS_NORMED=args["is_normed"],
         BLOCK=triton.next_power_of_2(num_experts),
         BLOCK_TOP=triton.next_power_of_2(top_k),
         num_warps=1,
     )
-    mix = _bind_mix(args, outputs[0], scratch.chosen, scratch.weights, top_k, scratch)
+    mix = _bind_mix(args, outputs[0], kept.chosen, kept.weights, top_k, kept)
     return lambda: (route(), mix())
 
 
-def bind_experts(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
+def bind_experts(
+    args: Mapping[str, Any], outputs: Sequence[torch.Tensor], context: LaunchContext | None = None
+) -> Thunk:
     """ops.experts into outputs[0]; an expert that there is not gives a row of NaN."""
     chosen, weights = args["chosen_TJ"], args["weights_TJ"]
     top_k = chosen.shape[1]
-    scratch = _scratch_for(args["x_TD"], args["gate_up_EGD"], top_k)
-    own_chosen, own_weights = (b[: chosen.numel()].view(chosen.shape) for b in (scratch.chosen, scratch.weights))
-    mix = _bind_mix(args, outputs[0], own_chosen, own_weights, top_k, scratch)
+    kept = _scratch(context, args["x_TD"], args["gate_up_EGD"], top_k)
+    own_chosen, own_weights = (b[: chosen.numel()].view(chosen.shape) for b in (kept.chosen, kept.weights))
+    mix = _bind_mix(args, outputs[0], own_chosen, own_weights, top_k, kept)
     return lambda: (own_chosen.copy_(chosen), own_weights.copy_(weights), mix())  # whatever their layout and type
 
 
@@ -209,7 +212,7 @@ def _bind_mix(
     chosen: torch.Tensor,
     weights: torch.Tensor,
     top_k: int,
-    scratch: Scratch,
+    kept: Scratch,
 ) -> Thunk:
     """Everything behind the routing."""
     x, gate_up, down = args["x_TD"], args["gate_up_EGD"], args["down_EDF"]
@@ -218,20 +221,20 @@ def _bind_mix(
     num_choices, tactic = num_tokens * top_k, tactic_for(x.dtype)
     most_tiles = min(num_choices, triton.cdiv(num_choices, tactic.BLOCK_M) + num_experts)
     block = min(_CHOICES, triton.next_power_of_2(num_choices))
-    count = partial(_count_kernel[(num_experts,)], chosen, scratch.counts, num_choices, BLOCK=block, num_warps=4)
+    count = partial(_count_kernel[(num_experts,)], chosen, kept.counts, num_choices, BLOCK=block, num_warps=4)
     order = partial(
         _order_kernel[(num_experts,)],
-        *(chosen, scratch.counts, scratch.order, scratch.tiles, num_choices, num_experts, most_tiles),
+        *(chosen, kept.counts, kept.order, kept.tiles, num_choices, num_experts, most_tiles),
         BLOCK_M=tactic.BLOCK_M,
         BLOCK_E=triton.next_power_of_2(num_experts),
         BLOCK=block,
         num_warps=4,
     )
     flags = {"PRECISION": "ieee" if x.dtype == torch.float32 else "tf32", **asdict(tactic)}
-    queue = (scratch.order, scratch.tiles)
+    queue = (kept.order, kept.tiles)
     first = partial(
         _product_kernel[(triton.cdiv(hidden, tactic.BLOCK_N), most_tiles)],
-        *(x, gate_up, scratch.hidden, *queue, hidden, width, x.stride(0), hidden),
+        *(x, gate_up, kept.hidden, *queue, hidden, width, x.stride(0), hidden),
         ROW_DIVISOR=top_k,
         IS_GATED=True,
         KIND=args["kind"],
@@ -239,7 +242,7 @@ def _bind_mix(
     )
     second = partial(
         _product_kernel[(triton.cdiv(width, tactic.BLOCK_N), most_tiles)],
-        *(scratch.hidden, down, scratch.parts, *queue, width, hidden, hidden, width),
+        *(kept.hidden, down, kept.parts, *queue, width, hidden, hidden, width),
         ROW_DIVISOR=1,
         IS_GATED=False,
         KIND="relu",
@@ -248,32 +251,16 @@ def _bind_mix(
     wide = min(1024, triton.next_power_of_2(width))
     join = partial(
         _join_kernel[(num_tokens, triton.cdiv(width, wide))],
-        *(scratch.parts, chosen, weights, out, width, num_experts, out.stride(0)),
+        *(kept.parts, chosen, weights, out, width, num_experts, out.stride(0)),
         TOP_K=top_k,
         BLOCK=wide,
     )
     return lambda: (count(), order(), first(), second(), join())
 
 
-def _scratch_for(x: torch.Tensor, gate_up: torch.Tensor, top_k: int) -> Scratch:
+def _scratch(context: LaunchContext | None, x: torch.Tensor, gate_up: torch.Tensor, top_k: int) -> Scratch:
     """Shared by all layers, which run one after the other, and by batches of about one size."""
     num_experts, both, width = gate_up.shape
-    return _scratch(triton.next_power_of_2(x.shape[0]) * top_k, num_experts, both // 2, width, x.dtype, x.device)
-
-
-@cache
-def _scratch(
-    num_choices: int, num_experts: int, hidden: int, width: int, dtype: torch.dtype, device: torch.device
-) -> Scratch:
-    def ints(count: int) -> torch.Tensor:
-        return torch.zeros(count, dtype=torch.int32, device=device)
-
-    return Scratch(
-        chosen=ints(num_choices),
-        weights=torch.zeros(num_choices, dtype=torch.float32, device=device),
-        order=ints(num_choices),
-        counts=ints(num_experts),
-        tiles=ints(3 * (num_choices + num_experts)),
-        hidden=torch.empty(num_choices, hidden, dtype=dtype, device=device),
-        parts=torch.empty(num_choices, width, dtype=dtype, device=device),
-    )
+    num_choices, hidden = triton.next_power_of_2(x.shape[0]) * top_k, both // 2
+    pieces = scratch.experts(num_choices, num_experts, hidden, width, x.dtype)
+    return Scratch(**{name: scratch.take(context, piece, x.device) for name, piece in pieces.items()})

@@ -8,22 +8,22 @@ launch adds in order. One row by 8 bits is faster without tensor cores (on an H2
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from tritium.kernels.gpu import scratch
 from tritium.kernels.gpu.copies import need_dense
 from tritium.kernels.gpu.packing import HALF
-from tritium.kernels.kernel import Thunk
+from tritium.kernels.gpu.scratch import FEW_ROWS, PROGRAMS
+from tritium.kernels.kernel import LaunchContext, Thunk
 
 WIDE = 128  # inputs a step of a weight whose outputs have one scale each
-_PROGRAMS = 264  # two an SM of an H100
 _MOST_SPLITS = 16
-_FEW_ROWS = 64
-_SCRATCH_FLOATS = _FEW_ROWS * 2 * _PROGRAMS * 64
+_SCRATCH_FLOATS = scratch.sums().length  # 64 rows of what is split
 ONE_ROW = {"BLOCK_N": 8, "STEP": 512, "num_warps": 4}
 _HALF = tl.constexpr(HALF)
 
@@ -175,12 +175,12 @@ def _join_kernel(
 
 def tactic_for(bits: int, num_rows: int, num_out: int, num_steps: int) -> QuantizedTactic:
     """The fastest on an H200 (benchmarks/gpu/tactics.py and tuned.py); few rows are shared by all programs it runs."""
-    if num_rows > _FEW_ROWS:
+    if num_rows > FEW_ROWS:
         return _many_rows_tactic(bits, num_rows)
     tiles, block_m = triton.cdiv(num_out, 64), max(16, triton.next_power_of_2(num_rows))
-    splits = min(_MOST_SPLITS, num_steps, triton.cdiv(_PROGRAMS, tiles))
+    splits = min(_MOST_SPLITS, num_steps, triton.cdiv(PROGRAMS, tiles))
     if block_m == 16 and bits == 4:  # equal shares of a number of steps that is mostly a power of 2
-        splits = min(_MOST_SPLITS, num_steps, _power_of_2_in(2 * _PROGRAMS // tiles))
+        splits = min(_MOST_SPLITS, num_steps, _power_of_2_in(2 * PROGRAMS // tiles))
         return QuantizedTactic(BLOCK_N=64, BLOCK_M=16, SPLITS=splits, num_warps=4, num_stages=6)
     if block_m == 64 and bits == 8:
         return QuantizedTactic(BLOCK_N=64, BLOCK_M=64, SPLITS=splits, num_warps=4, num_stages=3)
@@ -205,7 +205,12 @@ def _many_rows_tactic(bits: int, num_rows: int) -> QuantizedTactic:
 
 
 def bind(
-    args: Mapping[str, Any], outputs: Sequence[torch.Tensor], tactic: QuantizedTactic | None = None, **numbers: int
+    args: Mapping[str, Any],
+    outputs: Sequence[torch.Tensor],
+    context: LaunchContext | None = None,
+    *,
+    tactic: QuantizedTactic | None = None,
+    **numbers: int,
 ) -> Thunk:
     """ops.quantized_linear without int8 activations into outputs[0]. Weight and scales are packed by packing.py.
 
@@ -220,7 +225,7 @@ def bind(
     step = WIDE if bits == 8 and num_groups == 1 else num_in // num_groups
     num_steps = triton.cdiv(num_in, step)
     if numbers:
-        most = min(num_steps, _SCRATCH_FLOATS // (num_rows * num_out) if num_rows <= _FEW_ROWS else 1)
+        most = min(num_steps, _SCRATCH_FLOATS // (num_rows * num_out) if num_rows <= FEW_ROWS else 1)
         tactic = QuantizedTactic(**{**numbers, "SPLITS": max(1, min(numbers["SPLITS"], most))})
     if num_rows == 1 and bits == 8 and tactic is None:
         return partial(
@@ -232,7 +237,7 @@ def bind(
             **ONE_ROW,
         )
     tactic = tactic or tactic_for(bits, num_rows, num_out, num_steps)
-    partials = _scratch(out.device) if tactic.SPLITS > 1 else out
+    partials = scratch.take(context, scratch.sums(), out.device) if tactic.SPLITS > 1 else out
     given_bias = out if bias is None else bias
     flags = {"HAS_BIAS": bias is not None, "SPLITS": tactic.SPLITS}
     multiply = partial(
@@ -273,10 +278,5 @@ def bind(
 
 def bind_fixed(args: Mapping[str, Any], outputs: Sequence[torch.Tensor]) -> Thunk:
     """The same by one tactic for all numbers of rows: a row's bits do not depend on how many there are."""
-    return bind(args, outputs, QuantizedTactic(BLOCK_N=64, BLOCK_M=64, SPLITS=1, num_warps=4, num_stages=3))
-
-
-@cache
-def _scratch(device: torch.device) -> torch.Tensor:
-    """fp32 memory that all layers share, for steps are launched one after the other: 64 rows of what is split."""
-    return torch.empty(_SCRATCH_FLOATS, dtype=torch.float32, device=device)
+    tactic = QuantizedTactic(BLOCK_N=64, BLOCK_M=64, SPLITS=1, num_warps=4, num_stages=3)
+    return bind(args, outputs, tactic=tactic)

@@ -68,8 +68,14 @@ def fits_paged_attention(args: Mapping[str, Any], tactic: Mapping[str, Any]) -> 
     if "blocks" in tactic:
         is_known = cache.dtype in (FP8, torch.int8) and is_16_bits and head_size in (64, 128, 256)
         return None if is_known and num_heads // cache.shape[2] <= 8 else "another kernel reads this cache"
-    if "prompts" in tactic:
-        is_known = is_16_bits and head_size in (128, 256) and cache.dtype in (q.dtype, FP8, torch.int8)
-        is_plain = not args["window"] and not args["softcap"] and args.get("alibi_slopes_N") is None
-        return None if is_known and is_plain else "Triton's kernel runs these prompts in any case"
+    if "prompts" in tactic and not has_hopper_prompts(args):
+        return "Triton's kernel runs these prompts in any case"
     return None
+
+
+def has_hopper_prompts(args: Mapping[str, Any]) -> bool:
+    """On Hopper attention_hopper.py computes the prompts, if tensors are aligned as it wants."""
+    q, cache = args["q_TNH"], args["cache_layer"]
+    is_plain = not args["window"] and not args["softcap"] and args.get("alibi_slopes_N") is None
+    is_known = q.dtype in (torch.bfloat16, torch.float16) and cache.dtype in (q.dtype, FP8, torch.int8)
+    return is_plain and is_known and q.shape[2] in (128, 256)

@@ -132,6 +132,8 @@ class GpuEncoderRunner(EncoderLimits):
         if self._graphs is not None:
             self._graphs.forget()
         self._runner.close()
+        self._inputs.close()
+        self._context.scratch.clear()
         torch.cuda.empty_cache()
 
     def _bring(self, batch: Sequence[EncoderRequest]) -> tuple[list[int], _Shape]:

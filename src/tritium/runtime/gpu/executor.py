@@ -107,6 +107,7 @@ class GpuExecutor:
             engine_max_model_len=engine.manifest.max_model_len,
             available_bytes=free_bytes,
             num_ranks=num_ranks,
+            capability=torch.cuda.get_device_capability(self.device),
         )
         if communicator is not None:
             memory = shared(self.footprint.memory, plan.kv_groups, config.block_size, communicator.smallest)
@@ -254,6 +255,9 @@ class GpuExecutor:
         if self._graphs is not None:
             self._graphs.forget()
         self._steps.close()
+        self._inputs.close()
+        self._sampler.close()
+        self._context.scratch.clear()
         torch.cuda.empty_cache()
 
     def _choose_kernels(self) -> list[Kernel]:

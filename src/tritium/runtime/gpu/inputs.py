@@ -71,6 +71,12 @@ class DeviceInputs:
             self._copy(area, self._offsets[name], end)
         self._events[self._turn].record()
 
+    def close(self) -> None:
+        """Give the memory back: nothing may be pushed after it."""
+        self.tensors.clear()
+        self._areas.clear()
+        del self._device
+
     def _copy(self, area: torch.Tensor, start: int, end: int) -> None:
         if start == end:
             return

@@ -51,6 +51,11 @@ class GpuSampler:
         self.last_tokens = torch.zeros(self._max_slots + 1, dtype=torch.int64, device=device)
         self._sampling = Sampling(self._vocab_size, num_rows, parameters)
 
+    def close(self) -> None:
+        """Give the device's memory back: nothing may be sampled after it."""
+        self._sampling = None
+        del self.last_tokens
+
     def admit(self, slot: int, request: Request) -> None:
         """A request received this slot: note how it wants its tokens chosen."""
         params, slots = request.params, self._slots
