@@ -13,7 +13,7 @@ from tritium import __version__
 from tritium.cli.main import app
 
 COMPILED = "--dtype --scheme --kv-dtype --quantize-embedding --device --max-model-len --tensor-parallel"
-PLANNED = f"{COMPILED} --max-num-seqs --max-num-batched-tokens --kv-cache-memory"
+PLANNED = f"{COMPILED} --max-num-seqs --max-num-batched-tokens --kv-cache-memory --block-size"
 NODES = "--num-nodes --rendezvous"
 OPENED = f"{PLANNED} --num-threads {NODES} --plugin"
 CHOSEN = "--max-tokens --min-tokens --temperature --top-k --top-p --min-p --seed --stop --ignore-eos"

@@ -5,6 +5,7 @@ samples, prompts that are scored, and that every step can be timed. Kernels have
 """
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,14 @@ import torch
 from tritium import LLM, SamplingParams
 from tritium.compiler import build
 from tritium.engine.engine import Engine
+from tritium.engine.environment import gpu_environment, over_blocks
+from tritium.engine.tactics import Choice, Tactics
 from tritium.runtime.outputs import CompletionOutput, RequestOutput
 from tritium.testing.fake_cuda import pretend_to_have_a_gpu
 from tritium.testing.plain_models import PlainLlama
+from tritium.tuner.sites import sites, time_key
+from tritium.tuner.timing_cache import TimingCache
+from tritium.tuner.tune import tune_engine
 
 pytestmark = pytest.mark.gpu
 HAS_GPU = torch.cuda.is_available()
@@ -86,3 +92,38 @@ def test_every_step_of_a_batch_is_timed(
         assert all(0 < seconds < math.inf for seconds in times)
     assert timer._config.block_size == block_size
     timer.close()
+
+
+def test_a_tactic_that_cannot_be_bound_leaves_the_timer_as_it_was(
+    engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tritium.runtime.gpu import step_times
+
+    for name, small in {"MOST_KEYS": 64, "LONGEST_CONTEXT": 8, "_MOST_NEW": 8, "_FEWEST_TOKENS": 32}.items():
+        monkeypatch.setattr(step_times, name, small)
+    engine = engines["cuda"]
+    [site] = [s for s in sites(engine.plan, (), "cuda", is_thorough=False) if s.op == "paged_attention"]
+    choice = Choice(site=site.key, steps=site.steps, kernel="gpu.paged_attention", tactics=((99, {"no_such": 1}),))
+    timer = step_times.GpuStepTimer(engine, [2, 20], largest_decode=4)
+    for count in (2, 20):
+        with pytest.raises(TypeError, match="no_such"):
+            timer.times(count, Tactics(environment={}, effort="measuring", choices=(choice,)), 1)
+        assert all(0 < seconds < math.inf for seconds in timer.times(count, step_times.no_tactics(), 1))
+    timer.close()
+
+
+def test_over_other_blocks_than_it_was_tuned_for_an_engine_says_so_and_answers_alike(
+    engines: dict[str, Engine], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine.load(shutil.copytree(engines["cuda"].path, tmp_path / "e"))
+    cache = TimingCache(over_blocks(gpu_environment(), 64), tmp_path / "timings.json")
+    for site in sites(engine.plan, (), "cuda", is_thorough=False):
+        cache.put(time_key(site, 1, site.candidates[0]), 1.0)
+    assert tune_engine(engine, "none", cache).tactics is not None
+    for block_size, times_said in ((64, 0), (16, 1)):
+        caplog.clear()
+        with LLM(engine.path, block_size=block_size, **LIMITS) as llm:
+            params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+            [found] = llm.generate(PROMPTS[:1], params, use_progress=False)
+        assert caplog.text.count("was tuned for block_size=64 and runs with block_size=16") == times_said
+        assert len(found.outputs[0].token_ids) == 2

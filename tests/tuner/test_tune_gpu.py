@@ -14,7 +14,7 @@ from tritium.cli.main import app
 from tritium.compiler import build, compile_module
 from tritium.config import BuildConfig
 from tritium.engine.engine import Engine
-from tritium.engine.environment import differences
+from tritium.engine.environment import differences, over_blocks
 from tritium.engine.plan import Sizes
 from tritium.errors import EngineError
 from tritium.quantizer import quantize
@@ -248,6 +248,33 @@ def test_times_are_taken_in_blocks_of_the_size_asked_for_kept_apart_and_count_wh
     assert measured.block_sizes == [64, 16]
     tactics = Engine.load(engine.path).tactics
     assert tactics.environment == {**HERE, "block_size": "64"} and differences(tactics.environment, HERE) == ""
+
+
+def test_to_ask_for_blocks_of_the_default_size_is_to_ask_for_nothing(engine, gpu):
+    assert tuner.environment_of(engine, block_size=16) == tuner.environment_of(engine) == HERE
+
+
+@pytest.mark.parametrize(("tuned_for", "runs_with"), [(64, 16), (16, 64), (64, 32)])
+def test_over_blocks_of_another_size_attention_runs_by_defaults_and_that_is_said_once(
+    tuned_for, runs_with, engine, measured, tmp_path, caplog
+):
+    timings = TimingCache(over_blocks(HERE, tuned_for), tmp_path / "t.json")
+    measured.seconds = lambda kernel, tactic, count: 0.5 if tactic in ({"blocks": 6}, {"by": "triton"}) else 1.0
+    tuned = tuner.tune_engine(engine, "quick", timings)
+    assert usable_tactics(tuned, HERE, block_size=tuned_for) == tuned.tactics and not caplog.text
+    found = usable_tactics(tuned, HERE, block_size=runs_with)
+    ops = {
+        op: next(i for i, step in enumerate(tuned.plan.steps) if step.op == op) for op in ("paged_attention", "linear")
+    }
+    assert tuned.tactics.tactic(ops["paged_attention"], "gpu.paged_attention", 16) == {"blocks": 6}
+    assert found.tactic(ops["paged_attention"], "gpu.paged_attention", 16) == {}
+    assert found.tactic(ops["linear"], "gpu.linear", 16) == {"by": "triton"}
+    [said] = caplog.messages
+    for part in (
+        f"{engine.path} was tuned for block_size={tuned_for} and runs with block_size={runs_with}: its attention",
+        f"open it with block_size={tuned_for} (--block-size), or `tritium tune {engine.path} --block-size {runs_with}`",
+    ):
+        assert part in said
 
 
 def test_a_block_size_that_nothing_has_is_refused_with_what_to_do(engine, gpu, tmp_path):

@@ -58,6 +58,7 @@ Plugins = Annotated[
 MaxNumSeqs = Annotated[int | None, typer.Option(help="Requests in flight at most.")]
 MaxNumBatchedTokens = Annotated[int | None, typer.Option(help="Tokens computed in one step at most.")]
 KVCacheMemory = Annotated[int | None, typer.Option("--kv-cache-memory", help="Bytes for the KV cache.")]
+BlockSize = Annotated[int | None, typer.Option(help="Tokens in a block of the KV cache.")]
 NumThreads = Annotated[int | None, typer.Option(help="Compute threads; default: what affinity and cgroup leave.")]
 NumNodes = Annotated[int | None, typer.Option(help="Machines that the ranks are on.")]
 Rendezvous = Annotated[
@@ -116,7 +117,7 @@ BUILT: Group = {
     "max_mean_kl": MaxMeanKL,
 }
 BATCHED: Group = {"max_num_seqs": MaxNumSeqs, "max_num_batched_tokens": MaxNumBatchedTokens}
-PLANNED: Group = {**COMPILED, **BATCHED, "kv_cache_memory": KVCacheMemory}
+PLANNED: Group = {**COMPILED, **BATCHED, "kv_cache_memory": KVCacheMemory, "block_size": BlockSize}
 NODES: Group = {"num_nodes": NumNodes, "rendezvous": Rendezvous}
 SERVED: Group = {**PLANNED, "num_threads": NumThreads, **NODES, "seed": Seed}
 OPENED: Group = {**PLANNED, "num_threads": NumThreads, **NODES, "plugins": Plugins}

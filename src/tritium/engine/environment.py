@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 import tritium
-from tritium.config import available_threads, cpu_level
+from tritium.config import RuntimeConfig, available_threads, cpu_level
 
 _KERNELS = Path(__file__).parents[1] / "kernels"
 _SOURCES = (".py", ".cpp", ".h")
 _GPU_SOURCES = (".py", ".cu", ".cuh")
+_BLOCK_SIZE = "block_size"
 _MATTERS = ("model name", "cpu family", "model\t", "stepping", "flags", "Features")
 
 
@@ -47,6 +48,17 @@ def differences(measured: dict[str, str], here: dict[str, str]) -> str:
     """What is not the same, for people; empty when all is."""
     names = [name for name in here if measured.get(name) != here[name]]
     return ", ".join(f"{name} was {measured.get(name, 'unknown')!r}, is {here[name]!r}" for name in names)
+
+
+def over_blocks(environment: dict[str, str], block_size: int) -> dict[str, str]:
+    """An environment in which attention is timed over KV blocks of so many tokens. Of the default size nothing is said,
+    and `differences` does not look at it: of what a GPU runs, attention alone depends on it."""
+    return environment | ({} if block_size == RuntimeConfig.block_size else {_BLOCK_SIZE: str(block_size)})
+
+
+def block_size_of(environment: dict[str, str]) -> str:
+    """Tokens in the KV blocks over which attention was timed in it."""
+    return environment.get(_BLOCK_SIZE, str(RuntimeConfig.block_size))
 
 
 def _version(package: str) -> str | None:

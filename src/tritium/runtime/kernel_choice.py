@@ -5,12 +5,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import torch
 
 from tritium.engine.engine import Engine
-from tritium.engine.environment import differences
+from tritium.engine.environment import block_size_of, differences
 from tritium.engine.plan import Arg, Extent, Plan, Ref, Step, Value
-from tritium.engine.tactics import Tactics
+from tritium.engine.tactics import Choice, Tactics
 from tritium.errors import EngineError
 from tritium.kernels.cpu import library
 from tritium.kernels.kernel import Kernel, Tactic, TensorSpec
@@ -89,9 +90,13 @@ def candidates(
     return [(row, valid_tactics(row, specs)) for row in rows]
 
 
-def usable_tactics(engine: Engine, here: dict[str, str]) -> Tactics | None:
+def usable_tactics(engine: Engine, here: dict[str, str], *, block_size: int | None = None) -> Tactics | None:
     """The engine's tactics, when they were measured in an environment like `here`, and all of them can run in it; else
-    says why not."""
+    says why not.
+
+    block_size: of the KV blocks that the engine will run over, where attention's times depend on it: on a GPU. Where it
+    was timed over others its choices are left out, which is said, and those of other ops are kept.
+    """
     tactics = engine.tactics
     if tactics is None:
         return None
@@ -111,7 +116,31 @@ def usable_tactics(engine: Engine, here: dict[str, str]) -> Tactics | None:
             engine.path,
         )
         return None
-    return tactics
+    return tactics if block_size is None else _over_blocks(engine, tactics, block_size)
+
+
+def _over_blocks(engine: Engine, tactics: Tactics, block_size: int) -> Tactics:
+    """Those that hold over KV blocks of so many tokens."""
+    if (measured := block_size_of(tactics.environment)) == str(block_size):
+        return tactics
+    kept = tuple(choice for choice in tactics.choices if not _reads_cache(engine.plan, choice))
+    if len(kept) < len(tactics.choices):
+        logger.warning(
+            "%s was tuned for block_size=%s and runs with block_size=%d: its attention runs by defaults; open it with "
+            "block_size=%s (--block-size), or `tritium tune %s --block-size %d`",
+            engine.path,
+            measured,
+            block_size,
+            measured,
+            engine.path,
+            block_size,
+        )
+    return msgspec.structs.replace(tactics, choices=kept)
+
+
+def _reads_cache(plan: Plan, choice: Choice) -> bool:
+    args = plan.steps[choice.steps[0]].args.values()
+    return any(isinstance(arg, Ref) and plan.value(arg.value).kind == "kv" for arg in args)
 
 
 def _refused(engine: Engine, tactics: Tactics) -> str | None:

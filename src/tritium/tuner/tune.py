@@ -13,7 +13,7 @@ import msgspec
 
 from tritium.config import EFFORTS, Effort, RuntimeConfig, check_choice
 from tritium.engine.engine import Engine
-from tritium.engine.environment import environment, gpu_environment
+from tritium.engine.environment import block_size_of, environment, gpu_environment, over_blocks
 from tritium.engine.manifest import TACTICS_NAME
 from tritium.engine.serialise import replace_text
 from tritium.engine.tactics import Tactics
@@ -35,7 +35,6 @@ GPU_COUNTS: Mapping[str, tuple[int, ...]] = {
 LARGEST_DECODE = 64  # a batch of more tokens than this is one prompt, of fewer as many decoding sequences
 GPU_LARGEST_DECODE = 256
 GPU_MARGIN = 1.03  # two measurements of the same differ by a few per cent there
-_BLOCK_SIZE = "block_size"  # in an environment: of the KV cache in which attention is timed, where it is no default
 
 
 def tune_engine(
@@ -91,7 +90,7 @@ def tune(
     num_missing = sum(len(left) for of_count in missing.values() for left in of_count.values())
     num_all = sum(len(s.candidates) for of_count in measured.values() for s in of_count)
     if effort != "none" and num_missing:
-        block_size = int(cache.environment.get(_BLOCK_SIZE, RuntimeConfig.block_size))
+        block_size = int(block_size_of(cache.environment))
         with _timing(engine, list(missing), num_threads, block_size) as times:
             measure(times, missing, cache, REPEATS[effort], progress)
     margin = GPU_MARGIN if is_gpu else 1.0
@@ -111,18 +110,16 @@ def environment_of(engine: Engine, num_threads: int | None = None, block_size: i
     Raises `EngineError` for an engine that was built for a GPU, without one, `ConfigError` for a size that no block
     has, or for any where the engine is not a decoder for a GPU: only there is it known to matter.
     """
-    sized: dict[str, str] = {}
-    if block_size is not None:
-        if engine.manifest.backend != "cuda" or engine.manifest.kind == "encoder":
-            raise ConfigError(
-                f"block_size={block_size} is for decoders on a GPU, and {engine.path} is an engine of kind "
-                f"{engine.manifest.kind!r} for {engine.manifest.backend!r}: leave it out"
-            )
-        sized = {_BLOCK_SIZE: str(RuntimeConfig(block_size=block_size).block_size)}
+    if block_size is not None and (engine.manifest.backend != "cuda" or engine.manifest.kind == "encoder"):
+        raise ConfigError(
+            f"block_size={block_size} is for decoders on a GPU, and {engine.path} is an engine of kind "
+            f"{engine.manifest.kind!r} for {engine.manifest.backend!r}: leave it out"
+        )
     if engine.manifest.backend != "cuda":
         return environment(num_threads)
     gpu_for(engine)
-    return gpu_environment() | sized
+    here = gpu_environment()
+    return here if block_size is None else over_blocks(here, RuntimeConfig(block_size=block_size).block_size)
 
 
 def _largest_decode(engine: Engine) -> int:

@@ -96,7 +96,7 @@ class GpuExecutor:
         self._engine = engine
         self._plan = plan = engine.plan
         self._is_bitwise = engine.manifest.invariance == "bitwise"
-        self._tactics = tactics or usable_tactics(engine, gpu_environment())
+        self._tactics = tactics or usable_tactics(engine, gpu_environment(), block_size=config.block_size)
         self._kernels = self._choose_kernels()
         self._most_rows = config.max_num_seqs
         free_bytes, _ = torch.cuda.mem_get_info(self.device)
