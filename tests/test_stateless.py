@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,6 +74,43 @@ def test_threads_may_call_at_once(built: dict[str, tuple[nn.Module, Engine]]) ->
     with ThreadPoolExecutor(8) as pool:
         for inputs, found in zip(batches, pool.map(lambda i: engine.run(**i), batches), strict=True):
             torch.testing.assert_close(found["output"], torch_outputs(module, inputs)["output"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_closed_engine_has_given_memory_and_thread_back_and_says_how_to_open_it_again(tmp_path: Path) -> None:
+    module, inputs = ImageClassifier().eval(), inputs_for(ImageClassifier(), 2)
+    path = build(module, example_inputs=inputs, output_dir=tmp_path / "e").path
+    with Engine.load(path) as engine:
+        answer = engine.run(**inputs)["output"]
+        runner = engine._runner
+        kept = [weakref.ref(x) for x in (runner._runner._binder._arena, *runner._buffers.values())]
+        thread = next(iter(runner._thread._threads))
+    assert not thread.is_alive() and [held() for held in kept] == [None] * len(kept)
+    torch.testing.assert_close(answer, torch_outputs(module, inputs)["output"], rtol=1e-5, atol=1e-6)
+    for closed in (lambda: engine.run(**inputs), lambda: runner.run(inputs)):
+        with pytest.raises(EngineError, match=rf"{path} was closed: open it again with Engine.load"):
+            closed()
+    engine.close()
+    never_run = Engine.load(path)
+    never_run.close()
+    with pytest.raises(EngineError, match="was closed"):
+        never_run.run(**inputs)
+    assert torch.equal(Engine.load(path).run(**inputs)["output"], answer)
+
+
+def test_batches_that_were_begun_are_computed_before_an_engine_is_closed(tmp_path: Path) -> None:
+    module, inputs = Recommender().eval(), inputs_for(Recommender(), 2)
+    engine = build(module, example_inputs=inputs, output_dir=tmp_path / "e")
+    expected = engine.run(**inputs)["output"]
+    runner, is_holding, may_go_on = engine._runner, threading.Event(), threading.Event()
+    runner._thread.submit(lambda: (is_holding.set(), may_go_on.wait()))
+    is_holding.wait()
+    with ThreadPoolExecutor(2) as pool:
+        begun = pool.submit(engine.run, **inputs)
+        while not runner._thread._work_queue.qsize():
+            time.sleep(0.001)
+        closing = pool.submit(engine.close)
+        may_go_on.set()
+        assert torch.equal(begun.result()["output"], expected) and closing.result() is None
 
 
 def test_numpy_goes_in_as_well(built: dict[str, tuple[nn.Module, Engine]]) -> None:

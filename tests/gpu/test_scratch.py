@@ -27,8 +27,8 @@ PARAMS = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """A mixture of experts whose other linears are of 8 bits."""
-    model = parse_config(TINY_MODELS["mixtral"] | {"num_hidden_layers": 1}, "mixtral", dtype="float32")
+    """A mixture of experts with linears of 8 bits; only sampled rows go through the last layer's experts."""
+    model = parse_config(TINY_MODELS["mixtral"] | {"num_hidden_layers": 2}, "mixtral", dtype="float32")
     place = tmp_path_factory.mktemp("engine")
     return build(model, output_dir=place / "e", weights="dummy", device="cuda", scheme="w8a16", max_model_len=64)
 

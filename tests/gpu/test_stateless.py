@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tritium import OptimizationProfile, build
 from tritium.errors import EngineError
-from tritium.testing.fake_cuda import pretend_to_have_a_gpu
+from tritium.testing.fake_cuda import FakeStream, pretend_to_have_a_gpu
 from tritium.testing.stateless_models import STATELESS, inputs_for
 
 pytestmark = pytest.mark.gpu
@@ -73,3 +73,30 @@ def test_an_index_that_does_not_exist_is_an_error_and_the_gpu_goes_on(tmp_path: 
         with pytest.raises(EngineError, match=r"step aten.gather.default failed: an index is outside 0 to 4"):
             engine.run(x=x, rows=torch.full((2, 3), wrong))
     torch.testing.assert_close(engine.run(x=x, rows=rows)["output"], x.gather(1, rows) * 2)
+
+
+def test_a_step_that_fails_is_waited_for_before_its_inputs_may_be_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example: Any = {"x": torch.randn(2, 5), "rows": torch.zeros(2, 3, dtype=torch.int64)}
+    engine = build(Chooser(), example_inputs=example, output_dir=tmp_path / "e", device="cuda")
+    if not HAS_GPU:
+        pretend_to_have_a_gpu(monkeypatch.setattr)
+    stream: Any = torch.cuda.Stream if HAS_GPU else FakeStream
+    calls, wait = [], stream.synchronize
+    with engine:
+        expected = engine.run(**example)["output"]
+        runner = engine._runner._runner
+        run = runner.run
+
+        def fail(*_: object) -> None:
+            calls.append("failed")
+            raise EngineError("a step failed")
+
+        monkeypatch.setattr(runner, "run", fail)
+        monkeypatch.setattr(stream, "synchronize", lambda of: (calls.append("waited"), wait(of)))
+        with pytest.raises(EngineError, match="a step failed"):
+            engine.run(**example)
+        assert calls == ["failed", "waited"]
+        monkeypatch.setattr(runner, "run", run)
+        assert torch.equal(engine.run(**example)["output"], expected) and calls == ["failed", "waited"]

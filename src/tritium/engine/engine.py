@@ -38,7 +38,8 @@ _opening = threading.Lock()
 class Engine:
     """An engine directory whose manifest and plan are read and checked. `build` makes one.
 
-    `LLM` runs a language model's; `run` that of a stateless module.
+    `LLM` runs a language model's; `run` that of a stateless module. `close`, or the end of a `with`, gives back what
+    `run` has taken.
     """
 
     path: Path
@@ -104,12 +105,36 @@ class Engine:
         Loads the weights at the first call. Threads may call it at once: batches are computed one after another on a
         thread of the engine's own. An id that a table has no row for gives NaN. Raises `RequestError` for inputs that
         are not the module's (name, dtype, sizes, a batch outside the profile), `EngineError` for an engine that is no
-        stateless module or a step that fails.
+        stateless module or is closed, or a step that fails.
         """
         with _opening:
+            if self._closed.is_set():
+                raise EngineError(f"{self.path} was closed: open it again with Engine.load")
             runner = self._runner
         found: dict[str, torch.Tensor] = runner.run(tensors)
         return found
+
+    def close(self) -> None:
+        """Give back what `run` has taken: weights and activations, a GPU's to other programs too, and the thread.
+
+        Batches that were begun are computed first; `run` raises `EngineError` from now on. What `run` has returned
+        stays. May be called again. An `LLM` that was opened with this engine goes on: it has its own `close`.
+        """
+        with _opening:
+            self._closed.set()
+            runner = self.__dict__.pop("_runner", None)
+        if runner is not None:
+            runner.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @cached_property
+    def _closed(self) -> threading.Event:
+        return threading.Event()
 
     @cached_property
     def _runner(self) -> Any:

@@ -1,6 +1,7 @@
 """Runs the engine of a stateless module, on a CPU or a GPU: named tensors in, named tensors out."""
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,6 +26,8 @@ class ModuleRunner:
         self.profile = OptimizationProfile(**(engine.manifest.profile or {}))
         self._inputs = {value.name: value for value in engine.plan.values if value.kind == "input"}
         self._outputs = tuple(engine.plan.outputs)
+        self._path = engine.path
+        self._closing, self._is_closed = threading.Lock(), False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tritium-module")
         self._device = gpu_for(engine) if engine.manifest.backend == "cuda" else None
         self._thread.submit(self._open, engine, num_threads).result()
@@ -35,18 +38,47 @@ class ModuleRunner:
         On a GPU, when every input lies there: on it too, in the order of the caller's current stream, not waited for.
 
         Raises `RequestError` for a name, dtype or shape that is not the module's, a batch outside the profile, or
-        batches that differ; `EngineError` when a step fails on the values.
+        batches that differ; `EngineError` when a step fails on the values, or after `close`.
         """
         given = {name: _tensor(name, value) for name, value in tensors.items()}
         batch = self._check(given)
         if self._device is None:
-            return self._thread.submit(self._compute, given, batch).result()
+            return self._submit(self._compute, given, batch)
         stream = torch.cuda.current_stream(self._device)
-        found = self._thread.submit(self._compute_on_gpu, given, batch, stream).result()
+        found = self._submit(self._compute_on_gpu, given, batch, stream)
         for tensor in found.values():
             if tensor.is_cuda:
                 tensor.record_stream(stream)
         return found
+
+    def close(self) -> None:
+        """Give all memory back, a GPU's to other programs too, when batches that were begun are over, and end the
+        thread. May be called again; `run` raises `EngineError` after it."""
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            closed = self._thread.submit(self._release)
+        try:
+            closed.result()
+        finally:
+            self._thread.shutdown()
+
+    def _release(self) -> None:
+        if self._device is not None:
+            torch.cuda.synchronize(self._device)
+        self._runner.close()
+        self._buffers.clear()
+        self._pinned.clear()
+        if self._device is not None:
+            torch.cuda.empty_cache()
+
+    def _submit(self, compute: Callable[..., dict[str, torch.Tensor]], *args: Any) -> dict[str, torch.Tensor]:
+        with self._closing:
+            if self._is_closed:
+                raise EngineError(f"{self._path} was closed: open it again with Engine.load")
+            found = self._thread.submit(compute, *args)
+        return found.result()
 
     def _open(self, engine: Engine, num_threads: int | None) -> None:
         largest = _sizes(self.profile.max)
@@ -74,15 +106,19 @@ class ModuleRunner:
         """stream: the caller's, on which inputs were made and outputs are read that lie on the GPU."""
         own = torch.cuda.current_stream(self._device)
         own.wait_stream(stream)
-        for name, tensor in given.items():
-            if not tensor.is_cuda:
-                tensor = self._pinned[name][:batch].copy_(tensor)
-            self._buffers[name][:batch].copy_(tensor, non_blocking=True)
-        self._runner.run("tokens", _sizes(batch))
-        found = {name: self._runner.output(name, _sizes(batch)) for name in self._outputs}
-        if not all(tensor.device == self._device for tensor in given.values()):
-            return {name: tensor.cpu() for name, tensor in found.items()}  # waits: the pinned inputs are free again
-        found = {name: tensor.clone() for name, tensor in found.items()}
+        try:
+            for name, tensor in given.items():
+                if not tensor.is_cuda:
+                    tensor = self._pinned[name][:batch].copy_(tensor)
+                self._buffers[name][:batch].copy_(tensor, non_blocking=True)
+            self._runner.run("tokens", _sizes(batch))
+            found = {name: self._runner.output(name, _sizes(batch)) for name in self._outputs}
+            if not all(tensor.device == self._device for tensor in given.values()):
+                return {name: tensor.cpu() for name, tensor in found.items()}  # waits: the pinned inputs are free again
+            found = {name: tensor.clone() for name, tensor in found.items()}
+        except BaseException:
+            own.synchronize()  # the next batch, or the caller, may write what copies on their way still read
+            raise
         stream.wait_stream(own)
         return found
 

@@ -2,6 +2,9 @@
 
 What `runtime/gpu` asks of torch.cuda is answered: one device, whose memory is the host's, whose streams are in order by
 being calls, and whose graphs call again what was captured. Triton must have been told to interpret before it is loaded.
+
+It cannot see faults of order: copies are over when they return, and waiting for a stream, an event or the device does
+nothing, so that code which forgets to wait passes here. Only a GPU shows those, and what a test says of the calls.
 """
 
 import time
@@ -36,6 +39,9 @@ class FakeEvent:
 
 class FakeStream:
     """What is launched on it is over at once."""
+
+    def synchronize(self) -> None:
+        """Nothing is to be waited for."""
 
     def wait_stream(self, other: object) -> None:
         """Nothing is to be waited for."""
