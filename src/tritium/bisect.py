@@ -124,7 +124,8 @@ class _Search:
         self, engine: Engine, source: Any, place: Path, num_tokens: int, max_divergence: float, max_ratio: float
     ) -> None:
         built = {**engine.manifest.build, "disabled_passes": tuple(engine.manifest.build["disabled_passes"])}
-        self._config = dataclasses.replace(BuildConfig(**built), certificate="none", max_mean_kl=None, tune="none")
+        plain = {"certificate": "none", "max_mean_kl": None, "tune": "none", "tune_block_size": None}
+        self._config = BuildConfig(**{**built, **plain})
         self._engine, self._source, self._place = engine, source, place
         self._max_divergence, self._max_ratio = max_divergence, max_ratio
         self._window = list(windows_for(engine, 1, num_tokens)[0][0])

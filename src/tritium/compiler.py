@@ -51,8 +51,7 @@ from tritium.resolve import Model, ResolvedModel, Weights, learned_buffers, reso
 from tritium.runtime.gpu.device import check_kernels, check_tuning
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.stage_clock import Progress, StageClock
-from tritium.tuner.timing_cache import TimingCache
-from tritium.tuner.tune import environment_of, tune_engine
+from tritium.tuner.tune_built import tune_built
 from tritium.weights import bind, recipes
 from tritium.weights.dummy import DummySource, is_kept_of_dummies
 from tritium.weights.recipe_json import to_json
@@ -106,8 +105,9 @@ def build(
 
     With `tensor_parallel` and no `rank`, `output_dir` gets an engine for each rank, and the first is opened.
 
-    An engine that is already at `output_dir` is replaced; after an error it is as it was. Raises `ConfigError`,
-    `CheckpointError`, `CaptureError`, `KernelError` or `EngineError`.
+    An engine that is already at `output_dir` is replaced; after an error it is as it was, but where tuning fails: the
+    new one is there then, not tuned, and the error says how to go on. Raises `ConfigError`, `CheckpointError`,
+    `CaptureError`, `KernelError` or `EngineError`.
     """
     config = _config(config, overrides)
     if config.tensor_parallel > 1 and config.rank is None:
@@ -123,8 +123,10 @@ def build(
             raise ConfigError(f"profile={profile!r} is for stateless modules: give example_inputs with it")
         with clock.stage("resolve"):
             resolved = resolve_model(model, config, weights)
-        if resolved.encoder is not None and config.kv_dtype != "auto":
-            raise ConfigError(f"kv_dtype={config.kv_dtype!r}: an encoder has no KV cache; leave it out")
+        if resolved.encoder is not None:
+            for name, plain in (("kv_dtype", "auto"), ("tune_block_size", None)):
+                if (given := getattr(config, name)) != plain:
+                    raise ConfigError(f"{name}={given!r}: an encoder has no KV cache; leave it out")
         if resolved.encoder is not None:
             compiled = compile_encoder(resolved.module, config, clock=clock)
         else:
@@ -141,7 +143,8 @@ def build(
             resolved = resolve_stateless(model, config, weights)  # type: ignore[arg-type]  # it says what else is refused
             inputs = read_example_inputs(resolved.module, example_inputs)
         compiled = compile_stateless(resolved.module, inputs, config, clock=clock)
-    with staged(output_dir) as path:  # what fails its certificate, or cannot be tuned, takes nobody's place
+    failure, place = None, Path(os.path.abspath(output_dir))
+    with staged(output_dir) as path:  # what fails its certificate takes nobody's place
         with clock.stage("write"):
             _write(resolved, compiled, config, own, path, clock, profile)
         if config.certificate != "none":
@@ -149,8 +152,10 @@ def build(
                 _certify(Engine.load(path, plugins=own), resolved, compiled, config)
         if config.tune != "none" and example_inputs is None:
             with clock.stage("tune"):
-                _tune(Engine.load(path, plugins=own), config, clock)
-    return Engine.load(Path(os.path.abspath(output_dir)), plugins=own)
+                failure = tune_built(Engine.load(path, plugins=own), config, place, clock)
+    if failure is not None:
+        raise failure
+    return Engine.load(place, plugins=own)
 
 
 def _build_ranks(model: Model, config: BuildConfig, output_dir: str | Path, **known: Any) -> Engine:
@@ -159,12 +164,6 @@ def _build_ranks(model: Model, config: BuildConfig, output_dir: str | Path, **kn
         for rank in range(config.tensor_parallel):
             build(model, dataclasses.replace(config, rank=rank), output_dir=path / f"rank-{rank}", **known)
     return Engine.load(Path(os.path.abspath(output_dir)), plugins=known["plugins"])
-
-
-def _tune(engine: Engine, config: BuildConfig, clock: StageClock) -> None:
-    """What `tritium tune` does."""
-    cache = TimingCache(environment_of(engine))
-    tune_engine(engine, config.tune, cache, progress=lambda done, of, _: clock.report("tune", done, of))
 
 
 def _certify(engine: Engine, resolved: ResolvedModel, compiled: Compiled, config: BuildConfig) -> None:

@@ -41,6 +41,13 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
+def check_block_size(name: str, value: int) -> None:
+    """Raise `ConfigError` for a number of tokens that no block of a KV cache has."""
+    check_int(name, value, 1, 256)
+    if value & (value - 1):
+        raise ConfigError(f"{name} must be a power of two, not {value}")
+
+
 def check_batch_limits(max_num_seqs: int, max_num_batched_tokens: int) -> None:
     """Raise `ConfigError` for numbers that no batch can have."""
     check_int("max_num_seqs", max_num_seqs, 1, 1 << 14)
@@ -71,6 +78,8 @@ class BuildConfig:
         not promise it. None: "bitwise" on a CPU, "fast" on a GPU, where "bitwise" is slower (docs/gpu.md).
     tune: how thoroughly kernels are timed, when the engine is built, for this machine or its GPU, which must be there
         ("none": not at all, defaults are used; `tritium tune` can do it later, and elsewhere).
+    tune_block_size: the `block_size` that the engine will run with, over whose blocks a GPU's attention is timed; None:
+        the default one.
     certificate: how thoroughly the engine is compared with its checkpoint in fp32 ("none": not at all).
     max_mean_kl: a bound on that comparison, in nats, in place of the scheme's own; beyond it a build fails.
     disabled_passes: names of optional passes to leave out; `pass@module` leaves it out in that part of the model alone.
@@ -87,6 +96,7 @@ class BuildConfig:
     device: Device = "cpu"
     invariance: Invariance | None = None
     tune: Effort = "none"
+    tune_block_size: int | None = None
     certificate: Effort = "none"
     max_mean_kl: float | None = None
     disabled_passes: tuple[str, ...] = ()
@@ -99,6 +109,13 @@ class BuildConfig:
         check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
         check_choice("tune", self.tune, EFFORTS)
         check_choice("certificate", self.certificate, EFFORTS)
+        if self.tune_block_size is not None:
+            check_block_size("tune_block_size", self.tune_block_size)
+            if self.tune == "none" or self.device != "cuda":
+                raise ConfigError(
+                    f"tune_block_size={self.tune_block_size} (--block-size) is for tune with device='cuda', not for "
+                    f"tune={self.tune!r} with device={self.device!r}: leave it out"
+                )
         if self.max_mean_kl is not None and not (
             isinstance(self.max_mean_kl, (int, float)) and 0 < self.max_mean_kl < math.inf
         ):
@@ -207,9 +224,7 @@ class RuntimeConfig:
         check_batch_limits(self.max_num_seqs, self.max_num_batched_tokens)
         if self.kv_cache_memory is not None:
             check_int("kv_cache_memory", self.kv_cache_memory, 1, 1 << 50)
-        check_int("block_size", self.block_size, 1, 256)
-        if self.block_size & (self.block_size - 1):
-            raise ConfigError(f"block_size must be a power of two, not {self.block_size}")
+        check_block_size("block_size", self.block_size)
         check_choice("policy", self.policy, ("max_utilization", "guaranteed_no_evict"))
         if self.num_threads is not None:
             check_int("num_threads", self.num_threads, 1, 1024)

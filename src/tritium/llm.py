@@ -342,11 +342,16 @@ def _with_max_tokens(params: SamplingParams, max_tokens: int) -> SamplingParams:
 
 
 def _split_options(options: Mapping[str, Any]) -> tuple[BuildConfig, RuntimeConfig]:
-    """Each option goes where a field has its name, `max_model_len` to both. Unknown ones are refused."""
+    """Each option goes where a field has its name, `max_model_len` to both. Unknown ones are refused.
+
+    What is built and tuned here for a GPU is timed over the blocks that it runs over.
+    """
     build = {field.name for field in dataclasses.fields(BuildConfig)}
     runtime = {field.name for field in dataclasses.fields(RuntimeConfig)}
     check_known(options, build | runtime, ConfigError)
-    return (
-        BuildConfig(**{name: value for name, value in options.items() if name in build}),
-        RuntimeConfig(**{name: value for name, value in options.items() if name in runtime}),
-    )
+    config = RuntimeConfig(**{name: value for name, value in options.items() if name in runtime})
+    given = {name: value for name, value in options.items() if name in build}
+    is_tuned = given.get("tune", "none") != "none" and given.get("device") == "cuda"
+    if is_tuned and config.block_size != RuntimeConfig.block_size:
+        given = {"tune_block_size": config.block_size, **given}
+    return BuildConfig(**given), config

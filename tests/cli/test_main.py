@@ -19,9 +19,9 @@ OPENED = f"{PLANNED} --num-threads {NODES} --plugin"
 CHOSEN = "--max-tokens --min-tokens --temperature --top-k --top-p --min-p --seed --stop --ignore-eos"
 FLAGS = {
     "build": f"MODEL --arch --dummy-weights --output --plugin --json {COMPILED} --unquantized --disable-pass --tune "
-    "--certificate --max-mean-kl",
+    "--block-size --certificate --max-mean-kl",
     "quantize": "MODEL --output --method --calibration --calibration-tokens --work-dir --json --unquantized "
-    f"--disable-pass --tune --certificate --max-mean-kl {COMPILED}",
+    f"--disable-pass --tune --block-size --certificate --max-mean-kl {COMPILED}",
     "refit": "CHECKPOINT ENGINE --json",
     "inspect": "ENGINE --decode --html --json --no-timing --num-tokens --plugin",
     "diff": "FIRST SECOND --json --plugin",

@@ -152,6 +152,26 @@ def test_a_failing_build_is_not_remembered(engines, model):
     assert [entry.path for entry in cache.cached_engines()] == [path]
 
 
+def test_an_engine_in_the_cache_whose_tuning_failed_is_named_with_the_command_and_not_used_untuned(engines, model):
+    def failing(model, config, path):
+        path.mkdir(parents=True)
+        (path / "manifest.json").write_text(
+            '{"format": "tritium-engine", "version": 1, "backend": "cuda", "model": {}, "dtype": "bfloat16", '
+            '"max_model_len": 64, "vocab_size": 5}'
+        )
+        raise EngineError("tuning it failed")
+
+    config = BuildConfig(device="cuda", tune="quick", tune_block_size=64)
+    with pytest.raises(EngineError, match="tuning it failed"):
+        obtain.obtain_engine(model, config, failing)
+    with pytest.raises(ConfigError) as raised:
+        obtain.obtain_engine(model, config, failing)
+    [kept] = [entry.path for entry in cache.cached_engines()]
+    assert str(raised.value) == (
+        f"tune='quick': the engine {kept} is not tuned; run `tritium tune {kept} --effort quick --block-size 64`"
+    )
+
+
 def test_an_empty_directory_holds_no_model(engines, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="holds no model"):

@@ -45,6 +45,9 @@ DisabledPasses = Annotated[
     list[str] | None, typer.Option("--disable-pass", help="Leave out an optional pass. May be repeated.")
 ]
 Tune = Annotated[str | None, typer.Option(help="Time kernels for this machine, or its GPU: none, quick or full.")]
+TuneBlockSize = Annotated[
+    int | None, typer.Option("--block-size", help="With --tune, on a GPU: the --block-size that it will run with.")
+]
 Certificate = Annotated[str | None, typer.Option(help="Compare with the checkpoint in fp32: none, quick or full.")]
 MaxMeanKL = Annotated[
     float | None, typer.Option("--max-mean-kl", help="Nats that this may differ, in place of the scheme's bound.")
@@ -113,6 +116,7 @@ BUILT: Group = {
     "unquantized": Unquantized,
     "disabled_passes": DisabledPasses,
     "tune": Tune,
+    "tune_block_size": TuneBlockSize,
     "certificate": Certificate,
     "max_mean_kl": MaxMeanKL,
 }

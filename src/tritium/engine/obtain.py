@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tritium.config import BuildConfig
 from tritium.engine import cache
-from tritium.engine.manifest import TACTICS_NAME, is_engine, rank_directory, read_manifest
+from tritium.engine.manifest import TACTICS_NAME, Manifest, is_engine, rank_directory, read_manifest
 from tritium.errors import ConfigError
 from tritium.weights.hub import model_directory
 
@@ -38,6 +38,8 @@ def obtain_engine(model: str | Path, config: BuildConfig, build: Build, *, plugi
             logger.warning("building an engine for %s, once, in %s", model, path)
             build(model_dir, config, path)
         cache.touch(path)
+        if config.tune != "none":
+            _check_tuned(path, config, read_manifest(path))  # it may be one whose tuning has failed
     logger.info("engine: %s", path)
     return rank_directory(path)
 
@@ -64,6 +66,16 @@ def _is_length_compiled_in(model_dir: Path, max_model_len: int) -> bool:
     return isinstance(rope, dict) and "dynamic" in (rope.get("rope_type"), rope.get("type"))
 
 
+def _check_tuned(path: Path, config: BuildConfig, manifest: Manifest) -> None:
+    """Raise `ConfigError` for an engine that should be tuned and is not."""
+    if config.tune != "none" and TACTICS_NAME not in manifest.files:
+        blocks = "" if config.tune_block_size is None else f" --block-size {config.tune_block_size}"
+        raise ConfigError(
+            f"tune={config.tune!r}: the engine {path} is not tuned; run `tritium tune {path} --effort {config.tune}"
+            f"{blocks}`"
+        )
+
+
 def _check_agrees(path: Path, config: BuildConfig) -> None:
     """An engine is what it is; options that would have made another one are refused, not ignored."""
     manifest = read_manifest(path)
@@ -86,10 +98,7 @@ def _check_agrees(path: Path, config: BuildConfig) -> None:
     kept = manifest.build.get("kv_dtype", "auto")
     if config.kv_dtype not in ("auto", kept):
         raise ConfigError(f"kv_dtype={config.kv_dtype!r}: the engine {path} was built with {kept!r}; build another")
-    if config.tune != "none" and TACTICS_NAME not in manifest.files:
-        raise ConfigError(
-            f"tune={config.tune!r}: the engine {path} is not tuned; run `tritium tune {path} --effort {config.tune}`"
-        )
+    _check_tuned(path, config, manifest)
     if config.quantize_embedding and not manifest.build.get("quantize_embedding", False):
         raise ConfigError(f"quantize_embedding=True: the engine {path} was built without it; build another")
     if config.unquantized and list(config.unquantized) != manifest.build.get("unquantized"):
