@@ -4,7 +4,7 @@ What `runtime/gpu` asks of torch.cuda is answered: one device, whose memory is t
 being calls, and whose graphs call again what was captured. Triton must have been told to interpret before it is loaded.
 
 It cannot see faults of order: copies are over when they return, and waiting for a stream, an event or the device does
-nothing, so that code which forgets to wait passes here. Only a GPU shows those, and what a test says of the calls.
+nothing, so that code which forgets to wait passes here. Only a GPU shows it, or a test that watches who waits.
 """
 
 import time
