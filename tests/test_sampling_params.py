@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from tritium.errors import RequestError
@@ -72,3 +73,13 @@ def test_biases_may_be_spelled_as_json_spells_them_and_are_a_copy():
 def test_one_of_a_list_may_stand_alone():
     params = SamplingParams(bad_words="x", allowed_token_ids=3, logits_processors=len)
     assert (params.bad_words, params.allowed_token_ids, params.logits_processors) == (("x",), (3,), (len,))
+
+
+def test_numpy_scalars_become_plain_numbers_which_can_be_sent_to_other_processes():
+    given = np.float64(0.5)
+    params = SamplingParams(temperature=given, top_p=given, min_p=given, frequency_penalty=given, logit_bias={3: given})
+    plain = SamplingParams(temperature=0.5, top_p=0.5, min_p=0.5, frequency_penalty=0.5, logit_bias={3: 0.5})
+    assert params == plain
+    for name in ("temperature", "top_p", "min_p", "frequency_penalty"):
+        assert type(getattr(params, name)) is float
+    assert [type(text) for text in SamplingParams(stop=[np.str_("a")]).stop] == [str]

@@ -313,12 +313,6 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritium"
 
 
-def keep_nccl_on_loopback() -> None:
-    """NCCL's processes find each other at 127.0.0.1 and not at an address that others can reach, unless
-    $NCCL_SOCKET_IFNAME says where. It reads that once, when a process first uses it."""
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-
-
 def compiler_command() -> str:
     """The C++ compiler to use for CPU kernels: $CXX, else g++. An empty $CXX means: use none."""
     return os.environ.get("CXX", "g++")

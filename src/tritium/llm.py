@@ -70,6 +70,11 @@ class LLM(EncoderMethods):
     def __init__(self, model: str | Path, *, plugins: Sequence[Plugin | str] = (), **options: Any) -> None:
         """Raises `ConfigError`, `CheckpointError`, `EngineError` or `OutOfMemory`, each naming what is wrong."""
         _speak()
+        if options.get("rank") is not None:
+            raise ConfigError(
+                f"rank={options['rank']!r}: LLM opens all ranks of a model; leave it out (build() and `tritium build` "
+                "take it)"
+            )
         build, self.config = _split_options(options)
         check_device(build.device, build.tensor_parallel)
         own = load_plugins(plugins)

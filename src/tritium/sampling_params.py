@@ -29,6 +29,10 @@ MAX_STOP_IDS = 1024
 MAX_PRIORITY = 1 << 31  # of a request, either way from 0
 LOWEST_TEMPERATURE = 1e-2
 _FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")
+_NUMBERS = (
+    "n", "best_of", "max_tokens", "min_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "logprobs", "prompt_logprobs", "truncate_prompt_tokens",
+)  # fmt: skip
 
 
 @runtime_checkable
@@ -133,6 +137,8 @@ class SamplingParams:
             _check_int("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, MAX_TOKENS_LIMIT)
         for name in _FLAGS:
             _check_flag(name, getattr(self, name))
+        for name in _NUMBERS:
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         if self.stop and not self.detokenize:
             raise RequestError(
                 f"stop is {self.stop!r}, which needs text, but detokenize is False: leave one of them out"
@@ -214,6 +220,15 @@ def child_seed(seed: int, index: int) -> int:
     return z ^ (z >> 31)
 
 
+def _plain(value: Any) -> Any:
+    """The number itself of a kind of int, float or str with more to it, as NumPy's float64 is one: what is said to
+    another process is made of plain ones."""
+    for kind in (int, float):
+        if isinstance(value, kind) and not isinstance(value, bool):
+            return kind(value)
+    return str.__str__(value) if isinstance(value, str) else value
+
+
 def _check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise RequestError(f"{name} must be true or false, not {value!r}")
@@ -254,7 +269,7 @@ def _as_tuple(name: str, value: object, kind: type) -> tuple[Any, ...]:
     kinds: set[type] = set(map(type, items)) if isinstance(items, (list, tuple)) else set()
     if not isinstance(items, (list, tuple)) or not all(issubclass(k, kind) and k is not bool for k in kinds):
         raise RequestError(f"{name} must be one {kind.__name__} or a list of them, not {value!r:.200}")
-    return tuple(items)
+    return tuple(items) if kinds <= {kind} else tuple(map(_plain, items))
 
 
 def _as_biases(value: object) -> dict[int, float]:
@@ -271,7 +286,7 @@ def _as_biases(value: object) -> dict[int, float]:
         token_id = int(key) if is_digits else key
         _check_int("a token id of logit_bias", token_id, 0, MAX_TOKEN_ID)
         _check_float(f"logit_bias of token {token_id}", bias, -100.0, 100.0)
-        biases[token_id] = float(bias)
+        biases[int(token_id)] = float(bias)
     return biases
 
 

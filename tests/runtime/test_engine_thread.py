@@ -153,3 +153,20 @@ def test_everybody_hears_of_the_end_even_when_nothing_works_any_more(rig, monkey
         output = queue.get(timeout=TIMEOUT)
         assert (output.finish_reason, output.error) == ("error", "ZeroDivisionError: bookkeeping")
     assert rig.thread.is_alive
+
+
+def test_closing_does_not_wait_for_a_step_that_waits_for_another_process(monkeypatch):
+    monkeypatch.setattr("tritium.runtime.engine_thread._CLOSE_SECONDS", 0.05)
+    rig, other, begun = Rig(), threading.Event(), threading.Event()
+
+    def wait(batch):
+        begun.set()
+        assert other.wait(TIMEOUT)
+
+    rig.executor.before_step = wait
+    monkeypatch.setattr(rig.thread.running_loop, "let_go", other.set)
+    heard = rig.submit("r", [1])
+    assert begun.wait(TIMEOUT)
+    rig.thread.close()
+    assert not rig.thread.is_alive
+    assert heard.get(timeout=TIMEOUT).finish_reason == "abort"

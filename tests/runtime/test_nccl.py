@@ -1,6 +1,7 @@
 """Ranks that NCCL connects, beside a stand-in for its library that moves the bytes of two threads' memory."""
 
 import ctypes
+import os
 import threading
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from tritium.errors import EngineError
 from tritium.kernels.gpu.collectives import bind_all_reduce
 from tritium.kernels.kernel import LaunchContext
-from tritium.runtime.nccl import DTYPES, NcclCommunicator, load_library
+from tritium.runtime.nccl import DTYPES, NcclCommunicator, load_library, nccl_on_loopback
 
 CPU = torch.device("cpu")
 TYPES = {number: dtype for dtype, number in DTYPES.items()}
@@ -28,6 +29,7 @@ class Ranks:
         self.given: dict[int, Any] = {}
         self.barrier = threading.Barrier(2, timeout=20)
         self.aborted: list[int] = []
+        self.let_go: list[int] = []
 
     def exchange(self, rank: int, value: Any) -> list[Any]:
         self.given[rank] = value
@@ -46,6 +48,9 @@ class Host:
 
     def smallest(self, numbers: list[int]) -> list[int]:
         return [min(pair) for pair in zip(*self.ranks.exchange(self.rank, numbers), strict=True)]
+
+    def close(self) -> None:
+        self.ranks.let_go.append(self.rank)
 
 
 class Library:
@@ -126,11 +131,33 @@ def test_what_fails_is_said_with_ranks_and_call_and_nothing_runs_after_it_is_clo
             ranks.all_reduce(x, x)
         ranks.close()
         ranks.close()
-        with pytest.raises(EngineError, match=rf"rank {ranks.rank} of 2 has let go of the others: start all"):
+        assert ranks.rank in library.ranks.let_go
+        with pytest.raises(EngineError, match=rf"rank {ranks.rank} of 2 has let go of the others"):
             ranks.all_gather(torch.ones(2, 1), x)
         return library.ranks.aborted
 
     assert sorted(both(do)[0]) == [100, 101]
+
+
+def test_a_communicator_whose_first_collective_fails_is_let_go() -> None:
+    ranks = Ranks()
+    ranks.exchange = lambda rank, value: [value, value]  # type: ignore[method-assign]
+    library = Library(ranks)
+    library.fails = "ncclAllReduce"
+    with pytest.raises(EngineError, match="rank 0 of 2: ncclAllReduce failed"):
+        NcclCommunicator(Host(ranks, 0), CPU, library)
+    assert ranks.aborted == [100]
+
+
+def test_the_interface_of_nccl_is_said_for_as_long_as_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
+    with nccl_on_loopback():
+        assert os.environ["NCCL_SOCKET_IFNAME"] == "lo"
+    assert "NCCL_SOCKET_IFNAME" not in os.environ
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
+    with nccl_on_loopback():
+        assert os.environ["NCCL_SOCKET_IFNAME"] == "eth7"
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "eth7"
 
 
 def test_a_machine_without_nccl_is_told_what_to_install() -> None:

@@ -1,6 +1,7 @@
 """The first rank's end of the others, which are small scripts here: whatever one does, there is one clear end."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -44,7 +45,7 @@ def test_what_a_rank_cannot_load_is_raised_as_what_it_is(start: Callable[[str], 
 
 def test_a_rank_that_ends_says_how_it_ended(start: Callable[[str], Peers]) -> None:
     one = start("sys.exit(3)")
-    with pytest.raises(EngineError, match="rank 1 of 2 ended with exit code 3; start all of them again"):
+    with pytest.raises(EngineError, match="rank 1 of 2 ended with exit code 3"):
         one.wait(Opened)
 
 
@@ -64,7 +65,7 @@ def test_a_rank_that_ends_without_a_word_is_the_reason_of_those_who_lost_it(star
         "rank == 1 and say(RankFailed('LostRanks', 'it lost the others')); time.sleep(0.2); sys.exit(rank)"
     )
     both = Peers(starts, (sys.executable, "-c", script))
-    with pytest.raises(EngineError, match="rank 2 of 3 ended with exit code 2; start all of them again"):
+    with pytest.raises(EngineError, match="rank 2 of 3 ended with exit code 2"):
         both.wait(Opened)
     both.close()
 
@@ -85,6 +86,42 @@ def test_a_rank_that_chooses_another_token_ends_all(start: Callable[[str], Peers
     ):
         pass
     assert let_go == [True]
+
+
+def test_a_word_that_comes_before_the_step_has_ended_here_is_compared_later(start: Callable[[str], Peers]) -> None:
+    one = start("say(Chosen(1, 12345)); say(Opened())\n" + WAIT)
+    one.wait(Opened)
+    one.chose([5, 6])
+    with pytest.raises(EngineError, match="chose other tokens than rank 0 by step 1"), one.working():
+        pass
+
+
+def test_a_rank_that_is_lost_ends_a_wait_for_it(start: Callable[[str], Peers]) -> None:
+    others = threading.Event()
+    one = start("connection.recv(1 << 16); os._exit(3)")
+    with pytest.raises(EngineError, match="rank 1 of 2 ended with exit code 3"):
+        one.unless_lost(others.wait)
+    others.set()
+
+
+def test_what_is_raised_while_others_are_waited_for_comes_out(start: Callable[[str], Peers]) -> None:
+    one = start(WAIT)
+    assert one.unless_lost(lambda: 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        one.unless_lost(lambda: 1 // 0)
+
+
+def test_whatever_the_thread_fails_at_is_the_end_of_all(
+    start: Callable[[str], Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Peers, "_note", lambda *_: 1 // 0)
+    with pytest.raises(EngineError, match="rank 0 of 2 cannot hear the others: ZeroDivisionError"):
+        start(WAIT).wait(Loaded)
+
+
+def test_a_program_that_is_not_there_is_named() -> None:
+    with pytest.raises(EngineError, match=r"a rank's process cannot be started by '/not/there': .*No such file"):
+        Peers([StartRank("engine", 1, 2, 1, {}, [])], ("/not/there",))
 
 
 def test_a_step_that_never_ends_is_ended(start: Callable[[str], Peers], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,20 +4,30 @@ import asyncio
 import os
 import shutil
 import signal
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed
 
 from tritium import LLM, SamplingParams
 from tritium.compiler import build
+from tritium.config import RuntimeConfig
 from tritium.engine.engine import Engine
-from tritium.errors import EngineError, RequestError
+from tritium.errors import ConfigError, EngineError, OutOfMemory, RequestError
+from tritium.runtime.gloo import GlooCommunicator
 from tritium.runtime.outputs import StepOutput
-from tritium.runtime.ranks import loop
+from tritium.runtime.ranks import launch, loop
+from tritium.runtime.ranks.alike import describe_model
+from tritium.runtime.ranks.launch import open_loop
+from tritium.runtime.ranks.peers import Peers
 from tritium.runtime.request import Request
 from tritium.testing.tiny_models import TINY_MODELS, make_checkpoint, random_prompt
 
@@ -116,6 +126,73 @@ def test_code_that_only_one_process_has_is_refused(shared: LLM) -> None:
         shared.generate([PROMPTS[0]], params, use_progress=False)
 
 
+def test_what_numpy_computes_can_be_a_parameter(shared: LLM) -> None:
+    given = [SamplingParams(temperature=kind(0.7), seed=5, max_tokens=4) for kind in (float, np.float64)]
+    first, second = shared.generate([PROMPTS[0]] * 2, given, use_progress=False)
+    assert first.outputs[0].token_ids == second.outputs[0].token_ids
+
+
+def test_a_single_rank_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rank=1: LLM opens all ranks of a model; leave it out"):
+        LLM(tmp_path / "never looked at", tensor_parallel=2, rank=1)
+
+
+LOADED = """
+import os, socket, sys
+from tritium.runtime.ranks.messages import *
+from tritium.wire import FrameBuffer, frame
+connection = socket.socket(fileno=int(sys.argv[1]))
+connection.sendall(frame(Loaded({model!r}, {{}})))
+buffer, messages = FrameBuffer(), []
+while len(messages) < 2:
+    messages += buffer.feed(connection.recv(1 << 16))
+"""
+
+
+def opened_with(script: str, engine: Engine, **options: int) -> None:
+    """Open a model whose other rank has loaded its part and is told where to meet, and then runs the script."""
+    config = RuntimeConfig(**{**LIMITS, **options})
+    open_loop(
+        engine, config, None, command=(sys.executable, "-c", LOADED.format(model=describe_model(engine)) + script)
+    ).close()
+
+
+def test_a_rank_that_ends_where_the_others_wait_for_it_is_no_long_wait(engines: dict[str, Engine]) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("tritium-ranks-*"))
+    with pytest.raises(EngineError, match="rank 1 of 2 ended with exit code 3"):
+        opened_with("os._exit(3)", engines["shared"])
+    assert set(Path(tempfile.gettempdir()).glob("tritium-ranks-*")) <= before
+
+
+def test_what_the_first_rank_finds_too_is_its_own_error(
+    engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(*args: Any, **kwargs: Any) -> None:
+        raise OutOfMemory("the cache does not fit: give less")
+
+    def explain(peers: Peers, error: Exception) -> None:
+        raise AssertionError("nobody else is asked")
+
+    monkeypatch.setattr(launch, "connect", lambda *_: GlooCommunicator(distributed.HashStore(), 0, 1))
+    monkeypatch.setattr(launch, "make_loop", find)
+    monkeypatch.setattr(Peers, "explain", explain)
+    with pytest.raises(OutOfMemory, match=r"^the cache does not fit"):
+        opened_with("while connection.recv(1 << 16): pass", engines["shared"])
+
+
+@pytest.mark.full
+def test_a_rank_that_has_stopped_does_not_keep_the_model_from_closing(engines: dict[str, Engine]) -> None:
+    heard: SimpleQueue[StepOutput] = SimpleQueue()
+    before = set(rank_processes())
+    llm = LLM(engines["shared"].path.parent, **LIMITS)
+    (process,) = set(rank_processes()) - before
+    llm._thread.submit(Request("long", PROMPTS[0], LONG), heard.put, is_streaming=True)
+    heard.get(timeout=60)
+    os.kill(process, signal.SIGSTOP)
+    llm.close()
+    assert set(rank_processes()) == before
+
+
 def test_every_rank_takes_new_weights_while_requests_run(shared: LLM, engines: dict[str, Engine]) -> None:
     place = engines["alone"].path.parent
     other = make_checkpoint(place / "other", MODEL, seed=5)
@@ -181,7 +258,7 @@ def test_when_a_rank_is_lost_every_request_ends_with_the_reason_and_so_does_the_
     for index, prompt in enumerate(PROMPTS[:3]):
         shared._thread.submit(Request(f"r{index}", prompt, LONG), hear, is_streaming=True)
     ends = [heard.get(timeout=60) for _ in range(3)]
-    reason = "rank 1 of 2 was ended by signal 9; start all of them again"
+    reason = "rank 1 of 2 was ended by signal 9"
     assert [(end.finish_reason, end.error) for end in ends] == [("error", f"EngineError: {reason}")] * 3
     with pytest.raises(EngineError, match=reason):
         shared.generate([PROMPTS[0]], LONG, use_progress=False)

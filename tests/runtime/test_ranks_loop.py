@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tritium.errors import EngineError
+from tritium.errors import EngineError, RequestError
 from tritium.runtime.engine_loop import EngineLoop
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.ranks.loop import RanksLoop
@@ -89,3 +89,59 @@ def test_new_weights_that_one_rank_cannot_take_are_the_end_of_all(loop: RanksLoo
         loop.submit(Request("two", [4], SamplingParams()), heard.append)
     with pytest.raises(EngineError, match="there is no room"):
         loop.update_weights(update)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"request_id": "\ud800"}, "request_id"),
+        ({"cache_salt": "\ud800"}, "cache_salt"),
+        ({"params": SamplingParams(stop=["\ud800"])}, "stop"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_before_any_rank_takes_it(
+    given: dict[str, Any], name: str, loop: RanksLoop, others: Others
+) -> None:
+    request = Request(**{"request_id": "one", "prompt_token_ids": [1, 2, 3], "params": SamplingParams()} | given)
+    with pytest.raises(
+        RequestError, match=rf"{name} is .*ud800.*, which cannot be sent to the other ranks: give plain"
+    ):
+        loop.submit(request, lambda output: None)
+    loop.abort(request.request_id)  # as whoever waits for it does
+    loop.step()
+    assert others.turns == [Turn([])] and not loop.has_work
+
+
+@pytest.mark.parametrize("how", ["raised in a step", "told from outside"])
+def test_what_a_step_cannot_survive_ends_every_rank_and_every_request(
+    how: str, loop: RanksLoop, others: Others, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[StepOutput] = []
+    loop.submit(Request("one", [1, 2, 3], SamplingParams(max_tokens=9)), heard.append)
+    if how == "raised in a step":
+        monkeypatch.setattr(loop.scheduler, "schedule", lambda: 1 // 0)
+        loop.step()
+    else:
+        loop.fail_all(ZeroDivisionError("division by zero"))
+    assert str(others.failure).startswith("rank 0 failed: ZeroDivisionError: ")
+    assert [end.finish_reason for end in heard] == ["error"] and not loop.has_work
+    assert "ZeroDivisionError" in (heard[0].error or "")
+
+
+def test_a_listener_that_fails_at_its_last_output_ends_no_later_request_of_that_name(loop: RanksLoop) -> None:
+    def fail(output: StepOutput) -> None:
+        raise ArithmeticError("nobody hears this")
+
+    heard: list[StepOutput] = []
+    loop.submit(Request("one", [1, 2, 3], SamplingParams(max_tokens=1)), fail)
+    while loop.has_work:
+        loop.step()
+    loop.submit(Request("one", [1, 2, 3], SamplingParams(max_tokens=4)), heard.append)
+    while loop.has_work:
+        loop.step()
+    assert [list(end.token_ids) for end in heard] == [expected_tokens([1, 2, 3], 4)]
+
+
+def test_closing_while_a_step_hangs_ends_the_other_ranks(loop: RanksLoop, others: Others) -> None:
+    loop.let_go()
+    assert "the engine was closed, and a step of its ranks did not end" in str(others.failure)

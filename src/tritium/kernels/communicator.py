@@ -39,6 +39,10 @@ class Communicator(Protocol):
         """Of each number the smallest that any rank gives. Waits for all of them."""
         ...
 
+    def close(self) -> None:
+        """Let go of the others, and of what connects them. May be called again; nothing else is, after it."""
+        ...
+
 
 class GpuCommunicator(Communicator, Protocol):
     """Connects ranks that have a GPU each."""

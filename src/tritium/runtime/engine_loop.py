@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Protocol
 
-from tritium.errors import EngineError, RequestError
+from tritium.errors import EngineError, RequestError, TritiumError
 from tritium.runtime.fan_out import FanOut
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.request import FinishReason, Request, RowError, SampledToken, ScheduledBatch
@@ -87,6 +87,10 @@ class EngineLoop:
             stream = RequestStream(child, group.listener_of(index), self._tokenizer, is_streaming, group)
             self._streams[child.request_id] = stream
 
+    def knows(self, request_id: str) -> bool:
+        """It is unfinished, or not all of its outputs are."""
+        return request_id in self._streams or request_id in self._fan_outs
+
     def abort(self, request_id: str) -> None:
         """End the request, each output of it, with finish_reason "abort"; unknown and finished ones are ignored."""
         group = self._fan_outs.get(request_id)
@@ -122,8 +126,8 @@ class EngineLoop:
             tokens = self.executor.execute(batch._replace(finished=told))
             if len(tokens) != batch.num_sampled:
                 raise RuntimeError(f"the executor returned {len(tokens)} tokens for {batch.num_sampled} sequences")
-        except Exception as error:  # whatever a step raises must not end the loop
-            logger.exception("a step failed; its %d requests end with an error", len(batch.sequences))
+        except Exception as error:  # noqa: BLE001 - whatever a step raises must not end the loop
+            log_failure(error, len(batch.sequences))
             failed = self.scheduler.fail(batch)
             return ended + [out for r in failed for out in self._end(r.request_id, "error", error=error_text(error))]
         ended += self._take(batch, tokens)
@@ -137,6 +141,9 @@ class EngineLoop:
             self._end(request_id, "abort")
         self.executor.close()
 
+    def let_go(self) -> None:
+        """See `Loop.let_go`: its steps wait for nobody."""
+
     def fail_all(self, error: BaseException) -> list[StepOutput]:
         """End every request with an error: the last resort when the scheduler itself cannot go on."""
         return [
@@ -145,7 +152,7 @@ class EngineLoop:
 
     def _refuse_known_ids(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            if request.request_id in self._streams or request.request_id in self._fan_outs:
+            if self.knows(request.request_id):
                 raise RequestError(
                     f"request {request.request_id!r}: another unfinished request has this request_id; choose another"
                 )
@@ -238,6 +245,12 @@ class EngineLoop:
         group = stream.group
         if group is not None and not any(child.request_id in self._streams for child in group.children):
             self._fan_outs.pop(group.request.request_id, None)
+
+
+def log_failure(error: Exception, num_requests: int) -> None:
+    """A step has failed. An error of Tritium's own says what is wrong; of another, where it was raised tells more."""
+    trace = None if isinstance(error, TritiumError) else error
+    logger.error("a step failed; its %d requests end with an error: %s", num_requests, error, exc_info=trace)
 
 
 def error_text(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from tritium.runtime.weight_updates import WeightUpdate
 
 logger = logging.getLogger("tritium")
 
+_CLOSE_SECONDS = 3.0  # that `close` waits for a step before it is told to wait for no other process
 _IDLE_WAIT = 0.001  # seconds, when requests wait and none of them can run
 
 
@@ -71,7 +72,11 @@ class EngineThread:
         with self._wake:
             self._is_closing = True
             self._wake.notify()
-        if threading.current_thread() is not self._thread:
+        if threading.current_thread() is self._thread:
+            return
+        self._thread.join(_CLOSE_SECONDS)
+        if self._thread.is_alive():
+            self._loop.let_go()
             self._thread.join()
 
     @property

@@ -53,6 +53,10 @@ class Loop(Protocol):
         """End every request with an error."""
         ...
 
+    def let_go(self) -> None:
+        """From any thread, before `close`, when a step does not end: it must not wait for other processes any more."""
+        ...
+
     def close(self) -> None:
         """End every request and give the memory back."""
         ...

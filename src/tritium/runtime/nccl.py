@@ -6,14 +6,16 @@ first of each kind is made at once, so that NCCL has its memory before the KV ca
 """
 
 import ctypes
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from tritium.errors import EngineError
-from tritium.kernels.communicator import Communicator
+from tritium.kernels.communicator import Communicator, LostRanks
 
 LIBRARY = "libnccl.so.2"
 ID_BYTES = 128
@@ -22,6 +24,20 @@ DTYPES = {  # ncclDataType_t
     torch.uint8: 1, torch.int32: 2, torch.int64: 4, torch.float16: 6, torch.float32: 7, torch.bfloat16: 9,
 }  # fmt: skip
 _LOCK_SECONDS = 5.0  # that `close` waits for a launch to return
+
+
+@contextmanager
+def nccl_on_loopback() -> Iterator[None]:
+    """Inside, NCCL's processes find each other at 127.0.0.1 and not at an address that others can reach, unless
+    $NCCL_SOCKET_IFNAME says where. It reads that once, when a process first uses it: it need not stay set."""
+    if "NCCL_SOCKET_IFNAME" in os.environ:
+        yield
+        return
+    os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+    try:
+        yield
+    finally:
+        os.environ.pop("NCCL_SOCKET_IFNAME", None)
 
 
 class UniqueId(ctypes.Structure):
@@ -82,6 +98,15 @@ class NcclCommunicator:
         started = self._library.ncclCommInitRank(ctypes.byref(comm), self.num_ranks, unique, self.rank)
         self._check("ncclCommInitRank", started)
         self._comm = comm
+        try:
+            self._try_collectives()
+        except BaseException:
+            self.close()
+            raise
+
+    def _try_collectives(self) -> None:
+        """The first of each kind."""
+        device = self._device
         x = torch.zeros(1, dtype=torch.bfloat16, device=device)
         self.all_reduce(torch.empty_like(x), x)
         self.all_gather(x.new_empty(self.num_ranks), x)
@@ -114,10 +139,11 @@ class NcclCommunicator:
             self._lock.release()
         if comm is not None:
             self._library.ncclCommAbort(comm)
+        self._host.close()
 
     def _open(self) -> ctypes.c_void_p:
         if self._comm is None:
-            raise EngineError(f"rank {self.rank} of {self.num_ranks} has let go of the others: start all of them again")
+            raise LostRanks(f"rank {self.rank} of {self.num_ranks} has let go of the others")
         return self._comm
 
     def _stream(self) -> int:
@@ -126,7 +152,5 @@ class NcclCommunicator:
     def _check(self, call: str, result: int) -> None:
         if result:
             text = self._library.ncclGetErrorString(result).decode()
-            raise EngineError(
-                f"rank {self.rank} of {self.num_ranks}: {call} failed: {text}; NCCL_DEBUG=WARN says more. Start all "
-                "ranks again"
-            )
+            # most often because of another rank, which then has a reason of its own
+            raise LostRanks(f"rank {self.rank} of {self.num_ranks}: {call} failed: {text}; NCCL_DEBUG=WARN says more")

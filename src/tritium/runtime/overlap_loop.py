@@ -11,17 +11,14 @@ of its tokens counts as pending: what is asked of its logits depends on the toke
 weights are on their way, each step is collected before a piece of that work: nothing is pending at the exchange.
 """
 
-import logging
 from typing import Any, NamedTuple, Protocol
 
-from tritium.runtime.engine_loop import EngineLoop, error_text
+from tritium.runtime.engine_loop import EngineLoop, error_text, log_failure
 from tritium.runtime.outputs import StepOutput
 from tritium.runtime.request import PENDING, RowError, SampledToken, ScheduledBatch
 from tritium.runtime.scheduler import Scheduler
 from tritium.runtime.weight_updates import WeightUpdates
 from tritium.text.tokenizer import Tokenizer
-
-logger = logging.getLogger("tritium")
 
 
 class Launched(Protocol):
@@ -101,8 +98,8 @@ class OverlapLoop(EngineLoop):
             if batch.sequences:
                 ended, self._untold = self._untold, ()
                 launched = self._overlapping.launch(batch._replace(finished=ended))
-        except Exception as error:  # whatever a step raises must not end the loop
-            logger.exception("a step failed; its %d requests end with an error", len(batch.sequences))
+        except Exception as error:  # noqa: BLE001 - whatever a step raises must not end the loop
+            log_failure(error, len(batch.sequences))
             failure = error
         outputs = told + self._collect()
         for request in filter(self._is_heard, batch.finished):
@@ -146,6 +143,6 @@ class OverlapLoop(EngineLoop):
         """Those of a launched step; when waiting for them fails, the reason for every row."""
         try:
             return self._overlapping.collect(launched)
-        except Exception as error:
-            logger.exception("a step failed; its %d requests end with an error", batch.num_sampled)
+        except Exception as error:  # noqa: BLE001 - the same
+            log_failure(error, batch.num_sampled)
             return [RowError(error_text(error))] * batch.num_sampled

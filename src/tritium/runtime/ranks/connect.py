@@ -1,16 +1,16 @@
 """Connects the ranks' processes: gloo on CPUs; on GPUs NCCL too, which the host then only meets by gloo."""
 
 import socket
+from contextlib import nullcontext
 from datetime import timedelta
 
 import torch
 from torch import distributed
 
-from tritium.config import keep_nccl_on_loopback
 from tritium.engine.engine import Engine
 from tritium.kernels.communicator import Communicator
 from tritium.runtime.gloo import LOOPBACK, TIMEOUT, GlooCommunicator
-from tritium.runtime.nccl import NcclCommunicator
+from tritium.runtime.nccl import NcclCommunicator, nccl_on_loopback
 
 
 def host_store(host: str, num_ranks: int) -> distributed.TCPStore:
@@ -36,6 +36,9 @@ def connect(
     host = GlooCommunicator(store, rank, num_ranks, address=address, timeout=timeout)
     if engine.manifest.backend != "cuda":
         return host
-    if address == LOOPBACK:
-        keep_nccl_on_loopback()
-    return NcclCommunicator(host, torch.device("cuda", torch.cuda.current_device()))
+    try:
+        with nccl_on_loopback() if address == LOOPBACK else nullcontext():
+            return NcclCommunicator(host, torch.device("cuda", torch.cuda.current_device()))
+    except BaseException:
+        host.close()
+        raise

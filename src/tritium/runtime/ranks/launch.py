@@ -2,12 +2,10 @@
 
 import dataclasses
 import logging
-import shutil
 import socket
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import distributed
@@ -15,8 +13,8 @@ from torch import distributed
 from tritium.config import RuntimeConfig, available_threads, host_and_port, rendezvous_secret
 from tritium.engine.engine import Engine
 from tritium.engine.manifest import is_engine
-from tritium.errors import ConfigError, EngineError
-from tritium.kernels.communicator import Communicator
+from tritium.errors import ConfigError, EngineError, TritiumError
+from tritium.kernels.communicator import Communicator, LostRanks
 from tritium.runtime.assemble import make_loop
 from tritium.runtime.loop import Loop
 from tritium.runtime.nccl import NcclCommunicator
@@ -29,6 +27,7 @@ from tritium.runtime.ranks.peers import COMMAND, Peers
 from tritium.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("tritium")
+T = TypeVar("T")
 
 
 def open_loop(
@@ -53,36 +52,54 @@ def open_loop(
     config = _of_each(engine, config, num_local)
     starts = _starts(engine, config, num_ranks, num_local, plugins)
     peers = Peers(starts, command, _from_other_nodes(config, num_ranks, num_local))
-    place = Path(tempfile.mkdtemp(prefix="tritium-ranks-"))
+    # also removed when the interpreter ends before this is done
+    place = tempfile.TemporaryDirectory(prefix="tritium-ranks-", ignore_cleanup_errors=True)
     ranks: Communicator | None = None
 
     def close() -> None:
-        if isinstance(ranks, NcclCommunicator):
+        if ranks is not None:
             ranks.close()
         peers.close()
 
     try:
         _check_alike(engine, peers.wait(Loaded))
         if config.rendezvous is None:
-            peers.send(Connect(str(place / "store")))
-            ranks = connect(engine, distributed.FileStore(str(place / "store"), num_ranks), 0, num_ranks)
+            path = f"{place.name}/store"
+            peers.send(Connect(path))
+            ranks = peers.unless_lost(
+                _on_this_gpu(lambda: connect(engine, distributed.FileStore(path, num_ranks), 0, num_ranks))
+            )
         else:
             host, _ = host_and_port(config.rendezvous)
             store = host_store(host, num_ranks)
             peers.send(Connect(host, store.port))
-            ranks = connect(engine, store, 0, num_ranks, address=host)
+            ranks = peers.unless_lost(_on_this_gpu(lambda: connect(engine, store, 0, num_ranks, address=host)))
         if isinstance(ranks, NcclCommunicator):
             peers.on_failure = ranks.close
         loop = make_loop(engine, config, tokenizer, communicator=ranks, watch=peers)
         peers.wait(Opened)
     except BaseException as error:
-        reason = peers.explain(error) if isinstance(error, Exception) else error
+        is_own = isinstance(error, TritiumError) and not isinstance(error, LostRanks)
+        reason = peers.explain(error) if isinstance(error, Exception) and not is_own else error
         close()
+        if reason is error:
+            raise
         raise reason from error
     finally:
-        with suppress(OSError):
-            shutil.rmtree(place)
+        place.cleanup()
     return RanksLoop(loop, peers, close)
+
+
+def _on_this_gpu(call: Callable[[], T]) -> Callable[[], T]:
+    """The call, for a thread that does not know which GPU is this one's."""
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def run() -> T:
+        if device is not None:
+            torch.cuda.set_device(device)
+        return call()
+
+    return run
 
 
 def _ranks_of_a_node(config: RuntimeConfig, num_ranks: int) -> int:

@@ -33,7 +33,7 @@ class RanksLoop:
         self._commands: list[Take | Drop | Renew] = []
         self._num_tokens = 0  # of the prompts among them
         self._is_closing = False
-        self._unheard: list[str] = []  # requests whose listeners have failed
+        self._unheard: set[str] = set()  # unfinished requests whose listeners have failed
 
     @property
     def scheduler(self) -> Scheduler:
@@ -64,14 +64,19 @@ class RanksLoop:
                 f"request {request.request_id!r}: logits_processors are code of this process, which the other ranks do "
                 "not have: leave them out, or run the model without tensor_parallel"
             )
+        take = Take.of(request, is_streaming=is_streaming)
         self._loop.submit(request, self._guarded(request.request_id, listener), is_streaming=is_streaming)
-        self._commands.append(Take.of(request, is_streaming=is_streaming))
+        self._unheard.discard(request.request_id)  # of an earlier one, which has ended, else this one were refused
+        take.params["seed"] = request.params.seed  # perhaps drawn just now
+        self._commands.append(take)
         self._num_tokens += request.num_prompt_tokens
         if self._num_tokens > TOKENS_A_MESSAGE:
             self._tell(is_whole=False)
 
     def abort(self, request_id: str) -> None:
         """As `EngineLoop.abort`."""
+        if not self._loop.knows(request_id):  # it may be text that cannot even be sent
+            return
         self._commands.append(Drop(request_id))
         self._loop.abort(request_id)
 
@@ -90,22 +95,32 @@ class RanksLoop:
         self._commands.append(Renew(str(update.path), update.on_inflight))
 
     def step(self) -> list[StepOutput]:
-        """As `EngineLoop.step`, on every rank. Once a rank is lost, every request ends with the reason."""
-        unheard, self._unheard = self._unheard, []
-        for request_id in unheard:
-            self.abort(request_id)
+        """As `EngineLoop.step`, on every rank. Once a rank is lost, every request ends with the reason; what is raised
+        here is such a loss too, for the others went on."""
         outputs: list[StepOutput] = []
-        if self.failure is None:
-            self._tell(is_whole=True)
-        if self.failure is None:
-            outputs = self._loop.step()
+        try:
+            unheard, self._unheard = self._unheard, set()
+            for request_id in unheard:
+                self.abort(request_id)
+            if self.failure is None:
+                self._tell(is_whole=True)
+            if self.failure is None:
+                outputs = self._loop.step()
+        except Exception as error:
+            logger.exception("the scheduler failed; every request ends with an error")
+            self._peers.fail(EngineError(f"rank 0 failed: {error_text(error)}"))
         if self.failure is not None:
             outputs += self._loop.fail_all(self.failure)
         return outputs
 
     def fail_all(self, error: BaseException) -> list[StepOutput]:
-        """As `EngineLoop.fail_all`."""
+        """As `EngineLoop.fail_all`, and the end of the other ranks, which would go on with these requests."""
+        self._peers.fail(EngineError(f"rank 0 failed: {error_text(error)}"))
         return self._loop.fail_all(error)
+
+    def let_go(self) -> None:
+        """See `Loop.let_go`: the other ranks end, and what waits for one of them in a step does not wait any more."""
+        self._peers.fail(EngineError("the engine was closed, and a step of its ranks did not end: they were ended"))
 
     def close(self) -> None:
         """As `EngineLoop.close`; the other ranks' processes end."""
@@ -135,6 +150,6 @@ class RanksLoop:
             except Exception as error:
                 if not isinstance(error, ListenerGone):
                     logger.exception("the listener of request %r failed; the request ends", request_id)
-                self._unheard.append(request_id)
+                self._unheard.add(request_id)
 
         return tell

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from tritium.errors import RequestError
 from tritium.runtime.request import Request
 from tritium.runtime.weight_updates import OnInflight
 from tritium.sampling_params import SamplingParams
@@ -61,12 +62,12 @@ class Take(msgspec.Struct, frozen=True, tag=True):
 
     @classmethod
     def of(cls, request: Request, *, is_streaming: bool) -> "Take":
-        """A request that was submitted just now: its seed is drawn, nothing of it is computed."""
+        """A request of which nothing is computed. Raises `RequestError` that names what cannot be sent."""
         given = {name: getattr(request.params, name) for name in _PARAMS}
         params = {name: value for name, value in given.items() if value != getattr(_DEFAULTS, name)}
         if "logit_bias" in params:
             params["logit_bias"] = dict(params["logit_bias"])
-        return cls(
+        take = cls(
             request.request_id,
             list(request.prompt_token_ids),
             params,
@@ -76,6 +77,19 @@ class Take(msgspec.Struct, frozen=True, tag=True):
             request.cache_salt,
             request.bad_word_ids,
         )
+        take._check()
+        return take
+
+    def _check(self) -> None:
+        if _is_sendable(self):
+            return
+        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "params"} | self.params
+        for name, value in fields.items():
+            if not _is_sendable(value):
+                raise RequestError(
+                    f"request {self.request_id!r}: {name} is {value!r:.200}, which cannot be sent to the other ranks: "
+                    "give plain Python numbers, and text that UTF-8 can hold (no lone surrogates)"
+                )
 
     def request(self) -> Request:
         """The same request, for another rank."""
@@ -122,6 +136,14 @@ class RankFailed(msgspec.Struct, frozen=True, tag=True):
 
     kind: str
     message: str
+
+
+def _is_sendable(value: object) -> bool:
+    try:
+        msgspec.msgpack.encode(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 TO_RANK: msgspec.msgpack.Decoder[StartRank | Connect | Turn] = msgspec.msgpack.Decoder(StartRank | Connect | Turn)

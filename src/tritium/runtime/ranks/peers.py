@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -33,6 +34,7 @@ COMMAND = (sys.executable, "-P", "-m", "tritium.runtime.ranks.process")
 _CAUSE_SECONDS = 3.0  # that a failed call waits for the thread to hear why
 _OTHERS_SECONDS = 1.0  # that a rank which has lost others waits to be explained by one of them
 _READ_SIZE = 1 << 16
+T = TypeVar("T")
 _KEPT_STEPS = 4096  # of whose tokens hashes are kept until the others have said theirs
 
 
@@ -54,19 +56,25 @@ class Peers:
         self._tokens = Tokens()
         self._digests: dict[int, int] = {}  # by the number of steps
         self._lost: dict[int, tuple[float, EngineError]] = {}  # when, and by whom, it was said that others are gone
+        self._early: dict[int, list[tuple[int, int]]] = {}  # hashes of steps that end here later: rank's index, digest
         self._busy_since: float | None = None
         self._is_closing = False
         self._num_ranks = len(starts) + 1
         self._sockets: list[socket.socket] = []
         self._processes: dict[int, subprocess.Popen[bytes]] = {}  # by index, those of this machine
-        for index, start in enumerate(starts):
-            if come is not None and start.rank in come:
-                self._sockets.append(come[start.rank])
-            else:
-                self._sockets.append(self._started(index, command))
-            self._send_to(self._sockets[-1], start)
+        try:
+            for index, start in enumerate(starts):
+                is_there = come is not None and start.rank in come
+                self._sockets.append(come[start.rank] if come and is_there else self._started(index, command))
+        except OSError as error:
+            for process in self._processes.values():
+                process.kill()
+                process.wait()
+            raise EngineError(f"a rank's process cannot be started by {' '.join(command)!r}: {error}") from error
         self._thread = threading.Thread(target=self._listen, name="tritium-ranks", daemon=True)
-        self._thread.start()
+        self._thread.start()  # before anything is said: it hears how one ends that does not even read
+        for connection, start in zip(self._sockets, starts, strict=True):
+            self._send_to(connection, frame(start))
 
     def _started(self, index: int, command: Sequence[str]) -> socket.socket:
         ours, its = socket.socketpair()
@@ -90,9 +98,33 @@ class Peers:
             return [next(m for m in said if isinstance(m, kind)) for said in self._said]
 
     def send(self, message: msgspec.Struct) -> None:
-        """To all of them; what goes wrong is a failure."""
-        for connection in self._sockets:
-            self._send_to(connection, message)
+        """To all of them; what goes wrong is a failure, also when one does not read for as long as a step may take."""
+        self._busy_since = time.monotonic()
+        try:
+            data = frame(message)
+            for connection in self._sockets:
+                self._send_to(connection, data)
+        finally:
+            self._busy_since = None
+
+    def unless_lost(self, call: Callable[[], T]) -> T:
+        """What `call` returns, which waits for the others: on a thread that is left behind when one is lost first."""
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for us
+                done.set_exception(error)
+            with self._changed:
+                self._changed.notify_all()
+
+        threading.Thread(target=run, name="tritium-connect", daemon=True).start()
+        with self._changed:
+            self._changed.wait_for(lambda: self.failure is not None or done.done())
+        if self.failure is not None:
+            raise self.failure
+        return done.result()
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -113,9 +145,14 @@ class Peers:
 
     def chose(self, token_ids: Sequence[int]) -> None:
         """See `Watch`."""
-        self._tokens.add(token_ids)
-        self._digests[self._tokens.num_steps] = self._tokens.digest
-        self._digests.pop(self._tokens.num_steps - _KEPT_STEPS, None)
+        with self._changed:
+            self._tokens.add(token_ids)
+            num_steps, digest = self._tokens.num_steps, self._tokens.digest
+            self._digests[num_steps] = digest
+            self._digests.pop(num_steps - _KEPT_STEPS, None)
+            early = self._early.pop(num_steps, [])
+        for index, theirs in early:
+            self._check_alike(index, num_steps, digest, theirs)
 
     def explain(self, error: Exception) -> Exception:
         """Why a call that needs the others failed: their reason, if there is one."""
@@ -130,7 +167,7 @@ class Peers:
                 return
             self.failure = error
             self._changed.notify_all()
-        logger.error("%s", error)
+        logger.error("%s; all ranks of this model end", error)
         for process in self._processes.values():
             process.kill()
         for connection in self._sockets:  # which ends those of other machines
@@ -141,12 +178,13 @@ class Peers:
     def close(self) -> None:
         """End the processes, at first politely. May be called again."""
         self._is_closing = True
+        deadline = time.monotonic() + END_SECONDS
         for connection in self._sockets:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         for process in self._processes.values():
             try:
-                process.wait(END_SECONDS)
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -154,16 +192,25 @@ class Peers:
         for connection in self._sockets:
             connection.close()
 
-    def _send_to(self, connection: socket.socket, message: msgspec.Struct) -> None:
+    def _send_to(self, connection: socket.socket, data: bytes) -> None:
         try:
-            connection.sendall(frame(message))
+            connection.sendall(data)
         except OSError:  # the thread hears the reason, if it has one
             with self._changed:
                 self._changed.wait_for(lambda: self.failure is not None, _CAUSE_SECONDS)
-            self.fail(EngineError(f"a rank of {self._num_ranks} takes no more messages: start all of them again"))
+            self.fail(EngineError(f"a rank of {self._num_ranks} takes no more messages"))
 
     def _listen(self) -> None:
-        """The thread."""
+        """The thread. Whatever ends it is heard: without it nobody would notice a lost rank."""
+        try:
+            self._hear()
+        except Exception as error:
+            logger.exception("the thread that hears the other ranks failed")
+            self.fail(
+                EngineError(f"rank 0 of {self._num_ranks} cannot hear the others: {type(error).__name__}: {error}")
+            )
+
+    def _hear(self) -> None:
         buffers = [FrameBuffer() for _ in self._sockets]
         with selectors.DefaultSelector() as selector:
             for index, connection in enumerate(self._sockets):
@@ -210,22 +257,29 @@ class Peers:
                 self._changed.notify_all()
 
     def _compare(self, index: int, chosen: Chosen) -> None:
-        """Its tokens and ours, after as many steps, if we have come as far: else with a later word."""
-        ours = self._digests.get(chosen.num_steps)
-        if ours is not None and ours != chosen.digest:
+        """Its tokens and ours, after as many steps: now, or when we have come as far."""
+        with self._changed:
+            ours = self._digests.get(chosen.num_steps)
+            if chosen.num_steps > self._tokens.num_steps:
+                self._early.setdefault(chosen.num_steps, []).append((index, chosen.digest))
+        if ours is not None:
+            self._check_alike(index, chosen.num_steps, ours, chosen.digest)
+
+    def _check_alike(self, index: int, num_steps: int, ours: int, theirs: int) -> None:
+        if ours != theirs:
             self.fail(
                 EngineError(
-                    f"rank {index + 1} of {self._num_ranks} chose other tokens than rank 0 by step {chosen.num_steps}: "
-                    "its GPU or its weights differ; build the engine again, and use GPUs of one kind"
+                    f"rank {index + 1} of {self._num_ranks} chose other tokens than rank 0 by step {num_steps}: its GPU"
+                    " or its weights differ; build the engine again, and use GPUs of one kind"
                 )
             )
 
     def _how_it_ended(self, index: int) -> str:
         process = self._processes.get(index)
         if process is None:
-            return "of another machine closed its connection; start all of them again"
+            return "of another machine closed its connection"
         with suppress(subprocess.TimeoutExpired):
             process.wait(1.0)
         code = process.returncode
         ended = "was ended by signal" if code is not None and code < 0 else "ended with exit code"
-        return f"{ended} {abs(code) if code is not None else 'unknown'}; start all of them again"
+        return f"{ended} {abs(code) if code is not None else 'unknown'}"
