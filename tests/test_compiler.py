@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tritium import LLM, SamplingParams, compiler, models
-from tritium.compiler import STAGES, build, compile_module
+from tritium import LLM, SamplingParams, compiled, models
+from tritium.compiled import compile_module
+from tritium.compiler import STAGES, build
 from tritium.config import BuildConfig
 from tritium.engine.engine import Engine
 from tritium.errors import CaptureError, CheckpointError, ConfigError, UnsupportedModel
@@ -285,13 +286,13 @@ def test_a_full_disk_leaves_no_half_engine(model_dir, tmp_path):
 
 
 def test_the_plan_of_a_large_model_is_made_without_its_weights():
-    compiled = compile_module(models.create(models.preset("llama-3.2-1b")), BuildConfig())
-    assert compiled.plan.vocab_size == 128_256 and len(compiled.plan.kv_groups[0].layers) == 16
+    found = compile_module(models.create(models.preset("llama-3.2-1b")), BuildConfig())
+    assert found.plan.vocab_size == 128_256 and len(found.plan.kv_groups[0].layers) == 16
 
 
 def test_a_build_that_captured_equal_blocks_once_has_the_plan_of_an_unrolled_one(monkeypatch):
     module = models.create(dataclasses.replace(TINY, num_layers=6, windows=(0, 8) * 3))
     assert len(choose(module, "layers").captured) == 5
     stamped = compile_module(module, BuildConfig())
-    monkeypatch.setattr(compiler, "_blocks", lambda module: None)
+    monkeypatch.setattr(compiled, "_blocks", lambda module: None)
     assert stamped == compile_module(module, BuildConfig())

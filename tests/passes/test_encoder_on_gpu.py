@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tritium import models
-from tritium.compiler import compile_encoder
+from tritium.compiled import compile_encoder
 from tritium.config import BuildConfig
 from tritium.engine.plan import Plan
 from tritium.models.encoder_config import EncoderConfig

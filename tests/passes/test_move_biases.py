@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from tritium import ops
-from tritium.compiler import Compiled, compile_module
+from tritium.compiled import Compiled, compile_module
 from tritium.config import BuildConfig
 from tritium.models.create import create
 from tritium.models.presets import preset

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tritium.compiler import build, compile_module
+from tritium.compiled import compile_module
+from tritium.compiler import build
 from tritium.config import BuildConfig
 from tritium.engine.recipe_file import read_recipes
 from tritium.errors import CaptureError, ConfigError

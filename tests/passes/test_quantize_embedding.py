@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tritium.calibrate.engine_logits import EngineLogits
-from tritium.compiler import build, compile_module
+from tritium.compiled import compile_module
+from tritium.compiler import build
 from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.engine.obtain import obtain_engine

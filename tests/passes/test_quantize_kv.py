@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tritium.compiler import compile_module
+from tritium.compiled import compile_module
 from tritium.config import BuildConfig
 from tritium.errors import ConfigError
 from tritium.ops.quantized import SCALE_BYTES

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tritium.calibrate.engine_logits import EngineLogits
-from tritium.compiler import build, compile_module
+from tritium.compiled import compile_module
+from tritium.compiler import build
 from tritium.config import BuildConfig
 from tritium.testing.plain_models import PlainLlama
 from tritium.testing.tiny_models import random_prompt

@@ -9,7 +9,8 @@ import torch
 from tritium.calibrate.calibrate import Calibration, calibrate
 from tritium.calibrate.engine_logits import EngineLogits
 from tritium.calibrate.work_dir import WorkDir
-from tritium.compiler import build, compile_module
+from tritium.compiled import compile_module
+from tritium.compiler import build
 from tritium.config import BuildConfig
 from tritium.errors import CaptureError, CheckpointError, ConfigError
 from tritium.models.create import create

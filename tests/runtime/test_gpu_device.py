@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tritium import LLM, build, models
 from tritium.cli.main import app
-from tritium.compiler import compile_module
+from tritium.compiled import compile_module
 from tritium.config import BuildConfig, RuntimeConfig
 from tritium.engine.engine import Engine
 from tritium.errors import ConfigError, EngineError

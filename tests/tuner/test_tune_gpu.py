@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tritium.cli.main import app
-from tritium.compiler import build, compile_module
+from tritium.compiled import compile_module
+from tritium.compiler import build
 from tritium.config import BuildConfig
 from tritium.engine.engine import Engine
 from tritium.engine.environment import differences, over_blocks

@@ -10,7 +10,7 @@ import torch
 from tritium.cli.build_command import choose_model
 from tritium.cli.options import fields_of
 from tritium.cli.report import print_json, say, say_config
-from tritium.compiler import compile_encoder, compile_module, compute_dtype
+from tritium.compiled import compile_encoder, compile_module, compute_dtype
 from tritium.config import BuildConfig, Device, RuntimeConfig, available_memory
 from tritium.engine.engine import Engine
 from tritium.engine.manifest import is_engine

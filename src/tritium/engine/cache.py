@@ -28,7 +28,18 @@ from tritium.errors import CheckpointError, EngineError
 KEY_LENGTH = 16
 MODEL_FILE_SUFFIXES = (".json", ".jinja", ".safetensors", ".model", ".txt")
 MAX_SIDE_FILE = 64 << 20  # bytes; other files (a text corpus, say) do not belong to a model
-COMPILER_PARTS = ("ops", "graph", "passes", "models", "weights", "quant", "engine/plan.py", "compiler.py", "resolve.py")
+COMPILER_PARTS = (
+    "ops",
+    "graph",
+    "passes",
+    "models",
+    "weights",
+    "quant",
+    "engine/plan.py",
+    "compiled.py",
+    "compiler.py",
+    "resolve.py",
+)
 
 
 class CachedEngine(NamedTuple):
