@@ -260,7 +260,7 @@ def test_when_a_rank_is_lost_every_request_ends_with_the_reason_and_so_does_the_
     ends = [heard.get(timeout=60) for _ in range(3)]
     reason = "rank 1 of 2 was ended by signal 9"
     assert [(end.finish_reason, end.error) for end in ends] == [("error", f"EngineError: {reason}")] * 3
-    with pytest.raises(EngineError, match=reason):
+    with pytest.raises(EngineError, match=f"{reason}; open the model again"):
         shared.generate([PROMPTS[0]], LONG, use_progress=False)
     shared.close()
     assert rank_processes() == []

@@ -55,7 +55,10 @@ class DecoderWorker:
         return self._loop.is_stalled
 
     def apply(self, command: Command) -> None:
-        """Take a request, or end one. A request that cannot be taken has a refusal as its only output."""
+        """Take a request, or end one. A request that cannot be taken has a refusal as its only output. Raises why the
+        loop can do nothing any more."""
+        if self._loop.failure is not None:
+            raise self._loop.failure
         if isinstance(command, Abort):
             self._loop.abort(command.request_id)
             return

@@ -58,7 +58,7 @@ class RanksLoop:
     def submit(self, request: Request, listener: Listener, *, is_streaming: bool = False) -> None:
         """As `EngineLoop.submit`. Raises `EngineError` once a rank is lost."""
         if self.failure is not None:
-            raise self.failure
+            raise EngineError(f"{self.failure}; open the model again")
         if request.params.logits_processors:
             raise RequestError(
                 f"request {request.request_id!r}: logits_processors are code of this process, which the other ranks do "
@@ -84,7 +84,7 @@ class RanksLoop:
         """As `EngineLoop.update_weights`, on every rank; one that cannot is the end of all. Raises `EngineError` for
         weights that are in this process alone."""
         if self.failure is not None:
-            raise self.failure
+            raise EngineError(f"{self.failure}; open the model again")
         if update.path is None:
             raise EngineError(
                 "a state dict is in this process alone, and other ranks need their parts of it: save it as safetensors "
