@@ -102,7 +102,7 @@ def rows_of(kind: str, num_rows: int, num_out: int, num_in: int) -> Iterator[tup
         x |= {"scales_NG": pack_scales(scales)}
         args = [x | {"qweight": w} for w in copies_of(lambda: numbers(kept, num_out, num_in // packed))]
         tactics = quantized_tactics(num_rows, num_out)
-        bind = lambda a, outputs, tactic=None: quantized.bind(a, outputs, tactic=tactic)  # noqa: E731
+        bind = quantized.bind
     else:
         if dtype != torch.bfloat16:
             ones = torch.ones(max(num_rows, num_out), device="cuda")
@@ -118,7 +118,7 @@ def rows_of(kind: str, num_rows: int, num_out: int, num_in: int) -> Iterator[tup
     for tactic in tactics:
         name = "x".join(str(value) for value in vars(tactic).values())
         try:
-            yield name, median_us([bind(a, [out], tactic) for a in args])
+            yield name, median_us([bind(a, [out], tactic=tactic) for a in args])
         except OutOfResources:
             yield name, None
 

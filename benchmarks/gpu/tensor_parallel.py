@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 import tritium
-from tritium.config import BuildConfig, RuntimeConfig
+from tritium.config import BuildConfig, RuntimeConfig, Scheme
 from tritium.engine.engine import Engine
 from tritium.engine.manifest import is_engine
 from tritium.errors import TritiumError
@@ -38,7 +38,7 @@ class Row(NamedTuple):
     """A shape and a scheme; None is bf16."""
 
     arch: str
-    scheme: str | None
+    scheme: Scheme | None
 
 
 ROWS = {
@@ -61,7 +61,7 @@ def engine_of(name: str, num_ranks: int, place: Path) -> Engine:
     """The row's engine, or its first rank's, built if it is not in `place` yet. Needs no GPU."""
     row, path = ROWS[name], place / f"{name}-{num_ranks}"
     if not is_engine(path):
-        config = BuildConfig(device="cuda", dtype="bfloat16", scheme=row.scheme, tensor_parallel=num_ranks)  # type: ignore[arg-type]
+        config = BuildConfig(device="cuda", dtype="bfloat16", scheme=row.scheme, tensor_parallel=num_ranks)
         tritium.build(preset(row.arch, dtype="bfloat16"), config, output_dir=path, weights="dummy")
     return Engine.load(path)
 

@@ -77,7 +77,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The engine could not be loaded. kind: a class of `tritium.errors`."""
+    """The engine could not be loaded; of a rank, its last word. kind: a class of `tritium.errors`."""
 
     kind: str
     message: str

@@ -14,7 +14,7 @@ from tritium.runtime.ranks.peers import Peers
 BEGIN = """
 import os, socket, sys, time
 from tritium.runtime.ranks.messages import *
-from tritium.wire import FrameBuffer, frame
+from tritium.wire import Failed, FrameBuffer, frame
 connection = socket.socket(fileno=int(sys.argv[1]))
 say = lambda message: connection.sendall(frame(message))
 say(Loaded("this model", {}))
@@ -38,7 +38,7 @@ def start() -> Iterator[Callable[[str], Peers]]:
 
 
 def test_what_a_rank_cannot_load_is_raised_as_what_it_is(start: Callable[[str], Peers]) -> None:
-    one = start("say(RankFailed('OutOfMemory', 'the model does not fit: give less'))\n" + WAIT)
+    one = start("say(Failed('OutOfMemory', 'the model does not fit: give less'))\n" + WAIT)
     with pytest.raises(OutOfMemory, match="rank 1 of 2: the model does not fit: give less"):
         one.wait(Opened)
 
@@ -53,7 +53,7 @@ def test_a_rank_that_has_only_lost_others_is_the_reason_when_nobody_else_is(
     start: Callable[[str], Peers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers, "_OTHERS_SECONDS", 0.05)
-    one = start("say(RankFailed('LostRanks', 'it lost the others')); sys.exit(1)")
+    one = start("say(Failed('LostRanks', 'it lost the others')); sys.exit(1)")
     with pytest.raises(EngineError, match="rank 1 of 2: it lost the others"):
         one.wait(Opened)
 
@@ -62,7 +62,7 @@ def test_a_rank_that_ends_without_a_word_is_the_reason_of_those_who_lost_it(star
     starts = [StartRank("engine", rank, 3, rank, {}, []) for rank in (1, 2)]
     script = BEGIN + (
         "number = FrameBuffer().feed(connection.recv(1 << 16)); rank = TO_RANK.decode(number[0]).rank\n"
-        "rank == 1 and say(RankFailed('LostRanks', 'it lost the others')); time.sleep(0.2); sys.exit(rank)"
+        "rank == 1 and say(Failed('LostRanks', 'it lost the others')); time.sleep(0.2); sys.exit(rank)"
     )
     both = Peers(starts, (sys.executable, "-c", script))
     with pytest.raises(EngineError, match="rank 2 of 3 ended with exit code 2"):

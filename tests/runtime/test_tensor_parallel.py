@@ -28,6 +28,7 @@ from tritium.runtime.executor import Executor
 from tritium.runtime.gloo import GlooCommunicator
 from tritium.runtime.kernel_choice import choose_kernels
 from tritium.runtime.loaded_weights import bytes_in_use
+from tritium.runtime.ranks.alike import describe_model
 from tritium.runtime.ranks.launch import open_loop
 from tritium.testing.quantized_checkpoints import awq_writer, quantize_checkpoint
 from tritium.testing.tiny_models import TINY_MODELS, make_checkpoint
@@ -279,3 +280,18 @@ def test_ranks_that_do_not_come_are_an_error(tmp_path) -> None:
     store = FileStore(str(tmp_path / "store"), 2)
     with pytest.raises(EngineError, match=r"rank 0 of 2 did not find the others: .*; start all of them"):
         GlooCommunicator(store, 0, 2, timeout=timedelta(milliseconds=300))
+
+
+def test_ranks_that_an_interrupted_refit_has_parted_are_alike_after_the_next(halves, checkpoint, tmp_path) -> None:
+    place = tmp_path / "shared"
+    for rank, engine in enumerate(halves):
+        shutil.copytree(engine.path, place / f"rank-{rank}")
+    shutil.copytree(place / "rank-1", tmp_path / "before")
+    Engine.load(place).refit(checkpoint)
+    shutil.rmtree(place / "rank-1")
+    (tmp_path / "before").rename(place / "rank-1")  # as when the process ends between the two
+
+    first = Engine.load(place).refit(checkpoint)
+    second = Engine.load(place / "rank-1")
+    assert first.manifest.weights_generation == second.manifest.weights_generation == 2
+    assert describe_model(first) == describe_model(second)

@@ -89,12 +89,14 @@ class Engine:
         Everything is checked before anything is written; until the last moment, also when the process is killed, the
         old engine is whole. Processes that run the engine keep the weights they have (`LLM.update_weights` changes
         those). Of a model that ranks share all engines are refitted, one after the other; none is run while they
-        differ. Raises `CheckpointError` that names each tensor which is missing, left over or does not fit, and
-        `EngineError` when the engine cannot be written.
+        differ, and the next refit makes them alike. Raises `CheckpointError` that names each tensor which is missing,
+        left over or does not fit, and `EngineError` when the engine cannot be written.
         """
-        for path in rank_directories(self.path, self.manifest):
-            one = self if path == self.path.absolute() else Engine.load(path, plugins=self.plugins)
-            refit_directory(path, one.manifest, one.plan, source, progress)
+        own, others = self.path.absolute(), rank_directories(self.path, self.manifest)
+        ranks = [self if path == own else Engine.load(path, plugins=self.plugins) for path in others]
+        generation = 1 + max(rank.manifest.weights_generation for rank in ranks)
+        for rank in ranks:
+            refit_directory(rank.path, rank.manifest, rank.plan, source, progress, generation=generation)
         return Engine.load(self.path, plugins=self.plugins)
 
     def run(self, **tensors: Any) -> dict[str, torch.Tensor]:

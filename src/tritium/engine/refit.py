@@ -50,9 +50,15 @@ def new_weights(directory: Path, manifest: Manifest, plan: Plan, source: WeightS
 
 
 def refit_directory(
-    directory: Path, manifest: Manifest, plan: Plan, source: Any, progress: Progress | None = None
+    directory: Path,
+    manifest: Manifest,
+    plan: Plan,
+    source: Any,
+    progress: Progress | None = None,
+    *,
+    generation: int | None = None,
 ) -> None:
-    """Replace the weights of the engine at `directory`; see `Engine.refit`."""
+    """Replace the weights of the engine at `directory`; see `Engine.refit`. generation: None is its next one."""
     start = time.perf_counter()
     tensors, label = open_source(source)
     recipes, kept = _checked(directory, manifest, plan, tensors)
@@ -69,7 +75,7 @@ def refit_directory(
     changed = msgspec.structs.replace(
         manifest,
         dummy_seed=None,
-        weights_generation=manifest.weights_generation + 1,
+        weights_generation=manifest.weights_generation + 1 if generation is None else generation,
         weights_source=label,
     )
     replace_weights(

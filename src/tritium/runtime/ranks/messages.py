@@ -1,7 +1,7 @@
 """What the first rank's process and the others say to each other: msgpack messages over a private Unix socket pair.
 
 first → other   `StartRank`, `Connect`, then a `Turn` for each step: what came up since the last one
-other → first   `Loaded`, `Opened`, then `Chosen` now and then; or `RankFailed`, its last word
+other → first   `Loaded`, `Opened`, then `Chosen` now and then; or `Failed`, its last word
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from tritium.errors import RequestError
 from tritium.runtime.request import Request
 from tritium.runtime.weight_updates import OnInflight
 from tritium.sampling_params import SamplingParams
+from tritium.wire import Failed
 
 _DEFAULTS = SamplingParams()
 _PARAMS = tuple(f.name for f in dataclasses.fields(SamplingParams))
@@ -131,13 +132,6 @@ class Chosen(msgspec.Struct, frozen=True, tag=True):
     digest: int
 
 
-class RankFailed(msgspec.Struct, frozen=True, tag=True):
-    """kind: a class of `tritium.errors`."""
-
-    kind: str
-    message: str
-
-
 def _is_sendable(value: object) -> bool:
     try:
         msgspec.msgpack.encode(value)
@@ -147,6 +141,6 @@ def _is_sendable(value: object) -> bool:
 
 
 TO_RANK: msgspec.msgpack.Decoder[StartRank | Connect | Turn] = msgspec.msgpack.Decoder(StartRank | Connect | Turn)
-FROM_RANK: msgspec.msgpack.Decoder[Loaded | Opened | Chosen | RankFailed] = msgspec.msgpack.Decoder(
-    Loaded | Opened | Chosen | RankFailed
+FROM_RANK: msgspec.msgpack.Decoder[Loaded | Opened | Chosen | Failed] = msgspec.msgpack.Decoder(
+    Loaded | Opened | Chosen | Failed
 )

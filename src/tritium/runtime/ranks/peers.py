@@ -22,8 +22,8 @@ from tritium import errors
 from tritium.errors import EngineError
 from tritium.kernels.communicator import LostRanks
 from tritium.runtime.ranks.executor import Tokens
-from tritium.runtime.ranks.messages import FROM_RANK, Chosen, Loaded, Opened, RankFailed, StartRank
-from tritium.wire import FrameBuffer, frame
+from tritium.runtime.ranks.messages import FROM_RANK, Chosen, Loaded, Opened, StartRank
+from tritium.wire import Failed, FrameBuffer, frame
 
 logger = logging.getLogger("tritium")
 
@@ -241,8 +241,8 @@ class Peers:
             self.fail(EngineError(f"rank {index + 1} of {self._num_ranks} {self._how_it_ended(index)}"))
         return not data
 
-    def _note(self, index: int, message: Loaded | Opened | Chosen | RankFailed) -> None:
-        if isinstance(message, RankFailed):
+    def _note(self, index: int, message: Loaded | Opened | Chosen | Failed) -> None:
+        if isinstance(message, Failed):
             kind = getattr(errors, message.kind, EngineError)
             error = kind(f"rank {index + 1} of {self._num_ranks}: {message.message}")
             if message.kind == LostRanks.__name__:  # the one that it has lost may still be heard

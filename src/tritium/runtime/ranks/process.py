@@ -41,7 +41,6 @@ from tritium.runtime.ranks.messages import (
     Drop,
     Loaded,
     Opened,
-    RankFailed,
     Renew,
     StartRank,
     Take,
@@ -49,7 +48,7 @@ from tritium.runtime.ranks.messages import (
 )
 from tritium.runtime.ranks.nodes import come
 from tritium.runtime.weight_updates import WeightUpdate
-from tritium.wire import FrameBuffer, frame
+from tritium.wire import Failed, FrameBuffer, frame
 
 STEPS_A_WORD = 32  # steps between two hashes of what was chosen, while there is work
 _READ_SIZE = 1 << 18
@@ -144,7 +143,7 @@ class RankProcess:
         """Say why, and end: other threads may wait for a GPU that waits for ever."""
         kind = type(error).__name__ if isinstance(error, TritiumError) else EngineError.__name__
         text = str(error) if isinstance(error, TritiumError) else f"{type(error).__name__}: {error}"
-        self._say(RankFailed(kind, text))
+        self._say(Failed(kind, text))
         os._exit(1)
 
     def _read(self) -> None:
