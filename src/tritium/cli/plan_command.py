@@ -24,7 +24,7 @@ from tritium.runtime.kernel_choice import choose_kernels
 from tritium.runtime.memory import megabytes
 
 CONTEXT_BYTES = 600 << 20  # of a GPU's memory: what CUDA takes for a process before anything is allocated
-NCCL_BYTES = 400 << 20  # what NCCL takes of each GPU for its buffers
+NCCL_BYTES = 400 << 20  # kept for NCCL on each GPU: an estimate, not measured
 
 
 class Planned(NamedTuple):
